@@ -1,0 +1,1 @@
+"""How good a backbone is: metrics, features and the probes on them."""
