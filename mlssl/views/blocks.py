@@ -1,0 +1,124 @@
+"""Block-wise augmented views of one image."""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from mlssl.views.grid import Box, block_grid
+from mlssl.views.photometric import BRANCH_RECIPES, Recipe, branch_recipe, check_size
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from albumentations import Compose
+
+
+class BlockViews:
+    """Cut an image in K = rows · cols overlapping blocks and augment each once by each of A branches.
+
+    A call draws from the generator that it is given and from nothing else. Copies sent to other processes carry the
+    arguments only; each builds its own pipelines at its first image. Two threads must not call one object at once.
+
+    Args:
+        size: Side S of a view in pixels, at least 16.
+        rows: Blocks from top to bottom, at least 1.
+        cols: Blocks from left to right, at least 1.
+        overlap: Fraction of the image's side that a block is longer than 1/rows and 1/cols of it, 0 to 0.5; see
+            `block_grid`.
+        recipes: One recipe a branch; by default the two of the method.
+
+    Raises:
+        ValueError: If an argument lies outside its range.
+
+    Example:
+        >>> views = BlockViews(size=32)
+        >>> views(np.zeros((40, 60, 3), np.uint8), np.random.default_rng(0)).shape
+        torch.Size([2, 4, 3, 32, 32])
+    """
+
+    def __init__(
+        self,
+        size: int = 224,
+        rows: int = 2,
+        cols: int = 2,
+        overlap: float = 0.2,
+        recipes: Sequence[Recipe] = BRANCH_RECIPES,
+    ) -> None:
+        check_size(size)
+        if len(recipes) < 1:
+            raise ValueError("got no recipe, expected one for each branch: leave recipes out for the method's two")
+        block_grid(1, 1, rows, cols, overlap)  # raises here, not at the first image
+        self.size = size
+        self.rows = rows
+        self.cols = cols
+        self.overlap = overlap
+        self.recipes = tuple(recipes)
+        self._pipelines: tuple[Compose, ...] | None = None
+
+    @property
+    def num_blocks(self) -> int:
+        """K, the number of blocks of an image."""
+        return self.rows * self.cols
+
+    @property
+    def num_branches(self) -> int:
+        """A, the number of branches."""
+        return len(self.recipes)
+
+    @property
+    def pipelines(self) -> tuple[Compose, ...]:
+        """The A pipelines, built when first asked for; processes forked after that inherit them."""
+        if self._pipelines is None:
+            self._pipelines = tuple(branch_recipe(i, self.size, self.recipes) for i in range(self.num_branches))
+        return self._pipelines
+
+    def boxes(self, height: int, width: int) -> list[Box]:
+        """Give the K blocks of an image of this height and width, row by row."""
+        return block_grid(height, width, self.rows, self.cols, self.overlap)
+
+    def __call__(self, image: np.ndarray, generator: np.random.Generator | None = None) -> torch.Tensor:
+        """Augment every block by every branch.
+
+        Args:
+            image: RGB, uint8 (H, W, 3), at least one pixel; left as it is.
+            generator: The source of all draws: the same state gives the same views. None draws from fresh entropy.
+
+        Returns:
+            uint8 (A, K, 3, S, S), contiguous; blocks row by row.
+
+        Raises:
+            TypeError: If the image is no uint8 array.
+            ValueError: If its shape is not (H, W, 3).
+        """
+        _check_image(image)
+        if generator is None:
+            generator = np.random.default_rng()
+        python_random = random.Random(int(generator.integers(2**63)))
+        blocks = [image[b.top : b.top + b.height, b.left : b.left + b.width] for b in self.boxes(*image.shape[:2])]
+        views = torch.empty((self.num_branches, self.num_blocks, 3, self.size, self.size), dtype=torch.uint8)
+        for branch, pipeline in enumerate(self.pipelines):
+            pipeline.set_random_state(generator, python_random)
+            for i, block in enumerate(blocks):
+                view = torch.from_numpy(pipeline(image=block)["image"])
+                views[branch, i] = view.permute(2, 0, 1)
+        return views
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_pipelines": None}
+
+
+def _check_image(image: object) -> None:
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
+        given = f"dtype {image.dtype}" if isinstance(image, np.ndarray) else type(image).__name__
+        raise TypeError(
+            f"got an image of {given}, expected a uint8 array (H, W, 3): pass np.asarray(pil_image.convert('RGB'))"
+        )
+    if image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+        raise ValueError(
+            f"got an image of shape {image.shape}, expected (H, W, 3) with at least one pixel: "
+            "pass np.asarray(pil_image.convert('RGB'))"
+        )

@@ -1,0 +1,130 @@
+"""What a view looks like: the two augmentation recipes of the method, on albumentations."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from albumentations import Compose
+
+MIN_SIZE = 16
+REFERENCE_SIZE = 224
+"""Side of a view at which `Recipe.blur_sigma` is meant."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The numbers of one branch; the defaults are those that both branches share.
+
+    The branches are those of arXiv 2506.23156; the shared numbers are SimSiam's (arXiv 2011.10566, appendix A) and the
+    threshold is BYOL's (arXiv 2006.07733, appendix B).
+
+    Attributes:
+        blur_probability: Of the Gaussian blur, 0 to 1.
+        solarize_probability: 0 to 1.
+        crop_area: Smallest and largest crop, as fractions of the block's area.
+        crop_aspect: Smallest and largest width / height of a crop, drawn log-uniformly.
+        jitter_probability: Of the four jitters together, 0 to 1; their order is random.
+        brightness: The factor is uniform in 1 ± brightness.
+        contrast: The factor is uniform in 1 ± contrast.
+        saturation: The factor is uniform in 1 ± saturation.
+        hue: The shift is uniform in ± hue, in turns of the colour circle, 0 to 0.5.
+        gray_probability: 0 to 1.
+        blur_sigma: Smallest and largest σ, in pixels of a view of 224; scaled with the side of the view.
+        solarize_threshold: Values of at least this, of 255, are inverted.
+        flip_probability: Of the horizontal flip, 0 to 1.
+    """
+
+    blur_probability: float
+    solarize_probability: float
+    crop_area: tuple[float, float] = (0.2, 1.0)
+    crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    jitter_probability: float = 0.8
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.4
+    hue: float = 0.1
+    gray_probability: float = 0.2
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    solarize_threshold: int = 128
+    flip_probability: float = 0.5
+
+
+BRANCH_RECIPES = (
+    Recipe(blur_probability=0.5, solarize_probability=0.5),
+    Recipe(blur_probability=0.1, solarize_probability=0.2),
+)
+
+
+def branch_recipe(branch: int, size: int = 224, recipes: Sequence[Recipe] = BRANCH_RECIPES) -> Compose:
+    """Build the pipeline of one branch: crop, jitter, gray, blur, solarize, flip; nothing is normalised.
+
+    The pipeline is called as `pipeline(image=block)["image"]` with uint8 RGB (H, W, 3) of any size and gives uint8
+    (S, S, 3). Its draws come from `pipeline.set_random_state(numpy_generator, python_random)`; until that is called
+    they are unseeded. The first call in a process imports albumentations, which takes seconds.
+
+    Args:
+        branch: Index into `recipes`, from 0.
+        size: Side S of a view in pixels, at least 16.
+        recipes: One recipe a branch.
+
+    Raises:
+        ValueError: If there is no such branch or the size is below 16.
+    """
+    if not 0 <= branch < len(recipes):
+        raise ValueError(
+            f"got branch={branch}, expected one of the {len(recipes)} recipes: pass branch=0 to {len(recipes) - 1}"
+        )
+    check_size(size)
+    return _pipeline(recipes[branch], size)
+
+
+def check_size(size: int) -> None:
+    """Raise ValueError if views of this side, in pixels, are too small to show anything."""
+    if size < MIN_SIZE:
+        raise ValueError(
+            f"got size={size}, expected views of at least {MIN_SIZE} × {MIN_SIZE} pixels: "
+            "pass size=224, or size=64 for small images"
+        )
+
+
+def _pipeline(recipe: Recipe, size: int) -> Compose:
+    A = _albumentations()  # noqa: N806
+    sigma_min, sigma_max = (sigma * size / REFERENCE_SIZE for sigma in recipe.blur_sigma)
+    # Half a step below the threshold: albumentations compares value >= fraction · 255 in floating point.
+    solarize_fraction = (recipe.solarize_threshold - 0.5) / 255
+    return A.Compose(
+        [
+            A.RandomResizedCrop((size, size), scale=recipe.crop_area, ratio=recipe.crop_aspect),
+            A.ColorJitter(
+                brightness=recipe.brightness,
+                contrast=recipe.contrast,
+                saturation=recipe.saturation,
+                hue=recipe.hue,
+                p=recipe.jitter_probability,
+            ),
+            A.ToGray(p=recipe.gray_probability),
+            A.GaussianBlur(blur_limit=0, sigma_limit=(sigma_min, sigma_max), p=recipe.blur_probability),
+            A.Solarize((solarize_fraction, solarize_fraction), p=recipe.solarize_probability),
+            A.HorizontalFlip(p=recipe.flip_probability),
+        ]
+    )
+
+
+def _albumentations() -> Any:
+    # Without this variable, importing albumentations 2.0.8 asks PyPI for a newer version.
+    variable = "NO_ALBUMENTATIONS_UPDATE"
+    before = os.environ.get(variable)
+    os.environ[variable] = "1"
+    try:
+        import albumentations
+    finally:
+        if before is None:
+            del os.environ[variable]
+        else:
+            os.environ[variable] = before
+    return albumentations
