@@ -1,0 +1,322 @@
+"""Records: where a data set's images lie and what is in them, and the batches that are made of them.
+
+One class for every data set: a reader is a function that returns `Records`. It is kept in three arrays and one
+buffer instead of one Python object an image, so that copying it into loader workers costs little.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias, TypedDict
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+ImageArray: TypeAlias = npt.NDArray[np.uint8]
+Decode: TypeAlias = Callable[[Path], ImageArray]
+
+VIEW_BATCH_CONTRACT = """A training batch is a mapping with
+  "views":     uint8 (B, A, K, C, S, S), A = 2 branches, K blocks of each image, S × S pixels
+  "image_ids": int64 (B,), no id twice
+  "labels":    bool or integer (B, L) of 1 present, 0 absent, -1 unknown; leave the key out where there are none"""
+
+IMAGE_BATCH_CONTRACT = """An evaluation batch is a mapping with
+  "image":     uint8 (B, C, H, W), whole images of one size
+  "image_ids": int64 (B,), no id twice
+  "labels":    bool or integer (B, L) of 1 present, 0 absent, -1 unknown; leave the key out where there are none"""
+
+
+def decode_rgb(path: Path) -> ImageArray:
+    """Read an image file of any mode that Pillow knows, upright.
+
+    Args:
+        path: The file. Its EXIF orientation is applied, transparency is dropped.
+
+    Returns:
+        RGB pixels (H, W, 3), 0–255, in an array of its own.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is no image, is cut off or is broken; the message names it.
+    """
+    try:
+        with Image.open(path) as file:
+            upright = ImageOps.exif_transpose(file)
+            if upright.mode == "P" and "transparency" in upright.info:
+                upright = upright.convert("RGBA")  # Pillow warns when a palette's alpha is dropped in one step
+            return np.array(upright.convert("RGB"))
+    except (FileNotFoundError, PermissionError, MemoryError):
+        raise
+    except Exception as error:  # a broken file makes Pillow's plugins raise almost anything
+        raise ValueError(
+            f"cannot decode {str(path)!r} as an image ({error}): replace the file or leave it out of the data set"
+        ) from error
+
+
+class Records:
+    """Images of a data set in a fixed order: file, id and labels of each.
+
+    Args:
+        paths: Where each of the n images lies, relative to `root` if that is given.
+        labels: (n, L), bool or integer: 1 present, 0 absent, -1 unknown. None: unlabelled.
+        classes: The L class names, in the order of the columns of `labels`; empty if unlabelled.
+        image_ids: (n,), integers, each only once. None: 0 … n − 1.
+        root: Folder in front of each path, stored once.
+        decode: From a path to RGB pixels uint8 (H, W, 3). It must be picklable to reach loader workers.
+
+    Raises:
+        ValueError: No images, an id twice, labels of another shape or value, or class names that do not fit them.
+        TypeError: Labels or ids that are neither bool nor integer.
+
+    An image without any object is a row of zeros; a class that no image shows is a column of zeros.
+
+    >>> records = Records(["a.jpg", "b.jpg"], [[1, 0], [1, 1]], ["sky", "sea"], root="photos")
+    >>> len(records), records.classes, records.path(1).as_posix()
+    (2, ('sky', 'sea'), 'photos/b.jpg')
+    """
+
+    def __init__(
+        self,
+        paths: Iterable[str | os.PathLike[str]],
+        labels: npt.ArrayLike | None = None,
+        classes: Sequence[str] = (),
+        *,
+        image_ids: npt.ArrayLike | None = None,
+        root: str | os.PathLike[str] | None = None,
+        decode: Decode = decode_rgb,
+    ) -> None:
+        names = [os.fsencode(path) for path in paths]
+        if not names:
+            raise ValueError("records of no images were given: pass at least one path")
+        self._buffer = b"".join(names)
+        self._ends = np.cumsum([len(name) for name in names], dtype=np.int64)
+        self.root = None if root is None else Path(root)
+        self.decode = decode
+        self.classes = tuple(classes)
+        self.labels = _checked_labels(labels, len(names), self.classes)
+        self.image_ids = _checked_ids(image_ids, len(names))
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __repr__(self) -> str:
+        labels = "unlabelled" if self.labels is None else f"{len(self.classes)} classes"
+        return f"Records({len(self)} images, {labels}, root={str(self.root)!r})"
+
+    def path(self, index: int) -> Path:
+        """Say where an image lies.
+
+        Args:
+            index: 0 … n − 1, or negative from the end.
+
+        Raises:
+            IndexError: There is no such image.
+        """
+        name = Path(self._name(index))
+        return name if self.root is None else self.root / name
+
+    def image(self, index: int) -> ImageArray:
+        """Decode an image: RGB pixels uint8 (H, W, 3).
+
+        Args:
+            index: 0 … n − 1, or negative from the end.
+
+        Raises:
+            IndexError: There is no such image.
+            TypeError: `decode` returned something else than uint8 (H, W, 3).
+        """
+        path = self.path(index)
+        pixels = self.decode(path)
+        if not (isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8 and pixels.shape[2:] == (3,)):
+            raise TypeError(
+                f"decode gave {_describe(pixels)} for {str(path)!r}: return numpy RGB pixels of uint8 (H, W, 3)"
+            )
+        return pixels
+
+    def subset(self, indices: Sequence[int] | npt.NDArray[Any]) -> Records:
+        """Keep some images, with their ids and labels, in the order of `indices`.
+
+        Args:
+            indices: Positions 0 … n − 1, each at most once, or a mask (n,) of booleans.
+
+        Raises:
+            IndexError: A position that does not exist.
+            ValueError: No position at all, or one of them twice.
+        """
+        kept = np.arange(len(self))[indices]
+        return Records(
+            [self._name(index) for index in kept],
+            None if self.labels is None else self.labels[kept],
+            self.classes,
+            image_ids=self.image_ids[kept],
+            root=self.root,
+            decode=self.decode,
+        )
+
+    def with_classes(self, indices: Sequence[int] | npt.NDArray[Any]) -> Records:
+        """Keep all images, but only some classes, in the order of `indices`.
+
+        Args:
+            indices: Columns of `labels`, 0 … L − 1, or a mask (L,) of booleans.
+
+        Raises:
+            IndexError: A column that does not exist.
+            ValueError: The records are unlabelled, or no column is left.
+        """
+        if self.labels is None:
+            raise ValueError(
+                "these records have no labels to choose classes from: use with_classes on labelled records"
+            )
+        kept = np.arange(len(self.classes))[indices]
+        return Records(
+            [self._name(index) for index in range(len(self))],
+            self.labels[:, kept],
+            [self.classes[index] for index in kept],
+            image_ids=self.image_ids,
+            root=self.root,
+            decode=self.decode,
+        )
+
+    def _name(self, index: int) -> str:
+        position = range(len(self))[index]
+        start = int(self._ends[position - 1]) if position else 0
+        return os.fsdecode(self._buffer[start : int(self._ends[position])])
+
+
+class _LabelledBatch(TypedDict, total=False):
+    labels: Tensor  # bool or integer (B, L)
+
+
+class ViewBatch(_LabelledBatch):
+    """What a training step takes; `labels` (B, L) are there only if the images have some."""
+
+    views: Tensor  # uint8 (B, A, K, C, S, S)
+    image_ids: Tensor  # int64 (B,)
+
+
+class ImageBatch(_LabelledBatch):
+    """What an evaluation step takes; `labels` (B, L) are there only if the images have some."""
+
+    image: Tensor  # uint8 (B, C, H, W)
+    image_ids: Tensor  # int64 (B,)
+
+
+def check_view_batch(batch: object, num_labels: int | None = None) -> None:
+    """Check that a training batch keeps the contract, which ends every message; meant for the first batch of a run.
+
+    Args:
+        batch: The mapping described by `VIEW_BATCH_CONTRACT`; further keys are ignored.
+        num_labels: L that labels must have where there are some. None: any.
+
+    Raises:
+        TypeError: No mapping, something that is no tensor, or a tensor of another kind of number.
+        ValueError: A missing key, another shape, ids that repeat, or other label values.
+    """
+    _check(batch, "views", VIEW_BATCH_CONTRACT, num_labels)
+
+
+def check_image_batch(batch: object, num_labels: int | None = None) -> None:
+    """Check that an evaluation batch keeps the contract, which ends every message; meant for the first batch of a run.
+
+    Args:
+        batch: The mapping described by `IMAGE_BATCH_CONTRACT`; further keys are ignored.
+        num_labels: L that labels must have where there are some. None: any.
+
+    Raises:
+        TypeError: No mapping, something that is no tensor, or a tensor of another kind of number.
+        ValueError: A missing key, another shape, ids that repeat, or other label values.
+    """
+    _check(batch, "image", IMAGE_BATCH_CONTRACT, num_labels)
+
+
+def _check(batch: object, key: str, contract: str, num_labels: int | None) -> None:
+    if not isinstance(batch, Mapping):
+        raise TypeError(f"a batch of type {type(batch).__name__} was given. {contract}")
+    missing = [name for name in (key, "image_ids") if name not in batch]
+    if missing:
+        raise ValueError(f"the batch has the keys {sorted(map(str, batch))} and lacks {missing}. {contract}")
+    pixels, image_ids, labels = batch[key], batch["image_ids"], batch.get("labels")
+    if not isinstance(pixels, Tensor) or pixels.dtype != torch.uint8:
+        raise TypeError(f"{key!r} is {_describe(pixels)}, not uint8. {contract}")
+    if not _is_batch_of_views(pixels) if key == "views" else pixels.ndim != 4:
+        raise ValueError(f"{key!r} has shape {tuple(pixels.shape)}. {contract}")
+    if pixels.numel() == 0:
+        raise ValueError(f"{key!r} has shape {tuple(pixels.shape)}, which holds no pixel. {contract}")
+    if not isinstance(image_ids, Tensor) or image_ids.dtype != torch.int64:
+        raise TypeError(f"'image_ids' is {_describe(image_ids)}, not int64. {contract}")
+    if image_ids.shape != pixels.shape[:1]:
+        raise ValueError(f"'image_ids' has shape {tuple(image_ids.shape)} for {len(pixels)} images. {contract}")
+    repeated = len(image_ids) - len(set(image_ids.tolist()))
+    if repeated:
+        raise ValueError(f"'image_ids' repeats {repeated} of {len(image_ids)} ids. {contract}")
+    if labels is not None:
+        _check_batch_labels(labels, len(pixels), num_labels, contract)
+
+
+def _is_batch_of_views(views: Tensor) -> bool:
+    return views.ndim == 6 and views.shape[1] == 2 and views.shape[4] == views.shape[5]
+
+
+def _check_batch_labels(labels: object, num_images: int, num_labels: int | None, contract: str) -> None:
+    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.is_complex():
+        raise TypeError(f"'labels' is {_describe(labels)}, neither bool nor integer. {contract}")
+    if labels.ndim != 2 or len(labels) != num_images or labels.shape[1] == 0:
+        raise ValueError(f"'labels' has shape {tuple(labels.shape)} for {num_images} images. {contract}")
+    if num_labels is not None and labels.shape[1] != num_labels:
+        raise ValueError(f"'labels' has {labels.shape[1]} columns where L = {num_labels} was expected. {contract}")
+    values = set(labels.flatten().tolist())
+    if not values <= {1, 0, -1}:
+        raise ValueError(f"'labels' holds the values {_shortened(sorted(values))}. {contract}")
+
+
+def _checked_labels(
+    labels: npt.ArrayLike | None, num_images: int, classes: Sequence[str]
+) -> npt.NDArray[np.int8] | None:
+    if labels is None:
+        if classes:
+            raise ValueError(f"{len(classes)} class names were given without labels: pass labels (n, L) or no classes")
+        return None
+    array = np.asarray(labels)
+    if array.dtype.kind not in "biu":
+        raise TypeError(f"labels of {array.dtype} were given: pass bool or integers, 1 present, 0 absent, -1 unknown")
+    if array.ndim != 2 or len(array) != num_images or array.shape[1] == 0:
+        raise ValueError(f"labels of shape {array.shape} were given for {num_images} images: pass (n, L), L at least 1")
+    if array.shape[1] != len(classes):
+        raise ValueError(
+            f"{len(classes)} class names were given for {array.shape[1]} columns of labels: name each column"
+        )
+    if array.max() > 1 or array.min() < -1:
+        other = np.unique(array[(array < -1) | (array > 1)]).tolist()
+        raise ValueError(f"labels hold the values {_shortened(other)}: use 1 present, 0 absent, -1 unknown alone")
+    return array.astype(np.int8)
+
+
+def _checked_ids(image_ids: npt.ArrayLike | None, num_images: int) -> npt.NDArray[np.int64]:
+    if image_ids is None:
+        return np.arange(num_images, dtype=np.int64)
+    array = np.asarray(image_ids)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"image ids of {array.dtype} were given: pass integers")
+    if array.shape != (num_images,):
+        raise ValueError(f"image ids of shape {array.shape} were given for {num_images} images: pass one id an image")
+    values, counts = np.unique(array, return_counts=True)
+    if len(values) < num_images:
+        raise ValueError(
+            f"image ids {_shortened(values[counts > 1].tolist())} occur more than once: give each image its own"
+        )
+    return array.astype(np.int64)
+
+
+def _describe(value: object) -> str:
+    if isinstance(value, (Tensor, np.ndarray)):
+        return f"{type(value).__name__} of {value.dtype} and shape {tuple(value.shape)}"
+    return f"of type {type(value).__name__}"
+
+
+def _shortened(values: Sequence[object], limit: int = 5) -> str:
+    return ", ".join(map(str, values[:limit])) + (", …" if len(values) > limit else "")
