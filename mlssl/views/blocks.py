@@ -99,13 +99,12 @@ class BlockViews:
             generator = np.random.default_rng()
         python_random = random.Random(int(generator.integers(2**63)))
         blocks = [image[b.top : b.top + b.height, b.left : b.left + b.width] for b in self.boxes(*image.shape[:2])]
-        views = torch.empty((self.num_branches, self.num_blocks, 3, self.size, self.size), dtype=torch.uint8)
+        views = np.empty((self.num_branches, self.num_blocks, 3, self.size, self.size), np.uint8)
         for branch, pipeline in enumerate(self.pipelines):
             pipeline.set_random_state(generator, python_random)
             for i, block in enumerate(blocks):
-                view = torch.from_numpy(pipeline(image=block)["image"])
-                views[branch, i] = view.permute(2, 0, 1)
-        return views
+                views[branch, i] = pipeline(image=block)["image"].transpose(2, 0, 1)
+        return torch.from_numpy(views)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_pipelines": None}

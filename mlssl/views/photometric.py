@@ -67,6 +67,9 @@ def branch_recipe(branch: int, size: int = 224, recipes: Sequence[Recipe] = BRAN
     (S, S, 3). Its draws come from `pipeline.set_random_state(numpy_generator, python_random)`; until that is called
     they are unseeded. The first call in a process imports albumentations, which takes seconds.
 
+    Deviations from the paper's operations: a crop that shrinks more than twofold is averaged over areas rather than
+    interpolated between four pixels, and hue moves in the 2° steps of 8-bit HSV.
+
     Args:
         branch: Index into `recipes`, from 0.
         size: Side S of a view in pixels, at least 16.
@@ -95,11 +98,11 @@ def check_size(size: int) -> None:
 def _pipeline(recipe: Recipe, size: int) -> Compose:
     A = _albumentations()  # noqa: N806
     sigma_min, sigma_max = (sigma * size / REFERENCE_SIZE for sigma in recipe.blur_sigma)
-    # Half a step below the threshold: albumentations compares value >= fraction · 255 in floating point.
+    # Half a step below the threshold, because values are compared with fraction · 255 in floating point.
     solarize_fraction = (recipe.solarize_threshold - 0.5) / 255
     return A.Compose(
         [
-            A.RandomResizedCrop((size, size), scale=recipe.crop_area, ratio=recipe.crop_aspect),
+            _crop_class(A)((size, size), scale=recipe.crop_area, ratio=recipe.crop_aspect),
             A.ColorJitter(
                 brightness=recipe.brightness,
                 contrast=recipe.contrast,
@@ -108,11 +111,29 @@ def _pipeline(recipe: Recipe, size: int) -> Compose:
                 p=recipe.jitter_probability,
             ),
             A.ToGray(p=recipe.gray_probability),
+            # blur_limit 0 takes the kernel's width from σ: ⌊3.5 σ⌋ pixels to each side.
             A.GaussianBlur(blur_limit=0, sigma_limit=(sigma_min, sigma_max), p=recipe.blur_probability),
             A.Solarize((solarize_fraction, solarize_fraction), p=recipe.solarize_probability),
             A.HorizontalFlip(p=recipe.flip_probability),
         ]
     )
+
+
+def _crop_class(A: Any) -> Any:  # noqa: N803
+    import cv2
+
+    class RandomResizedCrop(A.RandomResizedCrop):  # type: ignore[misc]
+        """albumentations' draws, applied without a copy of the block and without aliasing."""
+
+        def apply_with_params(self, params: dict[str, Any], *_: Any, **data: Any) -> dict[str, Any]:
+            left, top, right, bottom = params["crop_coords"]
+            crop = data["image"][top:bottom, left:right]
+            # Bilinear interpolation reads two pixels each way: past twofold shrinking it would skip some.
+            shrinks_twofold = max(crop.shape[0] / self.size[0], crop.shape[1] / self.size[1]) > 2
+            interpolation = cv2.INTER_AREA if shrinks_twofold else cv2.INTER_LINEAR
+            return {**data, "image": cv2.resize(crop, self.size[::-1], interpolation=interpolation)}
+
+    return RandomResizedCrop
 
 
 def _albumentations() -> Any:
