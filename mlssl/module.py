@@ -1,0 +1,305 @@
+"""The method as a LightningModule: backbone, projector and predictor under the pair and the image-aware term."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+from mlssl.backbones import build_backbone, feature_width, pixel_statistics
+from mlssl.data.records import ImageBatch, ViewBatch, check_image_batch, check_view_batch
+from mlssl.distributed import gather, gather_with_gradient, rank, sum_over_devices, world_size
+from mlssl.heads import predictor, projector
+from mlssl.losses import (
+    ImageAwareContrastiveLoss,
+    Positives,
+    count_anchors_with_positives,
+    negative_cosine_similarity,
+)
+from mlssl.optim import OptimizerName, build_optimizer, cosine_with_warmup, parameter_groups, scaled_lr
+
+
+class MultiLabelSSLModule(L.LightningModule):
+    """Pre-train a backbone on multi-label images (arXiv 2506.23156).
+
+    Takes batches of block-wise augmented views, see :class:`mlssl.data.records.ViewBatch`, and under several devices
+    compares every anchor with the keys of all of them. ``.backbone`` is the part to take away.
+
+    Args:
+        backbone: Any timm name, ``torchvision/<name>``, or a network that maps normalised images (n, C, H, W) to
+            features (n, D). A network given as an object is left out of the hyper-parameters:
+            ``load_from_checkpoint(path, backbone=net)``.
+        projection_dim: P, width of projections and predictions (paper: 2048).
+        predictor_dim: Width of the predictor's bottleneck (paper: 512).
+        temperature: τ > 0 of the image-aware term (paper's code: 0.3).
+        base_temperature: τ_b > 0, which scales that term by τ/τ_b (SupCon: 0.07).
+        contrastive_weight: Weight ≥ 0 of the image-aware term beside the pair term (paper's code: 4).
+        stop_gradient: Whether the pair term stops the gradient into z, as SimSiam does and the paper's code does not.
+        positives: ``log_of_sum`` (what the paper's author trained with) or ``mean_of_logs`` (SupCon).
+        min_similarity: With ``mean_of_logs``: cosine that a positive must reach (paper's code: 0.3); None: no gate.
+        chunk_size: Anchors compared at a time, to bound memory; None: all.
+        optimizer: ``sgd`` (paper), ``adamw`` or ``lars``.
+        base_lr: Learning rate for 256 views a step; the rate is base_lr × views / 256, views = images × blocks over all
+            devices (paper: 0.05). Gradient accumulation does not count.
+        momentum: Of SGD and LARS.
+        weight_decay: ≥ 0 (paper: 1e-4).
+        decay_norm_and_bias: False leaves norms and biases out of weight decay.
+        warmup_epochs: Epochs ≥ 0, fractions allowed, of linearly rising learning rate (paper: none).
+        constant_predictor_lr: Keep the predictor at the peak learning rate, as SimSiam does (its sec. 4).
+        views_per_step: Views of one branch a step over all devices, where the train loader does not tell.
+        mean: Of the backbone's input, one number a channel in 0–1; the backbone's own by default.
+        std: Likewise, above 0.
+        channels_last: Keep images and weights channels-last in memory, which convolutions run faster on.
+        backbone_kwargs: Passed to ``timm.create_model`` or the torchvision builder: ``pretrained``, ``in_chans``, …
+
+    Raises:
+        ValueError: On an unknown backbone (names the nearest), a width < 1, a temperature ≤ 0 and the like.
+    """
+
+    def __init__(
+        self,
+        backbone: str | nn.Module = "resnet50",
+        *,
+        projection_dim: int = 2048,
+        predictor_dim: int = 512,
+        temperature: float = 0.3,
+        base_temperature: float = 0.07,
+        contrastive_weight: float = 4.0,
+        stop_gradient: bool = False,
+        positives: Positives = "log_of_sum",
+        min_similarity: float | None = None,
+        chunk_size: int | None = None,
+        optimizer: OptimizerName = "sgd",
+        base_lr: float = 0.05,
+        momentum: float = 0.9,
+        weight_decay: float = 1e-4,
+        decay_norm_and_bias: bool = True,
+        warmup_epochs: float = 0.0,
+        constant_predictor_lr: bool = False,
+        views_per_step: int | None = None,
+        mean: list[float] | None = None,
+        std: list[float] | None = None,
+        channels_last: bool = True,
+        backbone_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(ignore=["backbone"] if isinstance(backbone, nn.Module) else [])
+        _check_settings(self.hparams)
+        self.backbone = build_backbone(backbone, **(backbone_kwargs or {}))
+        width = feature_width(self.backbone)
+        self.projector = projector(width, projection_dim)
+        self.predictor = predictor(projection_dim, predictor_dim)
+        self.image_aware_loss = ImageAwareContrastiveLoss(
+            temperature, base_temperature, positives, min_similarity, chunk_size
+        )
+        own_mean, own_std = pixel_statistics(self.backbone)
+        self.register_buffer("pixel_mean", _per_channel(mean or own_mean), persistent=False)
+        self.register_buffer("pixel_std", _per_channel(std or own_std), persistent=False)
+        if channels_last:
+            self.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    # ------------------------------------------------------------------ the method
+
+    def training_step(self, batch: ViewBatch, batch_idx: int) -> dict[str, Any]:
+        """One step on views uint8 (B, A, K, C, S, S); each branch goes through the network on its own (own batch-norm statistics)."""
+        self._check_batch(batch, batch_idx)
+        views, image_ids = batch["views"], batch["image_ids"]
+        num_images, _, num_blocks = views.shape[:3]
+        f0, z0, p0 = self._embed(views[:, 0].flatten(0, 1))
+        f1, z1, p1 = self._embed(views[:, 1].flatten(0, 1))
+        view_ids = image_ids.repeat_interleave(num_blocks)
+
+        t0, t1 = (z0.detach(), z1.detach()) if self.hparams["stop_gradient"] else (z0, z1)
+        pair = 0.5 * (negative_cosine_similarity(p0, t1) + negative_cosine_similarity(p1, t0))
+        image_aware = 0.5 * (self._image_aware(p0, z1, view_ids) + self._image_aware(p1, z0, view_ids))
+        loss = pair + self.hparams["contrastive_weight"] * image_aware
+        self._check_finite(loss)
+
+        for name, value in {"loss": loss, "pair_loss": pair, "image_aware_loss": image_aware}.items():
+            self.log(f"train/{name}", value.detach(), prog_bar=name == "loss", batch_size=num_images)
+        by_image = (num_images, num_blocks, -1)
+        outputs = {
+            "loss": loss,
+            "features": torch.stack([f0.detach().view(by_image), f1.detach().view(by_image)], dim=1),
+            "projections": torch.stack([z0.detach().view(by_image), z1.detach().view(by_image)], dim=1),
+            "image_ids": image_ids,
+        }
+        return outputs | ({"labels": batch["labels"]} if "labels" in batch else {})
+
+    def _embed(self, views: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Views (N, C, S, S) of one branch → backbone features (N, D), projections and predictions (N, P)."""
+        f = self.backbone(self.normalize(views))
+        z = self.projector(f)
+        return f, z, self.predictor(z)
+
+    def _image_aware(self, p: Tensor, z: Tensor, view_ids: Tensor) -> Tensor:
+        """The term on the set {p, z}, every anchor of this device against the keys of all devices.
+
+        The sum over this device's anchors is divided by the number of anchors over all devices and multiplied by the
+        number of devices, so that the mean of gradients that DDP takes is the gradient of the global mean.
+        """
+        anchors = torch.cat([p, z])
+        ids = torch.cat([view_ids, view_ids])
+        keys, key_ids = gather_with_gradient(anchors), gather(ids)
+        self_index = rank() * len(anchors) + torch.arange(len(anchors), device=anchors.device)
+        number = count_anchors_with_positives(
+            anchors, ids, keys, key_ids, self_index=self_index, min_similarity=self.hparams["min_similarity"]
+        )
+        normalizer = sum_over_devices(number).clamp(min=1) / world_size()
+        loss: Tensor = self.image_aware_loss(
+            anchors, ids, keys, key_ids, self_index=self_index, normalizer=normalizer
+        )
+        return loss
+
+    # ------------------------------------------------------------------ features
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Images (n, C, H, W), uint8 or float in 0–1, to what the backbone takes: floats normalised by its mean and std."""
+        pixels = images.to(self.pixel_mean.dtype)
+        if images.dtype == torch.uint8:
+            pixels = pixels / 255
+        pixels = (pixels - self.pixel_mean) / self.pixel_std
+        return pixels.contiguous(memory_format=torch.channels_last) if self.hparams["channels_last"] else pixels
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (n, C, H, W), uint8 or float in 0–1, to average-pooled features (n, D)."""
+        features: Tensor = self.backbone(self.normalize(images))
+        return features
+
+    def validation_step(self, batch: ImageBatch, batch_idx: int) -> dict[str, Any]:
+        """Features (B, D) of whole images, for the callbacks that evaluate them."""
+        if batch_idx == 0:
+            check_image_batch(batch)
+        outputs = {"features": self(batch["image"]), "image_ids": batch["image_ids"]}
+        return outputs | ({"labels": batch["labels"]} if "labels" in batch else {})
+
+    test_step = validation_step
+
+    def predict_step(self, batch: ImageBatch | Tensor, batch_idx: int) -> Tensor:
+        """Features (B, D) of a batch of whole images, given as ``ImageBatch`` or as the images alone."""
+        features: Tensor = self(batch if isinstance(batch, Tensor) else batch["image"])
+        return features
+
+    # ------------------------------------------------------------------ optimisation
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The recipe's optimizer, and a cosine to 0 over the optimizer steps of the run."""
+        hparams = self.hparams
+        total_steps = self.trainer.estimated_stepping_batches  # loads the train loader, which the scaling reads
+        if not math.isfinite(total_steps):
+            raise ValueError(
+                "The learning rate follows a cosine over the run, and this run has no end: "
+                "pass max_epochs or max_steps to the Trainer, or override configure_optimizers."
+            )
+        groups_of = [
+            parameter_groups(part, hparams["weight_decay"], decay_norm_and_bias=hparams["decay_norm_and_bias"])
+            for part in ([self.backbone, self.projector], [self.predictor])
+        ]
+        lr = scaled_lr(hparams["base_lr"], self._views_per_step())
+        optimizer = build_optimizer(hparams["optimizer"], groups_of[0] + groups_of[1], lr, hparams["momentum"])
+
+        warmup_steps = 0
+        if hparams["warmup_epochs"]:
+            steps_per_epoch = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
+            warmup_steps = round(hparams["warmup_epochs"] * steps_per_epoch)
+        cosine = cosine_with_warmup(int(total_steps), warmup_steps)
+        of_predictor = _constant if hparams["constant_predictor_lr"] else cosine
+        factors = [cosine] * len(groups_of[0]) + [of_predictor] * len(groups_of[1])
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _views_per_step(self) -> int:
+        """Views of one branch a step over all devices: given, or images × blocks of the train loader × devices."""
+        if self.hparams["views_per_step"] is not None:
+            return int(self.hparams["views_per_step"])
+        loader = self.trainer.train_dataloader
+        images = getattr(loader, "batch_size", None)
+        blocks = getattr(getattr(loader, "dataset", None), "num_blocks", None)
+        if not isinstance(images, int) or not isinstance(blocks, int):
+            raise ValueError(
+                f"The learning rate is base_lr × views / 256, and the train loader ({type(loader).__name__}) does not say "
+                "how many views a step has (its batch_size, and num_blocks of its dataset): "
+                "pass views_per_step = images × blocks over all devices to MultiLabelSSLModule."
+            )
+        return images * blocks * self.trainer.world_size
+
+    # ------------------------------------------------------------------ checks
+
+    def _check_batch(self, batch: ViewBatch, batch_idx: int) -> None:
+        """The whole contract on the first batch of an epoch; announce what a step compares on the first of a run."""
+        if batch_idx > 0:
+            return
+        check_view_batch(batch)
+        images, branches, blocks = batch["views"].shape[:3]
+        devices = world_size()
+        if images * devices < 2:
+            raise ValueError(
+                f"A step has {images * devices} image over all devices, and nothing to push it away from: "
+                "use a batch_size of at least 2."
+            )
+        if self.global_step == 0:
+            anchors = branches * images * blocks
+            positives = branches * blocks - 1
+            rank_zero_info(
+                f"A step: {images} images on each of {devices} device(s), {images * devices * blocks * branches} views; "
+                f"each anchor meets {positives} positives and {anchors * devices - 1 - positives} negatives. "
+                "Gradient accumulation adds none."
+            )
+
+    def _check_finite(self, loss: Tensor) -> None:
+        if torch.isfinite(loss):
+            return
+        saver = self.trainer.checkpoint_callback
+        last = getattr(saver, "last_model_path", "") or getattr(saver, "best_model_path", "")
+        raise FloatingPointError(
+            f"The loss is {loss.item()} at step {self.global_step} (epoch {self.current_epoch}), and nothing of this step "
+            f"was kept; the last good checkpoint is {last or 'none yet'}. Lower base_lr, add warmup_epochs, or "
+            "use precision 32-true."
+        )
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave out the prefix that torch.compile adds to names."""
+        checkpoint["state_dict"] = {_plain_name(name): value for name, value in checkpoint["state_dict"].items()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Find compiled and plain networks under one name, and ask for the backbone that no checkpoint holds."""
+        own_names = {_plain_name(name): name for name in self.state_dict()}
+        state = {own_names.get(_plain_name(name), name): value for name, value in checkpoint["state_dict"].items()}
+        checkpoint["state_dict"] = state
+        fits = {name for name in own_names.values() if name.startswith("backbone.")} == {
+            name for name in state if name.startswith("backbone.")
+        }
+        if not fits and "backbone" not in checkpoint.get("hyper_parameters", {"backbone": None}):
+            raise ValueError(
+                "The backbone of this checkpoint was given as a network, which no checkpoint holds: pass the same one, "
+                "MultiLabelSSLModule.load_from_checkpoint(path, backbone=net)."
+            )
+
+
+def _check_settings(hparams: Any) -> None:
+    for name in ("projection_dim", "predictor_dim"):
+        if hparams[name] < 1:
+            raise ValueError(f"{name}={hparams[name]} was given: pass a width of at least 1.")
+    for name in ("contrastive_weight", "base_lr", "momentum", "weight_decay", "warmup_epochs"):
+        if not hparams[name] >= 0:
+            raise ValueError(f"{name}={hparams[name]} was given: pass a number of at least 0.")
+    if hparams["views_per_step"] is not None and hparams["views_per_step"] < 1:
+        raise ValueError(f"views_per_step={hparams['views_per_step']} was given: pass images × blocks over all devices.")
+
+
+def _per_channel(values: Sequence[float]) -> Tensor:
+    return torch.tensor(list(values)).view(1, -1, 1, 1)
+
+
+def _plain_name(name: str) -> str:
+    return name.replace("_orig_mod.", "")
+
+
+def _constant(_step: int) -> float:
+    return 1.0
