@@ -17,62 +17,82 @@ TORCHVISION_PREFIX = "torchvision/"
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-# A vision transformer pre-trained here sees views of one size and whole images of another, and its
-# class token is trained by nothing: any image size, and the mean over the patch tokens.
-_TRANSFORMER_DEFAULTS = {"dynamic_img_size": True, "global_pool": "avg"}
-# Published weights carry a norm in front of the pooling, which timm drops when it pools by average.
-_PRETRAINED_TRANSFORMER_DEFAULTS = {**_TRANSFORMER_DEFAULTS, "fc_norm": False}
-_WEIGHT_SOURCES = ("pretrained_cfg_overlay", "pretrained_cfg", "checkpoint_path", "cache_dir", "weights", "progress")
+_WEIGHT_ARGUMENTS = frozenset(
+    {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "weights", "progress"}
+)
 _TORCHVISION_HEADS = ("fc", "classifier", "heads", "head")
-_DRY_RUN_SIDES = (64, 224)
 
 
 def build_backbone(backbone: str | nn.Module, **kwargs: Any) -> nn.Module:
-    """Builds a network that takes normalised images (n, C, H, W) and gives features (n, D).
+    """Build a network that takes normalised images (n, C, H, W) and gives features (n, D).
 
     The last batch-norm scale of each residual block starts at 0 (METHOD.md §2) wherever timm or torchvision can.
     timm's vision transformers take any image size and average their patch tokens, unless `dynamic_img_size` or
-    `global_pool` say otherwise.
+    `global_pool` say otherwise. A network built by name remembers it, see :func:`built_as`.
 
     Args:
-        backbone: a timm name (`"resnet50"`, `"vit_small_patch16_224"`), `"torchvision/<name>"`, or a module, which
+        backbone: A timm name (`"resnet50"`, `"vit_small_patch16_224"`), `"torchvision/<name>"`, or a module, which
             is returned as it is.
-        **kwargs: passed on to the constructor. `pretrained=True` loads the published weights of either library, and
+        **kwargs: Passed to the constructor. `pretrained=True` loads the published weights of either library, and
             `in_chans=C` (default 3) sets the number of image channels.
 
     Raises:
-        ValueError: an unknown name, a torchvision network without a classifier to take off, or `num_classes`.
-        TypeError: an argument that the network does not take, or any argument together with a module.
+        ValueError: On an unknown name (names the nearest), on `num_classes`, and for a torchvision network without a
+            linear classifier to take off (squeezenet) or with auxiliary ones.
+        TypeError: On an argument that the network does not take, and on any argument together with a module.
     """
-    return _build(backbone, kwargs, load_weights=True)
+    if isinstance(backbone, nn.Module):
+        if kwargs:
+            raise TypeError(
+                f"The backbone is a {type(backbone).__name__} already, so {', '.join(sorted(kwargs))} cannot be passed "
+                "on: set them where it is built, or give its name."
+            )
+        return backbone
+    if not isinstance(backbone, str):
+        raise TypeError(f"backbone={backbone!r} was given: pass a timm name, 'torchvision/<name>' or an nn.Module.")
+    return _build(backbone, kwargs, {name: value for name, value in kwargs.items() if name in _WEIGHT_ARGUMENTS})
 
 
 def rebuild_backbone(backbone: str, **kwargs: Any) -> nn.Module:
-    """Builds the architecture of `build_backbone(backbone, **kwargs)` without reading pre-trained weights.
+    """Build the architecture of `build_backbone(backbone, **kwargs)` for weights that are loaded afterwards.
 
-    For a state dict of one's own that is loaded afterwards: nothing is downloaded, whatever `kwargs` says.
-
-    Args:
-        backbone: a name, as for `build_backbone`.
-        **kwargs: the arguments that the first `build_backbone` was given.
+    Nothing is read or downloaded, even if `pretrained=True` is among the arguments.
     """
-    return _build(backbone, kwargs, load_weights=False)
+    return _build(backbone, kwargs, {})
+
+
+def built_as(network: nn.Module) -> tuple[str, dict[str, Any]] | None:
+    """Name and arguments that the network was built from by name; None for any other network."""
+    origin: tuple[str, dict[str, Any]] | None = getattr(network, "built_as", None)
+    return origin
+
+
+def timm_arguments(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Arguments of `timm.create_model` for vision transformers, and for all others, without those that read weights.
+
+    Here a transformer sees views of one size and whole images of another, and nothing trains its class token, so it
+    gets dynamic image size and the average over patch tokens. Published weights have their norm in front of the
+    pooling; timm would drop it there.
+    """
+    plain = {name: value for name, value in kwargs.items() if name not in _WEIGHT_ARGUMENTS}
+    defaults: dict[str, Any] = {"dynamic_img_size": True, "global_pool": "avg"}
+    if kwargs.get("pretrained"):
+        defaults["fc_norm"] = False
+    return defaults | plain, plain
 
 
 def feature_width(backbone: nn.Module) -> int:
-    """Width D of the features, found by one forward pass of a blank image.
+    """Find the width D of the features by one forward pass of a blank image.
 
-    The pass runs in eval mode without gradient; training flags and batch-norm statistics are left as they were. The
-    image has 64 × 64 pixels, or the side that the network insists on.
+    The pass runs in eval mode without gradient; training flags and batch-norm statistics are left as they were.
 
     Raises:
-        ValueError: the network gives something other than (n, D), or accepts no blank image.
+        ValueError: If the network gives something other than (n, D), or takes no blank image.
     """
-    channels = _image_channels(backbone)
     parameter = next(backbone.parameters(), torch.zeros(()))
     failure: Exception | None = None
-    for side in (*_DRY_RUN_SIDES, _own_side(backbone)):
-        image = torch.zeros(1, channels, side, side, device=parameter.device, dtype=parameter.dtype)
+    for shape in input_shapes(backbone):
+        image = torch.zeros(1, *shape, device=parameter.device, dtype=parameter.dtype)
         try:
             with torch.no_grad(), _evaluating(backbone):
                 features = backbone(image)
@@ -81,9 +101,17 @@ def feature_width(backbone: nn.Module) -> int:
             continue
         return _checked_width(backbone, features)
     raise ValueError(
-        f"the backbone {type(backbone).__name__} does not run on a blank image (1, {channels}, 64, 64) or "
-        f"(1, {channels}, 224, 224): {failure}; give a network that takes images (n, {channels}, H, W)"
+        f"The backbone {type(backbone).__name__} runs on none of the blank images {input_shapes(backbone)} ({failure}): "
+        "pass a network that takes images (n, C, H, W)."
     ) from failure
+
+
+def input_shapes(backbone: nn.Module) -> list[tuple[int, int, int]]:
+    """Shapes (C, H, W) of images that the network is likely to take, smallest first: 64 × 64, 224 × 224, timm's own."""
+    config = getattr(backbone, "pretrained_cfg", None) or {}
+    own_side = max(config.get("input_size") or (224,))
+    channels = next((layer.in_channels for layer in backbone.modules() if isinstance(layer, nn.Conv2d)), 3)
+    return [(channels, side, side) for side in sorted({64, 224, own_side})]
 
 
 def pixel_statistics(backbone: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -98,7 +126,7 @@ def pixel_statistics(backbone: nn.Module) -> tuple[tuple[float, ...], tuple[floa
     config = getattr(backbone, "pretrained_cfg", None) or {}
     mean = tuple(config.get("mean") or IMAGENET_MEAN)
     std = tuple(config.get("std") or IMAGENET_STD)
-    channels = _image_channels(backbone)
+    channels = input_shapes(backbone)[0][0]
     if channels != len(mean):
         return (sum(mean) / len(mean),) * channels, (sum(std) / len(std),) * channels
     return mean, std
@@ -134,69 +162,59 @@ def pooled_features(backbone: nn.Module, images: Tensor, pooling: Pooling = "avg
     )
 
 
-def _build(backbone: str | nn.Module, kwargs: dict[str, Any], *, load_weights: bool) -> nn.Module:
-    if isinstance(backbone, nn.Module):
-        if kwargs:
-            raise TypeError(
-                f"the backbone is already built ({type(backbone).__name__}), so {', '.join(sorted(kwargs))} cannot be "
-                "passed on: set them where it is built, or give its name"
-            )
-        return backbone
-    if not isinstance(backbone, str):
-        raise TypeError(f"backbone must be a timm name, 'torchvision/<name>' or an nn.Module, not {backbone!r}")
+def _build(name: str, kwargs: dict[str, Any], weights: dict[str, Any]) -> nn.Module:
     if "num_classes" in kwargs:
-        raise ValueError("backbones give features, not class scores: leave num_classes out")
+        raise ValueError("num_classes was given, and a backbone gives features, not class scores: leave it out.")
+    build = _build_torchvision if name.startswith(TORCHVISION_PREFIX) else _build_timm
     try:
-        if backbone.startswith(TORCHVISION_PREFIX):
-            return _build_torchvision(backbone, kwargs, load_weights)
-        return _build_timm(backbone, kwargs, load_weights)
+        network = build(name, kwargs, weights)
     except TypeError as error:
-        unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-        if unknown and unknown[1] in kwargs:
-            raise TypeError(
-                f"backbone {backbone!r} does not take {unknown[1]!r}: take it out of its arguments"
-            ) from None
-        raise
-
-
-def _build_timm(name: str, kwargs: dict[str, Any], load_weights: bool) -> nn.Module:
-    import timm  # takes 1.5 s, which nobody should pay who only imports the package
-
-    if ":" not in name and not timm.is_model(name):
-        raise ValueError(_unknown_name(name))
-    defaults = _PRETRAINED_TRANSFORMER_DEFAULTS if kwargs.get("pretrained") else _TRANSFORMER_DEFAULTS
-    if not load_weights:
-        kwargs = {k: v for k, v in kwargs.items() if k not in ("pretrained", *_WEIGHT_SOURCES)}
-    try:
-        network = timm.create_model(name, num_classes=0, **{**defaults, **kwargs})
-    except TypeError as error:
-        # timm has no public table of which networks take these two; those that do not say so before they build.
-        if not any(f"'{default}'" in str(error) for default in defaults.keys() - kwargs.keys()):
+        unknown = _unexpected_argument(error)
+        if unknown not in kwargs:
             raise
-        network = timm.create_model(name, num_classes=0, **kwargs)
-    assert isinstance(network, nn.Module)
+        raise TypeError(f"Backbone {name!r} does not take {unknown!r}: leave it out of its arguments.") from None
+    network.built_as = (name, dict(kwargs))  # type: ignore[assignment]
     return network
 
 
-def _build_torchvision(full_name: str, kwargs: dict[str, Any], load_weights: bool) -> nn.Module:
+def _build_timm(name: str, kwargs: dict[str, Any], weights: dict[str, Any]) -> nn.Module:
+    import timm  # takes over a second, which a mere import of the package should not pay
+
+    if ":" not in name and not timm.is_model(name):
+        raise ValueError(_unknown_name(name))
+    for_transformers, for_others = timm_arguments(kwargs)
+    try:
+        network: nn.Module = timm.create_model(name, num_classes=0, **for_transformers, **weights)
+    except TypeError as error:
+        # timm has no table of which networks take these arguments; one that does not says so before it builds.
+        if _unexpected_argument(error) not in for_transformers.keys() - for_others.keys():
+            raise
+        network = timm.create_model(name, num_classes=0, **for_others, **weights)
+    return network
+
+
+def _build_torchvision(full_name: str, kwargs: dict[str, Any], weights: dict[str, Any]) -> nn.Module:
     from torchvision import models
 
     name = full_name.removeprefix(TORCHVISION_PREFIX)
     if name not in models.list_models(module=models):
         raise ValueError(_unknown_name(full_name))
-    arguments = dict(kwargs)
+    arguments = timm_arguments(kwargs)[1] | weights
     in_chans = arguments.pop("in_chans", 3)
-    weights = "DEFAULT" if arguments.pop("pretrained", False) else None
-    if not load_weights:
-        weights = None
-        arguments = {k: v for k, v in arguments.items() if k not in _WEIGHT_SOURCES}
+    if arguments.pop("pretrained", False):
+        arguments.setdefault("weights", "DEFAULT")
     if models.get_model_builder(name).__module__ == "torchvision.models.resnet":
         arguments.setdefault("zero_init_residual", True)
-    network: nn.Module = models.get_model(name, **{"weights": weights, **arguments})
+    network: nn.Module = models.get_model(name, **arguments)
     _take_off_classifier(network, full_name)
     if in_chans != 3:
-        _replace_first_convolution(network, in_chans, keep_weights=arguments.get("weights", weights) is not None)
+        _replace_first_convolution(network, in_chans, keep_weights=bool(arguments.get("weights")))
     return network
+
+
+def _unexpected_argument(error: TypeError) -> str | None:
+    found = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+    return found[1] if found else None
 
 
 def _unknown_name(name: str) -> str:
@@ -205,55 +223,49 @@ def _unknown_name(name: str) -> str:
 
     known = [*timm.list_models(), *(TORCHVISION_PREFIX + other for other in models.list_models(module=models))]
     nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(map(repr, nearest))}? " if nearest else ""
     return (
-        f"unknown backbone {name!r}: {hint}Type a name from timm.list_models(), 'torchvision/<name>' with a name from "
-        "torchvision.models.list_models(), or pass an nn.Module that gives (n, D)"
+        f"Unknown backbone {name!r}: {f'did you mean {_alternatives(nearest)}? Or ' if nearest else ''}type a name from "
+        "timm.list_models(), 'torchvision/<name>' with one from torchvision.models.list_models(), or pass an nn.Module "
+        "that gives features (n, D)."
     )
 
 
+def _alternatives(names: list[str]) -> str:
+    return " or ".join(map(repr, names))
+
+
 def _take_off_classifier(network: nn.Module, full_name: str) -> None:
-    """Replaces the last linear layer by `nn.Identity`, and leaves the norm, pooling and flattening before it."""
+    """Replace the last linear layer by `nn.Identity`; norm, pooling and flattening before it stay."""
+    if getattr(network, "aux_logits", False):
+        raise ValueError(
+            f"Backbone {full_name!r} gives auxiliary scores beside its features while it trains: pass aux_logits=False "
+            "and init_weights=True among its arguments."
+        )
     for name in _TORCHVISION_HEADS:
         head = getattr(network, name, None)
         if isinstance(head, nn.Linear):
             setattr(network, name, nn.Identity())
-            break
+            return
         if isinstance(head, nn.Sequential) and isinstance(head[-1], nn.Linear):
             head[-1] = nn.Identity()
-            break
-    else:
-        raise ValueError(
-            f"backbone {full_name!r} does not end in a linear classifier that could be taken off: choose another"
-        )
-    if getattr(network, "aux_logits", False):
-        raise ValueError(
-            f"backbone {full_name!r} gives auxiliary scores besides its features while it trains: "
-            "pass aux_logits=False and init_weights=True among its arguments"
-        )
+            return
+    raise ValueError(
+        f"Backbone {full_name!r} does not end in a linear classifier that could be taken off: choose another, or pass "
+        "it as an nn.Module that gives features (n, D)."
+    )
 
 
 def _replace_first_convolution(network: nn.Module, in_chans: int, *, keep_weights: bool) -> None:
-    """Gives the first convolution `in_chans` input channels; its weights keep their spread, or their channel sum."""
+    """Give the first convolution `in_chans` inputs: loaded weights keep their sum over channels, fresh ones their spread."""
     if in_chans < 1:
-        raise ValueError(f"in_chans={in_chans}: an image has at least one channel")
+        raise ValueError(f"in_chans={in_chans} was given: an image has at least one channel.")
     convolutions = ((path, layer) for path, layer in network.named_modules() if isinstance(layer, nn.Conv2d))
-    path, old = next(convolutions, ("", None))
-    if old is None or old.in_channels != 3:
-        raise ValueError(f"in_chans={in_chans}: {type(network).__name__} has no convolution over 3 channels to replace")
-    new = nn.Conv2d(
-        in_chans,
-        old.out_channels,
-        old.kernel_size,  # type: ignore[arg-type]
-        old.stride,  # type: ignore[arg-type]
-        old.padding,  # type: ignore[arg-type]
-        old.dilation,  # type: ignore[arg-type]
-        bias=old.bias is not None,
-        padding_mode=old.padding_mode,
-    )
+    path, old = next(convolutions)
+    shape = {name: getattr(old, name) for name in ("out_channels", "kernel_size", "stride", "padding", "padding_mode")}
+    new = nn.Conv2d(in_chans, bias=old.bias is not None, **shape)
     with torch.no_grad():
         if keep_weights:
-            new.weight.copy_(old.weight.mean(dim=1, keepdim=True) * 3 / in_chans)
+            new.weight.copy_(old.weight.mean(dim=1, keepdim=True) * old.in_channels / in_chans)
         else:
             new.weight.normal_(std=old.weight.std().item())
         if new.bias is not None and old.bias is not None:
@@ -263,34 +275,17 @@ def _replace_first_convolution(network: nn.Module, in_chans: int, *, keep_weight
 
 
 def _checked_width(backbone: nn.Module, features: object) -> int:
-    if isinstance(features, Tensor) and features.ndim == 2 and len(features) == 1:
+    if not isinstance(features, Tensor):
+        given = f"a {type(features).__name__}"
+    elif features.ndim == 2 and len(features) == 1:
         return features.shape[1]
-    name = type(backbone).__name__
-    if isinstance(features, Tensor) and features.ndim == 4:
-        raise ValueError(
-            f"the backbone {name} gives a map of shape {tuple(features.shape)} where features (n, D) are needed: "
-            "wrap it as nn.Sequential(net, nn.AdaptiveAvgPool2d(1), nn.Flatten())"
-        )
-    given = (
-        f"a tensor of shape {tuple(features.shape)}" if isinstance(features, Tensor) else f"a {type(features).__name__}"
-    )
+    else:
+        given = f"shape {tuple(features.shape)}"
+    is_map = isinstance(features, Tensor) and features.ndim == 4
+    remedy = "nn.Sequential(net, nn.AdaptiveAvgPool2d(1), nn.Flatten())" if is_map else "a module that returns (n, D)"
     raise ValueError(
-        f"the backbone {name} gives {given} for one image where a tensor (1, D) is needed: wrap it in an nn.Module "
-        "whose forward returns one vector an image"
+        f"The backbone {type(backbone).__name__} gives {given} for one image where (1, D) is needed: wrap it as {remedy}."
     )
-
-
-def _image_channels(network: nn.Module) -> int:
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            return module.in_channels
-    return 3
-
-
-def _own_side(network: nn.Module) -> int:
-    config = getattr(network, "pretrained_cfg", None) or {}
-    side: int = max(config.get("input_size") or (224,))
-    return side
 
 
 @contextmanager

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from mlssl.backbones import pooled_features
-
-Pooling = Literal["avg", "max", "avgmax"]
+from mlssl.backbones import Pooling, pooled_features
+from mlssl.data.records import check_image_batch
 
 
 class Features(NamedTuple):
@@ -38,8 +37,8 @@ def extract_features(
     Args:
         model: `MultiLabelSSLModule`, or any object with `backbone`, a network from normalised images to features, and
             `normalize`, a function from uint8 images (n, 3, H, W) to what the backbone takes.
-        loader: Batches {"image": uint8 (B, 3, H, W), "image_ids": int64 (B,), "labels": (B, L)}; "labels" in all
-            batches or in none, image sizes may differ from one batch to the next.
+        loader: Batches as `mlssl.data.records.ImageBatch`, labels in all of them or in none; the size of the images may
+            differ from one batch to the next.
         pooling: Over the last feature map: average, maximum, or the mean of both (as in published linear evaluation).
         progress: Whether to show a bar with images a second.
 
@@ -47,7 +46,7 @@ def extract_features(
         Features in the order of the loader.
 
     Raises:
-        TypeError: If `model` lacks `backbone` or `normalize`, or labels are floats.
+        TypeError: If `model` lacks `backbone` or `normalize`, or a batch holds another kind of number.
         ValueError: If the loader is empty, a batch is not as above, or a feature is not finite.
         RuntimeError: If a buffer of the model changed during the pass.
     """
@@ -61,9 +60,13 @@ def extract_features(
     owner = model if isinstance(model, nn.Module) else backbone
     before = {name: buffer.clone() for name, buffer in owner.named_buffers()}
     batches: list[Mapping[str, Tensor]] = []
-    with eval_mode(backbone), tqdm(disable=not progress, unit=" images", desc="features") as bar:
+    num_labels = None
+    images = getattr(loader, "dataset", None)
+    total = len(images) if isinstance(images, Sized) else None
+    with eval_mode(backbone), tqdm(total=total, disable=not progress, unit=" images", desc="features") as bar:
         for batch in loader:
-            _check_image_batch(batch)
+            check_image_batch(batch, num_labels)
+            num_labels = batch["labels"].shape[1] if "labels" in batch else None
             batches.append(
                 {
                     "features": image_features(backbone, normalize, batch["image"], pooling).cpu(),
@@ -124,27 +127,6 @@ def _gather(batches: list[Mapping[str, Tensor]]) -> Features:
         features, image_ids = features[keep], image_ids[keep]
         labels = None if labels is None else labels[keep]
     return Features(features, labels, image_ids)
-
-
-def _check_image_batch(batch: object) -> None:
-    shapes = "no mapping"
-    if isinstance(batch, Mapping):
-        image, image_ids, labels = (batch.get(key) for key in ("image", "image_ids", "labels"))
-        if (
-            isinstance(image, Tensor)
-            and isinstance(image_ids, Tensor)
-            and image.ndim == 4
-            and image_ids.shape == image.shape[:1]
-            and (labels is None or (isinstance(labels, Tensor) and labels.ndim == 2 and len(labels) == len(image)))
-        ):
-            if labels is not None and labels.is_floating_point():
-                raise TypeError(f"labels of {labels.dtype} are ambiguous: give bool or integers of 1, 0 and -1")
-            return
-        shapes = ", ".join(f'"{key}" {tuple(getattr(value, "shape", ()))}' for key, value in batch.items())
-    raise ValueError(
-        f'features need batches {{"image": uint8 (B, 3, H, W), "image_ids": int64 (B,), "labels": (B, L)}}, '
-        f"labels optional; this one has {shapes}"
-    )
 
 
 def _identical(left: Tensor, right: Tensor) -> bool:

@@ -291,9 +291,9 @@ def refuse(*arguments, **named):
     raise AssertionError("a socket was opened")
 socket.socket.connect = refuse
 socket.getaddrinfo = refuse
-before = dict(os.environ)
 from mlssl.views.photometric import branch_recipe
 assert "albumentations" not in sys.modules
+before = dict(os.environ)
 branch_recipe(0, 32)
 assert "albumentations" in sys.modules
 assert dict(os.environ) == before

@@ -1,0 +1,49 @@
+"""Files that are whole or not there: written aside, flushed to the disk, then renamed."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def written_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Gives another name in the folder of `path` to write to, and renames it to `path` once the block has ended well.
+
+    Where the block raises, the file aside is removed and a file that stood at `path` stays as it was. The name aside
+    starts with a dot and keeps the suffix, by which some readers choose their format. The folder is made if missing.
+    A process killed inside the block leaves its file aside behind, never a part of `path`.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with written_aside(f"{folder}/numbers.txt") as aside:
+    ...         _ = aside.write_text("1 2 3")
+    ...     sorted(file.name for file in Path(folder).iterdir())
+    ['numbers.txt']
+
+    Args:
+        path: where the whole file shall stand; replaced if it exists.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
+    try:
+        yield aside
+        _flush(aside)
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    if os.name == "posix":  # elsewhere a folder cannot be opened, and the rename is flushed with the file
+        _flush(path.parent)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

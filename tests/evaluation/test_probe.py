@@ -1,0 +1,177 @@
+"""The linear probe: scikit-learn's solutions, an honest choice of strength, clear refusals."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor
+
+from mlssl.evaluation.features import Features
+from mlssl.evaluation.metrics import mean_average_precision
+from mlssl.evaluation.probe import STRENGTHS, linear_probe, logistic_regression
+
+NUM_LABELS = 5
+
+
+def made(num_images: int, seed: int, noise: float = 1.0, width: int = 24) -> Features:
+    """Correlated features of very different scales, and labels that a few hidden directions cause."""
+    rng = torch.Generator().manual_seed(100)  # the same world for every split
+    mix, causes = torch.randn(8, width, generator=rng), torch.randn(8, NUM_LABELS, generator=rng)
+    scale, shift = 10 ** torch.linspace(-2, 2, width), 3 * torch.randn(width, generator=rng)
+    rng = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(num_images, 8, generator=rng)
+    features = (hidden @ mix + 0.3 * torch.randn(num_images, width, generator=rng) + shift) * scale
+    logits = hidden @ causes - 2.5 + noise * torch.randn(num_images, NUM_LABELS, generator=rng)
+    return Features(features, (logits > 0).to(torch.int8), torch.arange(num_images))
+
+
+def standardized(features: Tensor) -> Tensor:
+    return (features - features.mean(0)) / features.std(0, correction=0)
+
+
+@pytest.mark.parametrize("strengths", [STRENGTHS[::-1], (0.01,), (0.0001, 1.0)], ids=["path", "one", "rising"])
+def test_solutions_are_those_of_scikit_learn(strengths: tuple[float, ...]) -> None:
+    data = made(400, seed=0)
+    inputs, labels = standardized(data.features), data.labels
+    assert labels is not None
+    solutions = logistic_regression(inputs, labels, strengths)
+    for strength, (weights, bias) in zip(strengths, solutions, strict=True):
+        ours = (inputs @ weights + bias).sigmoid().numpy()
+        for label in range(NUM_LABELS):
+            reference = LogisticRegression(C=1 / (strength * len(inputs)), tol=1e-8, max_iter=10_000)
+            reference.fit(inputs.double().numpy(), labels[:, label].numpy())
+            theirs = reference.predict_proba(inputs.double().numpy())[:, 1]
+            assert np.abs(ours[:, label] - theirs).max() < 1e-3, (strength, label)
+
+
+def test_more_features_than_images_and_separable_labels_converge() -> None:
+    data = made(40, seed=0, noise=0.0, width=80)
+    inputs, labels = standardized(data.features), data.labels
+    assert labels is not None
+    ((weights, bias),) = logistic_regression(inputs, labels, [1e-3])
+    weights, bias = weights.double().requires_grad_(), bias.double().requires_grad_()
+    log_loss = torch.nn.BCEWithLogitsLoss(reduction="none")
+    loss = log_loss(inputs.double() @ weights + bias, labels.double()).mean(0) + 0.5e-3 * (weights**2).sum(0)
+    loss.sum().backward()
+    assert weights.grad is not None
+    assert bias.grad is not None
+    assert (weights.grad.norm(dim=0) < 2e-3 * loss.detach()).all()
+    assert (bias.grad.abs() < 2e-3 * loss.detach()).all()
+
+
+def test_unknown_labels_are_as_if_their_images_were_absent() -> None:
+    data = made(300, seed=0)
+    inputs, labels = standardized(data.features), data.labels.clone()  # type: ignore[union-attr]
+    labels[200:, 0] = -1
+    ((weights, bias),) = logistic_regression(inputs, labels, [0.01])
+    reference = LogisticRegression(C=1 / (0.01 * 200), tol=1e-8, max_iter=10_000)
+    reference.fit(inputs[:200].double().numpy(), labels[:200, 0].numpy())
+    theirs = reference.predict_proba(inputs.double().numpy())[:, 1]
+    assert np.abs((inputs @ weights + bias).sigmoid()[:, 0].numpy() - theirs).max() < 1e-3
+
+
+def test_labels_that_cannot_be_learned_score_a_constant() -> None:
+    train, test = made(200, seed=0), made(100, seed=1)
+    labels = train.labels.clone()  # type: ignore[union-attr]
+    labels[:, 1], labels[:, 2], labels[:, 3] = 0, 1, -1
+    result = linear_probe(train._replace(labels=labels), test)
+    assert (result.scores[:, 1:4] == 0).all()
+    share = test.labels[:, 1].float().mean().item()  # type: ignore[index]
+    assert result.average_precision[1].item() == pytest.approx(share)
+    assert result.num_classes == NUM_LABELS
+
+
+def test_strength_is_chosen_on_held_out_training_images_alone() -> None:
+    train, test = made(300, seed=0, noise=3.0), made(200, seed=1, noise=3.0)
+    result = linear_probe(train, test)
+    assert sorted(result.validation) == sorted(STRENGTHS)
+    assert result.validation[result.strength] == max(result.validation.values())
+    shuffled = test._replace(labels=test.labels[torch.randperm(200)])  # type: ignore[index]
+    other_labels = linear_probe(train, shuffled)
+    assert other_labels.strength == result.strength
+    assert other_labels.validation == result.validation
+    assert torch.equal(other_labels.scores, result.scores)
+
+
+def test_refits_on_the_whole_training_set() -> None:
+    train, test = made(300, seed=0), made(200, seed=1)
+    result = linear_probe(train, test)
+    alone = linear_probe(train, test, strengths=[result.strength])
+    assert alone.validation == {}
+    torch.testing.assert_close(alone.scores, result.scores)
+    assert (result.mAP, result.num_classes) == mean_average_precision(result.scores, test.labels)  # type: ignore[arg-type]
+
+
+def test_same_seed_same_result_and_global_state_untouched() -> None:
+    train, test = made(200, seed=0), made(100, seed=1)
+    before = torch.random.get_rng_state()
+    first, second = linear_probe(train, test, seed=3), linear_probe(train, test, seed=3)
+    assert torch.equal(first.scores, second.scores)
+    assert first.validation == second.validation
+    assert first.validation != linear_probe(train, test, seed=4).validation
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_scale_and_shift_of_a_feature_do_not_matter() -> None:
+    train, test = made(200, seed=0), made(100, seed=1)
+    factor, shift = 10 ** torch.linspace(-3, 3, 24), torch.linspace(-5, 5, 24)
+    moved = [data._replace(features=(data.features + shift) * factor) for data in (train, test)]
+    assert linear_probe(*moved).mAP == pytest.approx(linear_probe(train, test).mAP, abs=2e-3)
+
+
+def test_a_feature_that_is_constant_in_training_says_nothing() -> None:
+    train, test = made(200, seed=0), made(100, seed=1)
+    train_wider = train._replace(features=torch.cat([train.features, torch.full((200, 1), 0.1)], 1))
+    test_wider = test._replace(features=torch.cat([test.features, torch.randn(100, 1)], 1))
+    torch.testing.assert_close(linear_probe(train_wider, test_wider).scores, linear_probe(train, test).scores)
+
+
+def test_learns_what_can_be_learned_and_nothing_from_noise() -> None:
+    train, test = made(400, seed=0, noise=0.1), made(200, seed=1, noise=0.1)
+    assert linear_probe(train, test).mAP > 0.9
+    noise = [data._replace(features=torch.randn_like(data.features)) for data in (train, test)]
+    prevalence = test.labels.float().mean().item()  # type: ignore[union-attr]
+    assert linear_probe(*noise).mAP < prevalence + 0.15
+
+
+def test_a_class_without_a_positive_in_the_test_set_is_left_out() -> None:
+    train, test = made(200, seed=0), made(100, seed=1)
+    labels = test.labels.clone()  # type: ignore[union-attr]
+    labels[:, 0] = 0
+    result = linear_probe(train, test._replace(labels=labels))
+    assert result.num_classes == NUM_LABELS - 1
+    assert result.average_precision[0].isnan()
+    assert result.mAP == pytest.approx(result.average_precision[1:].mean().item())
+
+
+def test_refuses_what_makes_no_probe() -> None:
+    train, test = made(20, seed=0), made(10, seed=1)
+    none = torch.zeros(20, NUM_LABELS, dtype=torch.int8)
+    with pytest.raises(ValueError, match="training features have no labels"):
+        linear_probe(train._replace(labels=None), test)
+    with pytest.raises(ValueError, match="test features have no labels"):
+        linear_probe(train, test._replace(labels=None))
+    with pytest.raises(ValueError, match="24 wide and test features 20"):
+        linear_probe(train, test._replace(features=test.features[:, :20]))
+    with pytest.raises(ValueError, match="5 labels and test images 3"):
+        linear_probe(train, test._replace(labels=none[:10, :3]))
+    with pytest.raises(ValueError, match="training set is empty"):
+        linear_probe(Features(torch.zeros(0, 24), none[:0], torch.arange(0)), test)
+    with pytest.raises(ValueError, match="test features hold NaN"):
+        linear_probe(train, test._replace(features=test.features / 0))
+    with pytest.raises(ValueError, match="no label has a positive in the test set"):
+        linear_probe(train, test._replace(labels=none[:10]))
+    with pytest.raises(ValueError, match="no label has a positive among the 4 images held out"):
+        linear_probe(train._replace(labels=none), test)
+    with pytest.raises(ValueError, match=r"strengths .* must be one or more numbers"):
+        linear_probe(train, test, strengths=())
+    with pytest.raises(ValueError, match=r"strengths .* must be one or more numbers"):
+        linear_probe(train, test, strengths=(-1.0, 1.0))
+    for fraction in (0.0, 1.0):
+        with pytest.raises(ValueError, match=f"validation_fraction {fraction} must lie between"):
+            linear_probe(train, test, validation_fraction=fraction)
+    one = Features(train.features[:1], train.labels[:1], torch.arange(1))  # type: ignore[index]
+    with pytest.raises(ValueError, match="1 training image cannot be split"):
+        linear_probe(one, test)
