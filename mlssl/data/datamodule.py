@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
@@ -18,6 +18,8 @@ from mlssl.data.files import read_folder
 from mlssl.data.records import Records
 from mlssl.data.synthetic import synthetic_scenes
 from mlssl.views.blocks import BlockViews
+
+DatasetName = Literal["synthetic", "coco", "corel5k", "folder"]
 
 MAX_WORKERS = 8
 """Worker processes at most, where the user does not say: eight feed a large GPU (8 views cost about 5 ms an image)."""
@@ -38,23 +40,26 @@ class MultiLabelDataModule(L.LightningDataModule):
         cols: Columns ≥ 1 of the block grid (paper: 2).
         overlap: γ in 0–0.5, share of the image side by which blocks overlap (paper: 0.2; its COCO run: 0.3).
         eval_size: Height and width, or one side, that whole images are resized to for evaluation; ``size`` by default.
-        num_workers: Loader processes; by default one less than the cores at hand, at least 1 and at most 8.
-        train_split: Split to train on; by default ``train2017`` of COCO, else ``train``.
-        val_split: Split to evaluate on; by default ``val2017`` of COCO, else ``test``.
+        num_workers: Loader processes; by default one less than a device's share of the cores, at least 1 and at most 8.
+        train_split: Split to train on; by default ``train2017`` of COCO, ``train`` of Corel-5K and drawn scenes, the
+            whole of a ``folder``, whose splits are the folders in it.
+        val_split: Split to evaluate on, ``""`` for none; by default ``val2017`` of COCO, ``test`` of Corel-5K and the
+            drawn scenes, none of a ``folder``.
         min_images_per_class: Keep only classes with at least so many train and so many val images, e.g. (40, 4).
-        seed: Of order and augmentation.
+        seed: Of order and augmentation, at least 0.
         train: Records of one's own to train on, instead of ``dataset``; labels are optional.
-        val: Records of one's own to evaluate on, labelled.
+        val: Records of one's own to evaluate on.
         probe_train: Labelled records that the probe learns from, where they are not the training set.
 
     Raises:
-        ValueError: On sizes, splits or formats that do not exist, before anything is read; on records that do not fit
-            together, when the Trainer sets the data up.
+        ValueError: On numbers and formats that do not exist and on arguments that exclude each other, before anything
+            is read; on unknown splits and on records that do not fit together, when the Trainer sets the data up.
+        TypeError: If ``train``, ``val`` or ``probe_train`` are no ``Records``.
     """
 
     def __init__(
         self,
-        dataset: Literal["synthetic", "coco", "corel5k", "folder"] = "synthetic",
+        dataset: DatasetName = "synthetic",
         root: str | os.PathLike[str] | None = None,
         *,
         batch_size: int = 64,
@@ -73,75 +78,60 @@ class MultiLabelDataModule(L.LightningDataModule):
         probe_train: Records | None = None,
     ) -> None:
         super().__init__()
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size} was given: pass the images a step on one device, at least 1.")
-        if num_workers is not None and num_workers < 0:
-            raise ValueError(f"num_workers={num_workers} was given: pass 0 to load in the main process, or more.")
-        if train is None and dataset not in _FORMATS:
-            raise ValueError(f"dataset={dataset!r} is unknown: pass one of {', '.join(_FORMATS)}, or train=Records(…).")
-        if train is None and root is None and dataset != "synthetic":
-            raise ValueError(f"dataset={dataset!r} needs the folder that holds it: pass root (--data.root FOLDER).")
-        if train is None and (val is not None or probe_train is not None):
-            raise ValueError("val or probe_train was given without train: pass train=Records(…) too.")
+        root = None if root is None else os.fspath(root)  # a Path in a checkpoint would not load with weights_only
+        _check_numbers(batch_size=(batch_size, 1), seed=(seed, 0), num_workers=(num_workers, 0))
+        if train is None:
+            _check_source(dataset, root, val, probe_train)
+        else:
+            _check_own(
+                {"train": train, "val": val, "probe_train": probe_train},
+                root=root,
+                train_split=train_split,
+                val_split=val_split,
+                min_images_per_class=min_images_per_class,
+            )
         self.save_hyperparameters(ignore=["train", "val", "probe_train"])
         self.views = BlockViews(size, rows, cols, overlap)
         self.eval_size = _height_width(size if eval_size is None else eval_size)
         self.train_records = train
         self.val_records = val
         self.probe_records = probe_train
-        self.num_workers = _default_workers() if num_workers is None else num_workers
 
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of the L labels; empty without labels or before ``setup``."""
-        labelled = self.val_records or self.probe_records or self.train_records
-        return labelled.classes if labelled else ()
+        sets = (self.train_records, self.val_records, self.probe_records)
+        return next((records.classes for records in sets if records is not None and records.classes), ())
 
     @property
     def num_labels(self) -> int:
         """L; 0 without labels or before ``setup``."""
         return len(self.classes)
 
-    def setup(self, stage: str | None = None) -> None:
-        """Read the records, once, and check that they fit together.
+    def setup(self, stage: str | None = None) -> None:  # noqa: ARG002  Lightning names it
+        """Read the records, once, and check that they fit together; every loader asks for it where nobody did.
 
         Raises:
-            ValueError: If the sets name different classes, or the training set fills no batch.
+            ValueError: If the sets name different classes, or none is frequent enough.
             FileNotFoundError: If a folder or file is missing (by the reader).
         """
         if self.train_records is None:
-            read = _FORMATS[self.hparams["dataset"]]
-            splits = {name: self.hparams[f"{name}_split"] or read.splits[name] for name in ("train", "val")}
-            root = Path(self.hparams["root"] or ".")
-            train = read.records(root, splits["train"])
-            val = read.records(root, splits["val"]) if splits["val"] else None
-            if self.hparams["min_images_per_class"] is not None and val is not None:
-                kept = frequent_labels(train, val, *self.hparams["min_images_per_class"])
-                train, val = train.with_classes(kept), val.with_classes(kept)
-            self.train_records, self.val_records = train, val
+            self.train_records, self.val_records = self._read()
         _check_classes({"train": self.train_records, "val": self.val_records, "probe_train": self.probe_records})
-        devices = self.trainer.world_size if self.trainer else 1
-        needed = self.hparams["batch_size"] * devices
-        if stage == "fit":
-            total = len(self.train_records)
-            if total < needed:
-                raise ValueError(
-                    f"The training set has {total} images, and a step takes {needed} "
-                    f"(batch_size {self.hparams['batch_size']} on {devices} device(s)): pass a smaller batch_size."
-                )
-            if total % needed:
-                rank_zero_info(
-                    f"{total} images fill {total // needed} steps of {needed}: "
-                    f"{total % needed} images, others every epoch, sit out an epoch."
-                )
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Batches of views (B, A, K, 3, S, S), image ids and, where there are, labels: see ``ViewBatch``."""
-        records = self._records("train_records")
-        dataset = ViewDataset(records, self.views, self.hparams["seed"])
+        """Batches of views (B, A, K, 3, S, S), image ids and, where there are, labels: see ``ViewBatch``.
+
+        Raises:
+            ValueError: If the training set fills no step.
+        """
+        train, _ = self._records()
+        devices = self.trainer.world_size if self.trainer else 1
+        _check_steps(len(train), self.hparams["batch_size"], devices)
+        dataset = ViewDataset(train, self.views, self.hparams["seed"])
         sampler = EpochSampler(
             dataset,
-            num_replicas=self.trainer.world_size if self.trainer else 1,
+            num_replicas=devices,
             rank=self.trainer.global_rank if self.trainer else 0,
             seed=self.hparams["seed"],
             drop_last=True,
@@ -150,37 +140,73 @@ class MultiLabelDataModule(L.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """Whole images of the val records, see ``ImageBatch``; nothing where there are none."""
-        if self.val_records is None:
-            return []
-        return self._loader(ImageDataset(self.val_records, self.eval_size))
+        return [] if self._records()[1] is None else self.image_dataloader("val")
 
     test_dataloader = val_dataloader
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """Whole images of the val records, or of the training records where there are none."""
-        return self._loader(ImageDataset(self.val_records or self._records("train_records"), self.eval_size))
+        return self.image_dataloader("train" if self._records()[1] is None else "val")
+
+    def image_dataloader(self, split: Literal["train", "val"]) -> DataLoader[Any]:
+        """Whole images of a set in a fixed order without augmentation, as linear evaluation takes them.
+
+        Raises:
+            ValueError: If there are no such records.
+        """
+        records = dict(zip(("train", "val"), self._records(), strict=True)).get(split)
+        if records is None:
+            raise ValueError(f"There are no {split!r} images: pass 'train', or 'val' where there is a val set.")
+        return self._loader(ImageDataset(records, self.eval_size))
 
     def probe_dataloader(self) -> DataLoader[Any] | None:
-        """Shuffled whole images of ``probe_train``; None where it was not given."""
+        """Whole images of ``probe_train``, all of them on every device; None where it was not given.
+
+        They come in an order of their own in every epoch that ``loader.sampler.set_epoch`` names.
+        """
         if self.probe_records is None:
             return None
-        generator = torch.Generator().manual_seed(self.hparams["seed"])
-        return self._loader(ImageDataset(self.probe_records, self.eval_size), shuffle=True, generator=generator)
+        dataset = ImageDataset(self.probe_records, self.eval_size)
+        sampler: DistributedSampler[Any] = DistributedSampler(
+            dataset, num_replicas=1, rank=0, seed=self.hparams["seed"]
+        )
+        return self._loader(dataset, sampler=sampler)
 
-    def _records(self, name: str) -> Records:
-        if getattr(self, name) is None:
+    def _read(self) -> tuple[Records, Records | None]:
+        hparams = self.hparams
+        source = _FORMATS[hparams["dataset"]]
+        root = Path(hparams["root"] or ".")
+        val_split = source.val if hparams["val_split"] is None else hparams["val_split"]
+        train = source.read(root, source.train if hparams["train_split"] is None else hparams["train_split"])
+        val = source.read(root, val_split) if val_split else None
+        least = hparams["min_images_per_class"]
+        if least is None:
+            return train, val
+        if val is None:
+            raise ValueError(f"min_images_per_class={least} counts val images too, and there are none: leave it out.")
+        kept = frequent_labels(train, val, *least)
+        if not kept:
+            raise ValueError(f"No class has {least[0]} train and {least[1]} val images: lower min_images_per_class.")
+        return train.with_classes(kept), val.with_classes(kept)
+
+    def _records(self) -> tuple[Records, Records | None]:
+        if self.train_records is None:
             self.setup()
-        records: Records = getattr(self, name)
-        return records
+        assert self.train_records is not None
+        return self.train_records, self.val_records
 
     def _loader(self, dataset: Dataset[Any], **settings: Any) -> DataLoader[Any]:
+        workers = self.hparams["num_workers"]
+        if workers is None:
+            workers = _default_workers(self.trainer.num_devices if self.trainer else 1)
         return DataLoader(
             dataset,
             batch_size=self.hparams["batch_size"],
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
+            num_workers=workers,
+            persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=_one_thread,
+            generator=torch.Generator(),  # else every pass over a loader would draw from the model's random state
             **settings,
         )
 
@@ -207,9 +233,9 @@ class ViewDataset(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
-        """Views uint8 (A, K, 3, S, S), image id and, where there are, labels (L,)."""
-        epoch, index = key
+    def __getitem__(self, key: tuple[int, int] | int) -> dict[str, Any]:
+        """Views uint8 (A, K, 3, S, S), image id and, where there are, labels (L,); of epoch 0 under an index alone."""
+        epoch, index = key if isinstance(key, tuple) else (0, key)
         generator = np.random.default_rng([self.seed, epoch, index])
         return {"views": self.views(self.records.image(index), generator), **_identity(self.records, index)}
 
@@ -247,15 +273,16 @@ class EpochSampler(DistributedSampler[Any]):
 
 
 class _Format(NamedTuple):
-    records: Callable[[Path, str], Records]
-    splits: dict[str, str]
+    read: Callable[[Path, str], Records]
+    train: str
+    val: str
 
 
 _FORMATS = {
-    "synthetic": _Format(lambda root, split: synthetic_scenes(split), {"train": "train", "val": "test"}),
-    "coco": _Format(read_coco, {"train": "train2017", "val": "val2017"}),
-    "corel5k": _Format(read_corel5k, {"train": "train", "val": "test"}),
-    "folder": _Format(lambda root, split: read_folder(root), {"train": "", "val": ""}),
+    "synthetic": _Format(lambda _root, split: synthetic_scenes(split), "train", "test"),
+    "coco": _Format(read_coco, "train2017", "val2017"),
+    "corel5k": _Format(read_corel5k, "train", "test"),
+    "folder": _Format(lambda root, split: read_folder(root / split), "", ""),
 }
 
 
@@ -276,15 +303,15 @@ def _resized(pixels: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _height_width(size: int | tuple[int, int]) -> tuple[int, int]:
-    height, width = (size, size) if isinstance(size, int) else size
-    if min(height, width) < 1:
+    both = (size, size) if isinstance(size, int) else tuple(size)
+    if len(both) != 2 or min(both) < 1:
         raise ValueError(f"eval_size={size} was given: pass height and width in pixels, at least 1 each.")
-    return height, width
+    return both
 
 
-def _default_workers() -> int:
+def _default_workers(devices: int) -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(MAX_WORKERS, cores - 1))
+    return max(1, min(MAX_WORKERS, cores // devices - 1))
 
 
 def _one_thread(_worker: int) -> None:
@@ -292,6 +319,53 @@ def _one_thread(_worker: int) -> None:
     import cv2
 
     cv2.setNumThreads(0)
+
+
+def _check_numbers(**numbers: tuple[int | None, int]) -> None:
+    for name, (value, least) in numbers.items():
+        if value is not None and value < least:
+            raise ValueError(f"{name}={value} was given: pass a number of at least {least}.")
+
+
+def _check_source(dataset: str, root: str | None, val: Records | None, probe_train: Records | None) -> None:
+    if val is not None or probe_train is not None:
+        raise ValueError("val or probe_train was given without train: pass train=Records(…) too.")
+    if dataset not in _FORMATS:
+        raise ValueError(f"dataset={dataset!r} is unknown: pass one of {', '.join(_FORMATS)}, or train=Records(…).")
+    if root is None and dataset != "synthetic":
+        raise ValueError(f"dataset={dataset!r} needs the folder that holds it: pass root (--data.root FOLDER).")
+    if root is not None and dataset == "synthetic":
+        others = ", ".join(name for name in _FORMATS if name != "synthetic")
+        raise ValueError(f"root={root!r} was given, and drawn scenes have no files: say which dataset it is, {others}.")
+
+
+def _check_own(sets: dict[str, Records | None], **of_files: object) -> None:
+    for name, records in sets.items():
+        if records is not None and not isinstance(records, Records):
+            raise TypeError(
+                f"{name} is of type {type(records).__name__}: pass mlssl.Records(paths, labels, classes), "
+                "or train the module on a loader of your own."
+            )
+    given = [name for name, value in of_files.items() if value is not None]
+    if given:
+        raise ValueError(f"{given[0]} and train were given: {given[0]} is for a dataset that is read, leave out one.")
+    probe_train = sets["probe_train"]
+    if probe_train is not None and probe_train.labels is None:
+        raise ValueError(f"probe_train is {probe_train!r}: pass labelled records, or leave it out.")
+
+
+def _check_steps(num_images: int, batch_size: int, devices: int) -> None:
+    step = batch_size * devices
+    if num_images < step:
+        raise ValueError(
+            f"The training set has {num_images} images, and a step takes {step} "
+            f"(batch_size {batch_size} on {devices} device(s)): pass a smaller batch_size."
+        )
+    if num_images % step:
+        rank_zero_info(
+            f"{num_images} images fill {num_images // step} steps of {step}: "
+            f"{num_images % step} images, others every epoch, sit out an epoch."
+        )
 
 
 def _check_classes(sets: dict[str, Records | None]) -> None:
