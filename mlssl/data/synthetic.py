@@ -22,6 +22,8 @@ CELLS = 4  # objects lie near the centres of CELLS × CELLS cells
 NUM_OBJECTS = 13
 NUM_DISTRACTORS = 6
 
+_STREAM = 5379  # keeps the draws of a scene apart from those of its views, which start from a seed and an index too
+
 _Points = npt.NDArray[np.float64]
 
 
@@ -70,7 +72,7 @@ class _Drawing:
 
 
 def _generator(seed: int, split: str, index: int) -> np.random.Generator:
-    return np.random.default_rng([seed, SPLITS.index(split), index])
+    return np.random.default_rng([_STREAM, seed, SPLITS.index(split), index])
 
 
 def _choose_classes(generator: np.random.Generator) -> npt.NDArray[np.int64]:
