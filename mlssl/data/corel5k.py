@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mlssl.data.records import Records
+from mlssl.data.records import Records, check_files
 
 SPLITS = {"train": ("training_label", "train_jpeg"), "test": ("test_label", "test_jpeg")}
 
@@ -45,7 +45,8 @@ def read_corel5k(root: str | os.PathLike[str], split: str = "train") -> Records:
         )
     label_file, image_folder = SPLITS[split]
     words = _lines(folder / "labels" / "words")
-    lines = _lines(folder / "labels" / label_file)
+    label_path = folder / "labels" / label_file
+    lines = _lines(label_path)
     labels = np.zeros((len(lines), len(words)), dtype=np.int8)
     numbers = np.zeros(len(lines), dtype=np.int64)
     for row, line in enumerate(lines):
@@ -53,18 +54,18 @@ def read_corel5k(root: str | os.PathLike[str], split: str = "train") -> Records:
             number, *present = map(int, line.split())
         except ValueError as error:
             raise ValueError(
-                f"line {row + 1} of {str(folder / 'labels' / label_file)!r} is {line!r}: "
+                f"line {row + 1} of {str(label_path)!r} is {line!r}: "
                 "expected an image number and the numbers of its words"
             ) from error
         if present and not 1 <= min(present) <= max(present) <= len(words):
             raise ValueError(
-                f"line {row + 1} of {str(folder / 'labels' / label_file)!r} names the words {present}: "
+                f"line {row + 1} of {str(label_path)!r} names the words {present}: "
                 f"expected numbers from 1 to {len(words)}, the lines of labels/words"
             )
         numbers[row] = number
         labels[row, np.array(present, dtype=np.int64) - 1] = 1
     names = [f"{number}.jpeg" for number in numbers]
-    _check_images(folder / image_folder, names)
+    check_files(folder / image_folder, names, label_path)
     return Records(names, labels, words, image_ids=numbers, root=folder / image_folder)
 
 
@@ -96,20 +97,7 @@ def _lines(path: Path) -> list[str]:
         raise FileNotFoundError(
             f"no file {str(path)!r}: Corel-5K's root needs labels/words and labels/{{training,test}}_label"
         )
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if not lines:
+    text = path.read_text(encoding="utf-8").rstrip()
+    if not text:
         raise ValueError(f"{str(path)!r} is empty: fetch Corel-5K's label files again")
-    return lines
-
-
-def _check_images(folder: Path, names: list[str]) -> None:
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no folder {str(folder)!r}: put the images of this split of Corel-5K there")
-    with os.scandir(folder) as entries:
-        there = {entry.name for entry in entries}
-    missing = [name for name in names if name not in there]
-    if missing:
-        raise FileNotFoundError(
-            f"{len(missing)} of {len(names)} images are not in {str(folder)!r}, first {', '.join(missing[:3])}: "
-            "put them there or drop their lines from the label file"
-        )
+    return [line.strip() for line in text.splitlines()]

@@ -162,7 +162,7 @@ class MultiLabelDataModule(L.LightningDataModule):
     def probe_dataloader(self) -> DataLoader[Any] | None:
         """Whole images of ``probe_train``, all of them on every device; None where it was not given.
 
-        They come in an order of their own in every epoch that ``loader.sampler.set_epoch`` names.
+        Their order depends on the seed and on the epoch in which the loader is asked for.
         """
         if self.probe_records is None:
             return None
@@ -170,6 +170,7 @@ class MultiLabelDataModule(L.LightningDataModule):
         sampler: DistributedSampler[Any] = DistributedSampler(
             dataset, num_replicas=1, rank=0, seed=self.hparams["seed"]
         )
+        sampler.set_epoch(self.trainer.current_epoch if self.trainer else 0)
         return self._loader(dataset, sampler=sampler)
 
     def _read(self) -> tuple[Records, Records | None]:
