@@ -17,9 +17,9 @@ TORCHVISION_PREFIX = "torchvision/"
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-_WEIGHT_ARGUMENTS = frozenset(
-    {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "weights", "progress"}
-)
+# Arguments that say where weights and pixel statistics come from, not what the network looks like.
+_DESCRIBING = frozenset({"pretrained_cfg", "pretrained_cfg_overlay"})
+_READING = frozenset({"pretrained", "checkpoint_path", "cache_dir", "weights", "progress"})
 _TORCHVISION_HEADS = ("fc", "classifier", "heads", "head")
 
 
@@ -50,35 +50,25 @@ def build_backbone(backbone: str | nn.Module, **kwargs: Any) -> nn.Module:
         return backbone
     if not isinstance(backbone, str):
         raise TypeError(f"backbone={backbone!r} was given: pass a timm name, 'torchvision/<name>' or an nn.Module.")
-    return _build(backbone, kwargs, {name: value for name, value in kwargs.items() if name in _WEIGHT_ARGUMENTS})
+    return _build(backbone, kwargs, _READING | _DESCRIBING)
 
 
 def rebuild_backbone(backbone: str, **kwargs: Any) -> nn.Module:
     """Build the architecture of `build_backbone(backbone, **kwargs)` for weights that are loaded afterwards.
 
-    Nothing is read or downloaded, even if `pretrained=True` is among the arguments.
+    No weights are read or downloaded, even if `pretrained=True` is among the arguments.
     """
-    return _build(backbone, kwargs, {})
+    return _build(backbone, kwargs, _DESCRIBING)
 
 
 def built_as(network: nn.Module) -> tuple[str, dict[str, Any]] | None:
-    """Name and arguments that the network was built from by name; None for any other network."""
+    """Name and architecture arguments by which the library that it comes from builds the network.
+
+    Arguments are complete, timm's image size and pooling of transformers included, but for those that read weights.
+    None for a network that was not built by name.
+    """
     origin: tuple[str, dict[str, Any]] | None = getattr(network, "built_as", None)
     return origin
-
-
-def timm_arguments(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Arguments of `timm.create_model` for vision transformers, and for all others, without those that read weights.
-
-    Here a transformer sees views of one size and whole images of another, and nothing trains its class token, so it
-    gets dynamic image size and the average over patch tokens. Published weights have their norm in front of the
-    pooling; timm would drop it there.
-    """
-    plain = {name: value for name, value in kwargs.items() if name not in _WEIGHT_ARGUMENTS}
-    defaults: dict[str, Any] = {"dynamic_img_size": True, "global_pool": "avg"}
-    if kwargs.get("pretrained"):
-        defaults["fc_norm"] = False
-    return defaults | plain, plain
 
 
 def feature_width(backbone: nn.Module) -> int:
@@ -89,29 +79,16 @@ def feature_width(backbone: nn.Module) -> int:
     Raises:
         ValueError: If the network gives something other than (n, D), or takes no blank image.
     """
-    parameter = next(backbone.parameters(), torch.zeros(()))
-    failure: Exception | None = None
-    for shape in input_shapes(backbone):
-        image = torch.zeros(1, *shape, device=parameter.device, dtype=parameter.dtype)
-        try:
-            with torch.no_grad(), _evaluating(backbone):
-                features = backbone(image)
-        except (RuntimeError, ValueError, AssertionError) as error:
-            failure = error
-            continue
-        return _checked_width(backbone, features)
-    raise ValueError(
-        f"The backbone {type(backbone).__name__} runs on none of the blank images {input_shapes(backbone)} ({failure}): "
-        "pass a network that takes images (n, C, H, W)."
-    ) from failure
+    return _checked_width(backbone, _first_run(backbone)[1])
 
 
-def input_shapes(backbone: nn.Module) -> list[tuple[int, int, int]]:
-    """Shapes (C, H, W) of images that the network is likely to take, smallest first: 64 × 64, 224 × 224, timm's own."""
-    config = getattr(backbone, "pretrained_cfg", None) or {}
-    own_side = max(config.get("input_size") or (224,))
-    channels = next((layer.in_channels for layer in backbone.modules() if isinstance(layer, nn.Conv2d)), 3)
-    return [(channels, side, side) for side in sorted({64, 224, own_side})]
+def image_shape(backbone: nn.Module) -> tuple[int, int, int]:
+    """Shape (C, H, W) of the smallest square image that the network takes: 64 or 224 pixels wide, or timm's own size.
+
+    Raises:
+        ValueError: If the network takes none of them.
+    """
+    return _first_run(backbone)[0]
 
 
 def pixel_statistics(backbone: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -126,7 +103,7 @@ def pixel_statistics(backbone: nn.Module) -> tuple[tuple[float, ...], tuple[floa
     config = getattr(backbone, "pretrained_cfg", None) or {}
     mean = tuple(config.get("mean") or IMAGENET_MEAN)
     std = tuple(config.get("std") or IMAGENET_STD)
-    channels = input_shapes(backbone)[0][0]
+    channels = _channels(backbone)
     if channels != len(mean):
         return (sum(mean) / len(mean),) * channels, (sum(std) / len(std),) * channels
     return mean, std
@@ -162,44 +139,64 @@ def pooled_features(backbone: nn.Module, images: Tensor, pooling: Pooling = "avg
     )
 
 
-def _build(name: str, kwargs: dict[str, Any], weights: dict[str, Any]) -> nn.Module:
+def _build(name: str, kwargs: dict[str, Any], passed_on: frozenset[str]) -> nn.Module:
+    """Build by name; of the arguments about weights, only those that are `passed_on`."""
     if "num_classes" in kwargs:
         raise ValueError("num_classes was given, and a backbone gives features, not class scores: leave it out.")
-    build = _build_torchvision if name.startswith(TORCHVISION_PREFIX) else _build_timm
+    weights = {key: value for key, value in kwargs.items() if key in passed_on}
+    architecture = {key: value for key, value in kwargs.items() if key not in _READING | _DESCRIBING}
+    if architecture.get("in_chans") == 3:  # everybody's default, which torchvision has no argument for
+        del architecture["in_chans"]
     try:
-        network = build(name, kwargs, weights)
+        if name.startswith(TORCHVISION_PREFIX):
+            network = _build_torchvision(name, architecture, weights)
+        else:
+            network, architecture = _build_timm(name, architecture, weights, pretrained=bool(kwargs.get("pretrained")))
     except TypeError as error:
         unknown = _unexpected_argument(error)
         if unknown not in kwargs:
             raise
         raise TypeError(f"Backbone {name!r} does not take {unknown!r}: leave it out of its arguments.") from None
-    network.built_as = (name, dict(kwargs))  # type: ignore[assignment]
+    network.built_as = (name, architecture)  # type: ignore[assignment]
     return network
 
 
-def _build_timm(name: str, kwargs: dict[str, Any], weights: dict[str, Any]) -> nn.Module:
+def _build_timm(
+    name: str, architecture: dict[str, Any], weights: dict[str, Any], *, pretrained: bool
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Build, and tell the architecture's arguments with those that transformers are given here.
+
+    A transformer sees views of one size and whole images of another, and nothing trains its class token, so it gets
+    dynamic image size and the average over patch tokens. Published weights have their norm in front of the pooling,
+    where timm would drop it for that average.
+    """
     import timm  # takes over a second, which a mere import of the package should not pay
 
     if ":" not in name and not timm.is_model(name):
         raise ValueError(_unknown_name(name))
-    for_transformers, for_others = timm_arguments(kwargs)
-    try:
-        network: nn.Module = timm.create_model(name, num_classes=0, **for_transformers, **weights)
-    except TypeError as error:
-        # timm has no table of which networks take these arguments; one that does not says so before it builds.
-        if _unexpected_argument(error) not in for_transformers.keys() - for_others.keys():
-            raise
-        network = timm.create_model(name, num_classes=0, **for_others, **weights)
-    return network
+    arguments = {"dynamic_img_size": True, "global_pool": "avg"} | ({"fc_norm": False} if pretrained else {})
+    arguments |= architecture
+    while True:
+        try:
+            return timm.create_model(name, num_classes=0, **arguments, **weights), arguments
+        except TypeError as error:
+            # timm has no table of which networks take these arguments; one that does not says so before it builds.
+            refused = _unexpected_argument(error)
+            if refused not in arguments.keys() - architecture.keys():
+                raise
+            if refused == "fc_norm":
+                del arguments["fc_norm"]
+            else:
+                arguments = architecture
 
 
-def _build_torchvision(full_name: str, kwargs: dict[str, Any], weights: dict[str, Any]) -> nn.Module:
+def _build_torchvision(full_name: str, architecture: dict[str, Any], weights: dict[str, Any]) -> nn.Module:
     from torchvision import models
 
     name = full_name.removeprefix(TORCHVISION_PREFIX)
     if name not in models.list_models(module=models):
         raise ValueError(_unknown_name(full_name))
-    arguments = timm_arguments(kwargs)[1] | weights
+    arguments = architecture | weights
     in_chans = arguments.pop("in_chans", 3)
     if arguments.pop("pretrained", False):
         arguments.setdefault("weights", "DEFAULT")
@@ -224,9 +221,9 @@ def _unknown_name(name: str) -> str:
     known = [*timm.list_models(), *(TORCHVISION_PREFIX + other for other in models.list_models(module=models))]
     nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     return (
-        f"Unknown backbone {name!r}: {f'did you mean {_alternatives(nearest)}? Or ' if nearest else ''}type a name from "
-        "timm.list_models(), 'torchvision/<name>' with one from torchvision.models.list_models(), or pass an nn.Module "
-        "that gives features (n, D)."
+        f"Unknown backbone {name!r}: {f'did you mean {_alternatives(nearest)}? Or ' if nearest else ''}type a name "
+        "from timm.list_models(), 'torchvision/<name>' with one from torchvision.models.list_models(), or pass an "
+        "nn.Module that gives features (n, D)."
     )
 
 
@@ -256,7 +253,7 @@ def _take_off_classifier(network: nn.Module, full_name: str) -> None:
 
 
 def _replace_first_convolution(network: nn.Module, in_chans: int, *, keep_weights: bool) -> None:
-    """Give the first convolution `in_chans` inputs: loaded weights keep their sum over channels, fresh ones their spread."""
+    """Give the first convolution `in_chans` inputs: loaded weights keep their sum over channels, fresh their std."""
     if in_chans < 1:
         raise ValueError(f"in_chans={in_chans} was given: an image has at least one channel.")
     convolutions = ((path, layer) for path, layer in network.named_modules() if isinstance(layer, nn.Conv2d))
@@ -274,6 +271,30 @@ def _replace_first_convolution(network: nn.Module, in_chans: int, *, keep_weight
     setattr(network.get_submodule(parent), name, new)
 
 
+def _first_run(backbone: nn.Module) -> tuple[tuple[int, int, int], object]:
+    """Shape of the smallest blank image that the network takes, and what it gives for it."""
+    config = getattr(backbone, "pretrained_cfg", None) or {}
+    own_side = max(config.get("input_size") or (224,))
+    shapes = [(_channels(backbone), side, side) for side in sorted({64, 224, own_side})]
+    parameter = next(backbone.parameters(), torch.zeros(()))
+    failure: Exception | None = None
+    for shape in shapes:
+        image = torch.zeros(1, *shape, device=parameter.device, dtype=parameter.dtype)
+        try:
+            with torch.no_grad(), _evaluating(backbone):
+                return shape, backbone(image)
+        except (RuntimeError, ValueError, AssertionError) as error:
+            failure = error
+    raise ValueError(
+        f"The backbone {type(backbone).__name__} runs on none of the blank images {shapes} ({failure}): "
+        "pass a network that takes images (n, C, H, W)."
+    ) from failure
+
+
+def _channels(backbone: nn.Module) -> int:
+    return next((layer.in_channels for layer in backbone.modules() if isinstance(layer, nn.Conv2d)), 3)
+
+
 def _checked_width(backbone: nn.Module, features: object) -> int:
     if not isinstance(features, Tensor):
         given = f"a {type(features).__name__}"
@@ -284,7 +305,8 @@ def _checked_width(backbone: nn.Module, features: object) -> int:
     is_map = isinstance(features, Tensor) and features.ndim == 4
     remedy = "nn.Sequential(net, nn.AdaptiveAvgPool2d(1), nn.Flatten())" if is_map else "a module that returns (n, D)"
     raise ValueError(
-        f"The backbone {type(backbone).__name__} gives {given} for one image where (1, D) is needed: wrap it as {remedy}."
+        f"The backbone {type(backbone).__name__} gives {given} for one image where (1, D) is needed: "
+        f"wrap it as {remedy}."
     )
 
 

@@ -6,28 +6,24 @@ import copy
 import json
 import os
 import pickle
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+import zipfile
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from mlssl.atomic import written_aside
-from mlssl.backbones import TORCHVISION_PREFIX, blank_image, build_backbone, pixel_statistics, rebuild_backbone
+from mlssl.backbones import TORCHVISION_PREFIX, built_as, image_shape, pixel_statistics, rebuild_backbone
 
 MAX_RELATIVE_DIFFERENCE = 1e-5
-"""Largest difference of an exported network's features, as a fraction of the largest feature."""
+"""Largest difference of an exported network's features that is let through, as a fraction of the largest feature."""
 
-SHARED_RESNETS = (
-    *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2", "wide_resnet101_2"),
-    *("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"),
-)
-"""Architectures that timm and torchvision name and spell alike, key by key, so that weights go from one to the other."""
+EXPORT_SUFFIXES = {"timm": (".safetensors",), "torchvision": (".pth", ".pt"), "safetensors": (".safetensors",)}
+"""The formats, with the suffixes that a file of each may have."""
 
 
 class ExportReport(NamedTuple):
@@ -38,7 +34,7 @@ class ExportReport(NamedTuple):
     max_difference: float
     """Largest difference from the source's features, as a fraction of the largest feature."""
     check: str
-    """The call that loaded the file for the comparison, to be used as it stands."""
+    """Lines of Python that load the file into `network`, as was done for the comparison."""
 
     def __fspath__(self) -> str:
         return str(self.path)
@@ -47,7 +43,7 @@ class ExportReport(NamedTuple):
 def export_backbone(
     source: str | os.PathLike[str] | nn.Module,
     path: str | os.PathLike[str],
-    format: str | None = "timm",  # noqa: A002
+    format: str | None = "timm",
     *,
     overwrite: bool = False,
     metadata: Mapping[str, str] | None = None,
@@ -55,83 +51,282 @@ def export_backbone(
     """Write the backbone alone, without projector and predictor, and prove that it gives the same features.
 
     The file is written aside and loaded strictly by the library it is for; its features of random images are compared
-    with the source's (float32, eval mode, contiguous, CPU). Only then does it get its name: a file is whole and
-    right, or not there. The source keeps its weights, training flags, device and precision, and no random state moves.
+    with the source's (float32, eval mode, NCHW, CPU). Only then does it get its name: a file is whole and right, or
+    not there. The source keeps its weights, training flags, device and precision, and no random state moves.
 
     | format | file | loads with |
     |---|---|---|
     | timm | .safetensors | `timm.create_model(name, num_classes=0, checkpoint_path=path)` |
     | torchvision | .pth, a dict of tensors | `load_state_dict` once the classifier is `nn.Identity()` |
-    | safetensors | .safetensors with metadata | `safetensors.torch.load_file`, for any module |
+    | safetensors | .safetensors | `load_state_dict(safetensors.torch.load_file(path))`, for any network |
 
-    A vision transformer that averages its patch tokens needs `global_pool="avg"` in timm's call too; the report's
-    `check` is the call that gave the same features.
+    A transformer that averages its patch tokens, as ours do, needs the same `global_pool="avg"` in timm's call;
+    `check` of the report is the call with all arguments.
 
     Args:
-        source: a Lightning checkpoint, a `MultiLabelSSLModule`, or a backbone. From a checkpoint or module the
-            architecture is known by its hyper-parameters; of a bare network only timm's carry their name.
-        path: file to write; missing folders are made.
-        format: one of the table; None takes the first that can hold the backbone.
-        overwrite: whether an existing file may be replaced.
-        metadata: further entries beside library version, backbone, arguments, mean, std and feature width; kept in the
-            header of .safetensors files.
+        source: A Lightning checkpoint of a `MultiLabelSSLModule`, such a module, or a backbone.
+        path: File to write; missing folders are made.
+        format: One of the table; None takes `torchvision` for a `torchvision/<name>`, else `timm`, and `safetensors`
+            where that cannot hold the backbone.
+        overwrite: Whether an existing file may be replaced.
+        metadata: Entries of a .safetensors file's header, beside those always there: library version, backbone, its
+            arguments, mean, std and feature width.
 
     Raises:
-        FileExistsError: `path` exists and `overwrite` is False.
-        FileNotFoundError: no checkpoint stands at `source`.
-        ValueError: an unknown format, a suffix that does not fit it, a format that cannot hold the architecture, a
+        FileExistsError: If `path` exists and `overwrite` is False.
+        FileNotFoundError: If no checkpoint stands at `source`.
+        ValueError: On an unknown format, a suffix that does not fit it, a format that cannot hold the architecture, a
             checkpoint that holds no backbone or pickled code, or features that differ after loading.
+        OSError: If the file cannot be written; one that stood at `path` is whole then.
     """
     path = Path(path)
     if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} exists: choose another name or pass overwrite=True")
+        raise FileExistsError(f"{path} exists: choose another name, or pass overwrite=True to replace it.")
+    check_format(format)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        backbone = _open(source)
-        format = fitting_format(backbone, format)  # noqa: A001
-        suffixes = _FORMATS[format].suffixes
-        if path.suffix not in suffixes:
-            raise ValueError(f"{path} does not end in {' or '.join(suffixes)}, by which format {format!r} is recognised")
-        if metadata and ".safetensors" not in suffixes:
-            raise ValueError(f"format {format!r} holds tensors alone: leave metadata out, or export as 'safetensors'")
-        backbone = backbone._replace(network=_plain_copy(backbone.network))
+        backbone = _plain_copy(_open(source))
+        format = _fitting_format(backbone, format)
+        _check_file_name(path, format, metadata)
+        images = torch.rand(2, *image_shape(backbone.network), generator=torch.Generator().manual_seed(0))
+        expected = backbone.network(images)
+        header = _header(backbone, expected.shape[1]) | dict(metadata or {})
         with written_aside(path) as aside:
-            _FORMATS[format].write(backbone, aside, _described(backbone) | dict(metadata or {}))
-            difference, check = _compare(backbone, aside, format)
-    return ExportReport(path, format, difference, check.replace("PATH", repr(str(path))))
+            _write(backbone.network, aside, header)
+            loaded, check = _LOADERS[format](backbone, aside)
+            difference = _difference(loaded.eval()(images), expected)
+            if not difference <= MAX_RELATIVE_DIFFERENCE:
+                raise ValueError(
+                    f"The {format!r} export gives features that differ by {difference:.1e} of the largest one, at most "
+                    f"{MAX_RELATIVE_DIFFERENCE:.0e} is allowed, and was not kept: check the weights for NaN, or export "
+                    "as 'safetensors' and load them into the network they come from."
+                )
+    return ExportReport(path, format, difference, check.replace(repr(str(aside)), repr(str(path))))
 
 
-class NamedBackbone(NamedTuple):
-    """A network with what is known of its making."""
+def fitting_format(network: nn.Module, format: str | None = None) -> str:
+    """The format itself where it can hold the backbone, and for None the best one that can; nothing is written.
 
-    network: nn.Module
-    name: str | None
-    """As `build_backbone` takes it; None for a network of the user's own."""
-    kwargs: dict[str, Any]
-    statistics: tuple[tuple[float, ...], tuple[float, ...]]
-    """Mean and std of the pixels that it was trained on."""
-
-
-def fitting_format(source: nn.Module | NamedBackbone, format: str | None = None) -> str:  # noqa: A002
-    """The format itself where it can hold the backbone, and for None the first one that can.
+    Args:
+        network: A `MultiLabelSSLModule` or a backbone.
+        format: As for :func:`export_backbone`.
 
     Raises:
-        ValueError: an unknown format, or one that cannot hold the backbone.
+        ValueError: On an unknown format, or one that cannot hold the backbone.
     """
-    backbone = source if isinstance(source, NamedBackbone) else _open_module(source)
     check_format(format)
-    if format is not None:
-        _FORMATS[format].target_name(backbone)
-        return format
-    if backbone.name is None:
-        return "safetensors"
-    return "torchvision" if backbone.name.startswith(TORCHVISION_PREFIX) else "timm"
+    with torch.random.fork_rng(devices=[]):
+        return _fitting_format(_open_module(network), format)
 
 
-def check_format(format: str | None) -> None:  # noqa: A002
+def check_format(format: str | None) -> None:
     """Refuse a format that is not known.
 
     Raises:
-        ValueError: names the known ones.
+        ValueError: Naming the known ones.
     """
-    if format is not None and format not in _FORMATS:
-        raise ValueError(f"unknown export format {format!r}: choose {', '.join(map(repr, _FORMATS))}")
+    if format is not None and format not in EXPORT_SUFFIXES:
+        raise ValueError(f"Unknown export format {format!r}: choose {', '.join(map(repr, EXPORT_SUFFIXES))}.")
+
+
+class _Backbone(NamedTuple):
+    network: nn.Module
+    name: str | None
+    """As `build_backbone` takes it; None for a network of the user's own."""
+    arguments: dict[str, Any]
+    statistics: tuple[tuple[float, ...], tuple[float, ...]]
+    """Mean and standard deviation of the pixels that it was trained on."""
+
+
+# ---------------------------------------------------------------------- sources
+
+
+def _open(source: str | os.PathLike[str] | nn.Module) -> _Backbone:
+    return _open_module(source) if isinstance(source, nn.Module) else _open_checkpoint(Path(source))
+
+
+def _open_module(module: nn.Module) -> _Backbone:
+    inner = getattr(module, "backbone", None)
+    network = inner if isinstance(inner, nn.Module) else module
+    network = getattr(network, "_orig_mod", network)  # under torch.compile
+    mean, std = pixel_statistics(network)
+    if isinstance(inner, nn.Module):  # whose mean and std may be the user's
+        buffers = dict(module.named_buffers(recurse=False))
+        mean = tuple(buffers["pixel_mean"].flatten().tolist()) if "pixel_mean" in buffers else mean
+        std = tuple(buffers["pixel_std"].flatten().tolist()) if "pixel_std" in buffers else std
+    # A timm network that was built elsewhere carries its name, and is taken to have no arguments until compared.
+    config = getattr(network, "pretrained_cfg", None) or {}
+    name, arguments = built_as(network) or (config.get("architecture"), {})
+    return _Backbone(network, name, arguments, (mean, std))
+
+
+def _open_checkpoint(path: Path) -> _Backbone:
+    checkpoint = _load_plain(path)
+    state = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
+    names = {name: name.replace("_orig_mod.", "").removeprefix("module.") for name in state or ()}
+    weights = {
+        plain.removeprefix("backbone."): (state or {})[name]
+        for name, plain in names.items()
+        if plain.startswith("backbone.")
+    }
+    if not weights:
+        raise ValueError(
+            f"{path} holds no backbone, its state_dict has no 'backbone.…' entries: "
+            "give a checkpoint that the Trainer saved of a MultiLabelSSLModule."
+        )
+    settings = checkpoint.get("hyper_parameters", {})
+    if not isinstance(settings.get("backbone"), str):
+        raise ValueError(
+            f"The backbone of {path} was given as a network, which no checkpoint holds: "
+            "export MultiLabelSSLModule.load_from_checkpoint(path, backbone=net) instead of the path."
+        )
+    network = rebuild_backbone(settings["backbone"], **(settings.get("backbone_kwargs") or {}))
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"The weights in {path} do not fit its backbone {settings['backbone']!r}: {error}.") from None
+    backbone = _open_module(network)
+    mean, std = backbone.statistics
+    return backbone._replace(statistics=(tuple(settings.get("mean") or mean), tuple(settings.get("std") or std)))
+
+
+def _load_plain(path: Path) -> Any:
+    if not path.is_file():
+        raise FileNotFoundError(f"No checkpoint stands at {path}: give the path of a .ckpt file that exists.")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        if isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(path):
+            raise ValueError(
+                f"{path} holds pickled Python objects, which could run any code when opened, and was refused: "
+                f"train with hyper-parameters that are plain values. {error}"
+            ) from None
+        raise ValueError(f"{path} is not a checkpoint or is damaged: give a .ckpt that the Trainer saved.") from None
+
+
+def _plain_copy(backbone: _Backbone) -> _Backbone:
+    network = copy.deepcopy(backbone.network).to("cpu", torch.float32, memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    return backbone._replace(network=network.eval())
+
+
+# ---------------------------------------------------------------------- formats
+
+
+def _fitting_format(backbone: _Backbone, format: str | None) -> str:
+    wanted = format or ("torchvision" if (backbone.name or "").startswith(TORCHVISION_PREFIX) else "timm")
+    obstacle = _obstacle(backbone, wanted)
+    if obstacle is None:
+        return wanted
+    if format is None:
+        return "safetensors"
+    given = "this network" if backbone.name is None else f"the backbone {backbone.name!r}"
+    raise ValueError(
+        f"Format {format!r} cannot hold {given}: {obstacle}. Choose 'safetensors', which holds any network."
+    )
+
+
+def _obstacle(backbone: _Backbone, format: str) -> str | None:
+    """Why the format's library does not build a network with weights of the same names and shapes; None if it does."""
+    if backbone.name is None and format != "safetensors":
+        return "it was not built by name"
+    try:
+        network, _ = _LOADERS[format](backbone, None)
+    except (ValueError, TypeError, RuntimeError) as error:
+        return f"{format} does not build it ({error})"
+    own, built = (
+        {name: value.shape for name, value in one.state_dict().items()} for one in (backbone.network, network)
+    )
+    return None if own == built else f"{format} builds it with weights of other names or shapes"
+
+
+def _load_timm(backbone: _Backbone, file: Path | None) -> tuple[nn.Module, str]:
+    import timm
+
+    name = _bare_name(backbone)
+    network = timm.create_model(name, num_classes=0, checkpoint_path=str(file or ""), **backbone.arguments)
+    arguments = _spelled(backbone.arguments)
+    return network, f"network = timm.create_model({name!r}, num_classes=0, checkpoint_path={str(file)!r}{arguments})"
+
+
+def _load_torchvision(backbone: _Backbone, file: Path | None) -> tuple[nn.Module, str]:
+    from torchvision import models
+
+    name = _bare_name(backbone)
+    network: nn.Module = models.get_model(name, **backbone.arguments)
+    classifier = [name for name, layer in network.named_modules() if isinstance(layer, nn.Linear)][-1]
+    network.set_submodule(classifier, nn.Identity())
+    if file is not None:
+        network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+    return network, (
+        f"network = torchvision.models.get_model({name!r}{_spelled(backbone.arguments)})\n"
+        f"network.set_submodule({classifier!r}, torch.nn.Identity())\n"
+        f"network.load_state_dict(torch.load({str(file)!r}, weights_only=True))"
+    )
+
+
+def _load_own(backbone: _Backbone, file: Path | None) -> tuple[nn.Module, str]:
+    network = copy.deepcopy(backbone.network)
+    if file is not None:
+        network.load_state_dict(load_file(file))
+    return network, f"network.load_state_dict(safetensors.torch.load_file({str(file)!r}))"
+
+
+_LOADERS: dict[str, Callable[[_Backbone, Path | None], tuple[nn.Module, str]]] = {
+    "timm": _load_timm,
+    "torchvision": _load_torchvision,
+    "safetensors": _load_own,
+}
+"""Each builds the network by the library of its format, loads the file strictly where there is one, and tells how."""
+
+
+def _bare_name(backbone: _Backbone) -> str:
+    return (backbone.name or "").removeprefix(TORCHVISION_PREFIX)
+
+
+def _spelled(arguments: dict[str, Any]) -> str:
+    return "".join(f", {name}={value!r}" for name, value in arguments.items())
+
+
+# ---------------------------------------------------------------------- files
+
+
+def _check_file_name(path: Path, format: str, metadata: Mapping[str, str] | None) -> None:
+    suffixes = EXPORT_SUFFIXES[format]
+    if path.suffix not in suffixes:
+        raise ValueError(f"{path} does not end in {' or '.join(suffixes)}, as a file of format {format!r} does.")
+    if metadata and ".safetensors" not in suffixes:
+        raise ValueError(f"Format {format!r} holds tensors alone: leave metadata out, or choose 'safetensors'.")
+
+
+def _header(backbone: _Backbone, width: int) -> dict[str, str]:
+    mean, std = backbone.statistics
+    return {
+        "library": f"mlssl {_library_version()}",
+        "backbone": backbone.name or type(backbone.network).__name__,
+        "arguments": json.dumps(backbone.arguments, default=repr),
+        "mean": json.dumps(mean),
+        "std": json.dumps(std),
+        "features": str(width),
+    }
+
+
+def _library_version() -> str:
+    try:
+        return version("mlssl")
+    except PackageNotFoundError:  # run from a checkout that is not installed
+        return "unknown"
+
+
+def _write(network: nn.Module, file: Path, header: dict[str, str]) -> None:
+    # Cloned, because safetensors takes no two names for one tensor.
+    tensors = {name: value.clone(memory_format=torch.contiguous_format) for name, value in network.state_dict().items()}
+    if file.suffix == ".safetensors":
+        file.write_bytes(save(tensors, header))
+    else:
+        torch.save(tensors, file)
+
+
+def _difference(features: Tensor, expected: Tensor) -> float:
+    """Largest difference as a fraction of the largest feature; 0 for features that are all 0 on both sides."""
+    largest = expected.abs().max().item()
+    difference = (features - expected).abs().max().item()
+    return difference / largest if largest else difference

@@ -1,0 +1,83 @@
+"""Export the backbone while training and at the end."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_info
+from torch import nn
+
+from mlssl.export import EXPORT_SUFFIXES, check_format, export_backbone, fitting_format
+
+
+class BackboneExport(Callback):
+    """Write the backbone alone, as :func:`mlssl.export_backbone` does, every n epochs and when the fit has ended.
+
+    Files are ``backbone-epoch=NN.<suffix>``, epochs counted from 0 as in checkpoint names, and ``backbone.<suffix>``
+    with the weights that the fit ends with (those of an averaging callback, where there is one). A file that exists is
+    kept, and the new one gets ``-v1``, ``-v2``, … behind its name. Only the first process writes, nothing is written
+    under ``fast_dev_run``, and training does not notice: weights, training flags and random state stay as they are.
+
+    Args:
+        format: ``"timm"``, ``"torchvision"`` or ``"safetensors"``; None takes the best that can hold the backbone.
+        every_n_epochs: Epochs ≥ 1 from one export to the next; None exports at the end only.
+        directory: Where to write; None is ``exports/`` in the Trainer's ``default_root_dir``.
+
+    Raises:
+        ValueError: On an unknown format or ``every_n_epochs`` < 1; before training, on a module without ``.backbone``
+            or a backbone that the format cannot hold.
+    """
+
+    def __init__(
+        self,
+        format: str | None = None,
+        every_n_epochs: int | None = None,
+        directory: str | os.PathLike[str] | None = None,
+    ) -> None:
+        check_format(format)
+        if every_n_epochs is not None and every_n_epochs < 1:
+            raise ValueError(
+                f"every_n_epochs={every_n_epochs} was given: pass at least 1, or None to export at the end."
+            )
+        self.format = format
+        self.every_n_epochs = every_n_epochs
+        self.directory = directory
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Find out before training whether the backbone can be exported at its end."""
+        if not isinstance(getattr(pl_module, "backbone", None), nn.Module):
+            raise ValueError(
+                f"BackboneExport needs a module with its network as .backbone, and {type(pl_module).__name__} has "
+                "none: set self.backbone, or leave the callback out."
+            )
+        fitting_format(pl_module, self.format)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Export after every n-th epoch."""
+        if self.every_n_epochs is not None and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
+            self._export(trainer, pl_module, f"backbone-epoch={trainer.current_epoch:02d}")
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Export the final weights, which averaging callbacks have put in place when training ended."""
+        self._export(trainer, pl_module, "backbone")
+
+    def _export(self, trainer: L.Trainer, pl_module: L.LightningModule, stem: str) -> None:
+        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        format = fitting_format(pl_module, self.format)
+        folder = Path(self.directory or Path(trainer.default_root_dir) / "exports")
+        path = _free_path(folder, stem, EXPORT_SUFFIXES[format][0])
+        report = export_backbone(pl_module, path, format)
+        rank_zero_info(f"Backbone exported to {report.path} ({format})")
+
+
+def _free_path(folder: Path, stem: str, suffix: str) -> Path:
+    path = folder / f"{stem}{suffix}"
+    attempt = 0
+    while path.exists():
+        attempt += 1
+        path = folder / f"{stem}-v{attempt}{suffix}"
+    return path
