@@ -1,0 +1,114 @@
+"""Is the representation collapsing? Spread, rank and cosines of the projections, and a warning in plain words."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor
+
+MAX_ROWS = 1024
+"""Views that are looked at: the singular values of 1024 rows cost less than a step."""
+
+REMEDY = "Try stop_gradient=True, a lower base_lr, a larger batch_size or a larger contrastive_weight."
+
+
+class CollapseMonitor(L.Callback):
+    """Log how far the projections of a batch spread, and warn once where they fall together.
+
+    Logs, at the steps that are logged and from at most 1024 views on this device: ``collapse/std``,
+    ``collapse/rank``, and the mean cosines ``collapse/same_block`` (two branches of one block),
+    ``collapse/same_image`` (two blocks of one image) and ``collapse/other_image``; see `collapse_measures`.
+
+    Args:
+        min_std: Least healthy ``collapse/std``, 0 to 1; 0.2 is a mean cosine between views of about 0.96.
+        min_rank: Least healthy ``collapse/rank``, at least 1. Batches of few images, which span few directions, are
+            held against a quarter of their number, if that is less.
+        stop: Whether to stop the training as well, on all devices.
+
+    Raises:
+        ValueError: On a threshold out of range.
+    """
+
+    def __init__(self, min_std: float = 0.2, min_rank: float = 2.0, *, stop: bool = False) -> None:
+        if not 0 <= min_std <= 1:
+            raise ValueError(f"min_std={min_std} was given: pass a number between 0 (never warn) and 1 (spread out).")
+        if not min_rank >= 1:
+            raise ValueError(f"min_rank={min_rank} was given: pass a number of at least 1, which never warns.")
+        self.min_std = min_std
+        self.min_rank = min_rank
+        self.stop = stop
+        self._said = False
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Measure, where the step is logged."""
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every == 0 or trainer.global_step % every != 0:
+            return
+        if not isinstance(outputs, Mapping) or not outputs.keys() & {"projections", "features"}:
+            if not self._said:
+                rank_zero_info("CollapseMonitor: the training step returns neither projections nor features to watch.")
+                self._said = True
+            return
+        z = outputs["projections"] if "projections" in outputs else outputs["features"]
+        measures = {name: value.item() for name, value in collapse_measures(z).items()}
+        for name, value in measures.items():
+            pl_module.log(f"collapse/{name}", value, batch_size=len(z))
+
+        least_rank = min(self.min_rank, len(z) / 4)
+        collapsed = measures["std"] < self.min_std or measures["rank"] < least_rank
+        if collapsed and not self._said:
+            self._said = True
+            rank_zero_warn(
+                f"The representation is collapsing at step {trainer.global_step}: the projections of all images have "
+                f"become alike (spread {measures['std']:.2f}, where 1 is healthy and below {self.min_std} is not; "
+                f"effective rank {measures['rank']:.1f}, where below {least_rank:g} is not). {REMEDY}"
+            )
+        if self.stop and trainer.strategy.reduce_boolean_decision(collapsed, all=False):
+            trainer.should_stop = True
+
+
+@torch.no_grad()
+def collapse_measures(z: Tensor) -> dict[str, Tensor]:
+    """Spread, effective rank and mean cosines of the views of a batch.
+
+    - ``std``: standard deviation over the views of each channel of the L2-normalised z, mean over channels, times √P:
+      1 where the views spread evenly over the sphere, 0 where all are one point (SimSiam, arXiv 2011.10566, sec. 4.1).
+    - ``rank``: exp of the entropy of the singular values' shares, 1 to min(views, P) (RankMe, arXiv 2210.02885, eq. 1).
+    - ``same_block``, ``same_image``, ``other_image``: mean cosines of pairs of views, −1 to 1. Two blocks of one image
+      are ``same_image`` in whatever branch. A kind without pairs (one block, one image) is left out.
+
+    Args:
+        z: (B, A, K, P), finite; images beyond the first 1024 // (A·K) are left out, of which at least two stay.
+
+    Returns:
+        Scalars by name.
+
+    Example:
+        >>> {name: round(value.item(), 3) for name, value in collapse_measures(torch.ones(2, 2, 2, 8)).items()}
+        {'std': 0.0, 'rank': 1.0, 'same_block': 1.0, 'same_image': 1.0, 'other_image': 1.0}
+    """
+    branches, blocks = z.shape[1:3]
+    z = z[: max(2, MAX_ROWS // (branches * blocks))]
+    image, _, block = torch.meshgrid(*(torch.arange(n, device=z.device) for n in z.shape[:3]), indexing="ij")
+    image, block = image.flatten(), block.flatten()
+    rows = F.normalize(z.float().flatten(0, 2), dim=1)
+
+    shares = torch.linalg.svdvals(rows)
+    shares = shares / shares.sum().clamp(min=torch.finfo(shares.dtype).tiny)
+    measures = {
+        "std": rows.std(0, correction=0).mean() * rows.shape[1] ** 0.5,
+        "rank": torch.special.entr(shares).sum().exp(),
+    }
+    cosines = rows @ rows.T
+    of_one_image, of_one_block = image[:, None] == image, block[:, None] == block
+    pairs = {
+        "same_block": of_one_image & of_one_block & ~torch.eye(len(rows), dtype=torch.bool, device=z.device),
+        "same_image": of_one_image & ~of_one_block,
+        "other_image": ~of_one_image,
+    }
+    return measures | {name: cosines[pair].mean() for name, pair in pairs.items() if pair.any()}

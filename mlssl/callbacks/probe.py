@@ -1,0 +1,306 @@
+"""A linear classifier beside the pre-training: how good the backbone's features are while it learns."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.functional.classification import multilabel_average_precision
+from torchmetrics.utilities.data import dim_zero_cat
+
+from mlssl.data.records import check_image_batch
+from mlssl.distributed import sum_over_devices, world_size
+from mlssl.evaluation.features import eval_mode, image_features
+
+STATISTICS_MOMENTUM = 0.1
+"""Weight of a step in the running mean and variance of the features, as in a batch norm."""
+
+LARGEST_FEATURE = 10.0
+"""Standardised features are clipped to ±10, so that a unit that hardly ever fires cannot outweigh all others."""
+
+
+class OnlineLinearProbe(L.Callback):
+    """Train a linear multi-label classifier on the features of every step and score it on the whole validation images.
+
+    The features are detached and no random number is drawn, so the pre-trained weights are the same with and without
+    the probe. It learns from the features of a step, averaged over the views of an image; where
+    ``trainer.datamodule.probe_dataloader()`` gives a labelled set of its own, from the whole images of that set
+    instead, in one pass at the end of each training epoch.
+
+    Logs ``probe/loss``, mean binary cross-entropy over the known labels, and after each validation ``probe/mAP``, mean
+    average precision in 0–1 over the classes with a positive among the validation images, and ``probe/classes``, how
+    many these are. Images that a distributed sampler repeats are counted once. Labels of −1 are left out. Without
+    labels nothing is built, and one line says so; of several validation loaders the first counts.
+
+    Every device takes the step of the whole batch. Classifier and optimizer are part of the checkpoint, and a run may
+    resume with the probe added or left out.
+
+    Args:
+        lr: Learning rate > 0 of AdamW; the features are standardised by running statistics, so it fits any backbone.
+        weight_decay: Of AdamW, at least 0.
+
+    Raises:
+        ValueError: On a rate or a decay out of range; during the run, if labels or features change their width.
+        TypeError: If there is a labelled set of its own, and the model has no ``backbone`` and ``normalize`` to see it.
+    """
+
+    def __init__(self, lr: float = 1e-3, weight_decay: float = 1e-2) -> None:
+        if not lr > 0:
+            raise ValueError(f"lr={lr} was given: pass a learning rate above 0, such as 1e-3.")
+        if not weight_decay >= 0:
+            raise ValueError(f"weight_decay={weight_decay} was given: pass a number of at least 0.")
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self._probe: _Probe | None = None
+        self._restored: dict[str, Any] | None = None
+        self._metric: _MeanAveragePrecision | None = None
+        self._has_own_set = False
+        self._said: set[str] = set()
+
+    # ------------------------------------------------------------------ training
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Find out which images the probe learns from."""
+        self._has_own_set = _own_loader(trainer) is not None
+        if self._has_own_set and not (hasattr(pl_module, "backbone") and hasattr(pl_module, "normalize")):
+            raise TypeError(
+                f"The probe has a labelled set of its own, and {type(pl_module).__name__} has no `backbone` and "
+                "`normalize` to take its features by: use MultiLabelSSLModule, or leave probe_train out."
+            )
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Learn from the features of the step, or at the end of an epoch from the labelled set."""
+        if self._has_own_set:
+            if trainer.is_last_batch:
+                self._learn_from_own_set(trainer, pl_module)
+            return None
+        if not isinstance(outputs, Mapping) or "features" not in outputs:
+            return self._say("the training step returns no features, so there is no probe.")
+        if "labels" not in outputs:
+            return self._say("the training images have no labels, so there is no probe.")
+        features = outputs["features"].float().mean(dim=(1, 2))
+        loss = self._probe_for(features, outputs["labels"], "training images").step(features, outputs["labels"])
+        pl_module.log("probe/loss", loss, batch_size=len(features))
+        return None
+
+    def _learn_from_own_set(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        losses: list[Tensor] = []
+        with isolate_rng():
+            for batch in _own_loader(trainer) or ():
+                if not losses:
+                    check_image_batch(batch)
+                if "labels" not in batch:
+                    return self._say("the images of probe_dataloader have no labels, so there is no probe.")
+                with eval_mode(pl_module.backbone):  # type: ignore[arg-type]
+                    features = image_features(pl_module.backbone, pl_module.normalize, batch["image"])  # type: ignore[arg-type]
+                labels = batch["labels"].to(features.device)
+                losses.append(self._probe_for(features, labels, "images of probe_dataloader").step(features, labels))
+        pl_module.log("probe/loss", torch.stack(losses).mean(), on_step=False, on_epoch=True, batch_size=1)
+        return None
+
+    # ------------------------------------------------------------------ validation
+
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Forget the scores of the validation before."""
+        self._metric = None
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Score a batch of whole images."""
+        if trainer.sanity_checking or dataloader_idx > 0:
+            return None
+        if not isinstance(outputs, Mapping) or "features" not in outputs:
+            return self._say("the validation step returns no features, so there is no probe/mAP.")
+        if "labels" not in outputs:
+            return self._say("the validation images have no labels, so there is no probe/mAP.")
+        if self._probe is None and self._restored is None:
+            return self._say("nothing was learned before this validation, so there is no probe/mAP.")
+        features, labels = outputs["features"].float(), outputs["labels"]
+        probabilities = self._probe_for(features, labels, "validation images").logits(features).sigmoid()
+        if self._metric is None:
+            self._metric = _MeanAveragePrecision().to(features.device)
+        self._metric.update(probabilities, labels, outputs["image_ids"])
+        return None
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log the mean average precision over all devices."""
+        if self._metric is None:
+            return None
+        precision, classes = self._metric.compute()
+        self._metric = None
+        if classes == 0:
+            return self._say("no label is known to be present in a validation image, so there is no probe/mAP.")
+        # All devices hold the same numbers; sync_dist only tells Lightning that they agree.
+        pl_module.log("probe/mAP", precision, prog_bar=True, sync_dist=True)
+        pl_module.log("probe/classes", classes.float(), sync_dist=True)
+        return None
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        """Classifier, feature statistics and optimizer, as tensors and plain numbers; empty before the first step."""
+        if self._probe is None:
+            return self._restored or {}
+        return self._probe.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the state until the first features tell the device."""
+        self._probe, self._restored = None, state_dict
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Leave the device, which the next run may not share."""
+        self._restored, self._probe = self.state_dict() or None, None
+
+    # ------------------------------------------------------------------ helpers
+
+    def _probe_for(self, features: Tensor, labels: Tensor, images: str) -> "_Probe":
+        """The probe, built at the first features (B, D) and labels (B, L); ``images`` names them in the error."""
+        if self._probe is None and self._restored is not None:
+            self._probe = _Probe.restored(self._restored, self.lr, self.weight_decay, features.device)
+        if self._probe is None:
+            self._probe = _Probe(features.shape[1], labels.shape[1], self.lr, self.weight_decay, features.device)
+        num_labels, width = self._probe.weight.shape
+        if labels.shape[1] != num_labels:
+            raise ValueError(
+                f"The probe has learned {num_labels} labels, and the {images} have {labels.shape[1]}: "
+                "give all sets the same classes in the same order, or leave the labels out of this one."
+            )
+        if features.shape[1] != width:
+            raise ValueError(
+                f"The probe has learned from features {width} wide, and those of the {images} are {features.shape[1]} "
+                "wide: give it the features of one backbone, or start without this checkpoint."
+            )
+        return self._probe
+
+    def _say(self, what: str) -> None:
+        if what not in self._said:
+            self._said.add(what)
+            rank_zero_info(f"OnlineLinearProbe: {what}")
+
+
+class _Probe:
+    """Logistic regression of L labels on standardised features, and its optimizer.
+
+    The objective is convex, so the weights start at 0 and nothing is drawn at random.
+    """
+
+    def __init__(self, width: int, num_labels: int, lr: float, weight_decay: float, device: torch.device) -> None:
+        self.weight = torch.zeros(num_labels, width, device=device, requires_grad=True)
+        self.bias = torch.zeros(num_labels, device=device, requires_grad=True)
+        self.mean = torch.zeros(width, device=device)
+        self.variance = torch.zeros(width, device=device)
+        self.num_steps = 0
+        self.optimizer = torch.optim.AdamW([self.weight, self.bias], lr, weight_decay=weight_decay)
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Logits (B, L) of features (B, D)."""
+        deviation = self.variance.sqrt()
+        # A feature that is constant in training says nothing, whatever it does elsewhere.
+        varies = deviation > 1e-6 * self.mean.abs() + 1e-12
+        scale = torch.where(varies, 1 / deviation, torch.zeros_like(deviation))
+        inputs = ((features - self.mean) * scale).clamp(-LARGEST_FEATURE, LARGEST_FEATURE)
+        return F.linear(inputs, self.weight, self.bias)
+
+    def step(self, features: Tensor, labels: Tensor) -> Tensor:
+        """Learn from features (B, D) and labels (B, L), together with all other devices; gives the loss over all."""
+        self._track(features)
+        known = (labels >= 0).float()
+        count = sum_over_devices(known.sum()).clamp(min=1)
+        losses = F.binary_cross_entropy_with_logits(
+            self.logits(features), (labels == 1).float(), weight=known, reduction="sum"
+        )
+        loss = losses / count
+        gradients = torch.autograd.grad(loss, [self.weight, self.bias])
+        self.weight.grad, self.bias.grad = (sum_over_devices(gradient) for gradient in gradients)
+        self.optimizer.step()
+        return sum_over_devices(loss.detach())
+
+    def _track(self, features: Tensor) -> None:
+        number = len(features) * world_size()
+        mean = sum_over_devices(features.sum(0)) / number
+        variance = sum_over_devices((features - mean).square().sum(0)) / number
+        self.num_steps += 1
+        momentum = max(STATISTICS_MOMENTUM, 1 / self.num_steps)
+        self.mean = self.mean.lerp(mean, momentum)
+        self.variance = self.variance.lerp(variance, momentum)
+
+    def state_dict(self) -> dict[str, Any]:
+        tensors = {name: getattr(self, name).detach() for name in ("weight", "bias", "mean", "variance")}
+        return {**tensors, "num_steps": self.num_steps, "optimizer": self.optimizer.state_dict()}
+
+    @classmethod
+    def restored(cls, state: dict[str, Any], lr: float, weight_decay: float, device: torch.device) -> "_Probe":
+        num_labels, width = state["weight"].shape
+        probe = cls(width, num_labels, lr, weight_decay, device)
+        with torch.no_grad():
+            for name in ("weight", "bias", "mean", "variance"):
+                getattr(probe, name).copy_(state[name])
+        probe.num_steps = state["num_steps"]
+        probe.optimizer.load_state_dict(state["optimizer"])
+        return probe
+
+
+class _MeanAveragePrecision(Metric):
+    """torchmetrics' multi-label average precision over the classes with a positive; each image counts once."""
+
+    full_state_update = False
+    probabilities: list[Tensor]
+    labels: list[Tensor]
+    image_ids: list[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("probabilities", "labels", "image_ids"):
+            self.add_state(name, default=[], dist_reduce_fx="cat")
+
+    def update(self, probabilities: Tensor, labels: Tensor, image_ids: Tensor) -> None:
+        """Add probabilities (B, L), labels (B, L) and ids (B,); torchmetrics takes numbers outside 0–1 for logits."""
+        self.probabilities.append(probabilities)
+        self.labels.append(labels.long())
+        self.image_ids.append(image_ids)
+
+    def compute(self) -> tuple[Tensor, Tensor]:
+        """Mean average precision, NaN without a positive, and the number of classes in the mean."""
+        image_ids = dim_zero_cat(self.image_ids)
+        once = _first_places(image_ids)
+        probabilities, labels = dim_zero_cat(self.probabilities)[once], dim_zero_cat(self.labels)[once]
+        present = (labels == 1).any(0)
+        classes = present.sum()
+        if classes == 0:
+            return probabilities.new_tensor(torch.nan), classes
+        precision: Tensor = multilabel_average_precision(
+            probabilities[:, present],
+            labels[:, present],
+            num_labels=int(classes),
+            ignore_index=-1,
+            validate_args=False,  # a single class is fine here
+        )
+        return precision, classes
+
+
+def _own_loader(trainer: L.Trainer) -> Any:
+    """Labelled whole images for the probe alone, or None; made anew for each pass, so that a resume sees the same."""
+    make = getattr(trainer.datamodule, "probe_dataloader", None)  # type: ignore[attr-defined]
+    return make() if make is not None else None
+
+
+def _first_places(values: Tensor) -> Tensor:
+    """Place of the first of each value in (n,), ascending."""
+    different, group = values.unique(return_inverse=True)  # type: ignore[no-untyped-call]
+    places = torch.full_like(different, len(values))
+    order = torch.arange(len(values), device=values.device, dtype=places.dtype)
+    return places.scatter_reduce(0, group, order, "amin").sort().values

@@ -1,0 +1,59 @@
+"""Where the time of a run goes: waiting for data or computing."""
+
+import time
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+import lightning as L
+import torch
+
+WINDOW = 50
+"""Steps that the means are taken over; means, because a loader's workers deliver in bursts that a median would hide."""
+
+
+class Throughput(L.Callback):
+    """Log ``time/data`` and ``time/step`` in seconds and ``throughput/images_per_s``, also in the progress bar.
+
+    ``time/data`` runs from the end of one step to the beginning of the next: waiting for the loader, sending the batch
+    to the device. ``time/step`` is the rest: forward, backward, optimizer. ``throughput/images_per_s`` counts images,
+    not views, of all devices by both times together. All are means over the last 50 steps, without the first step of
+    an epoch and after a validation, whose wait is not the loader's alone. The device is never waited for: what it
+    computes in the background counts where the program next needs it.
+    """
+
+    def __init__(self) -> None:
+        self._steps: deque[tuple[float, float, int]] = deque(maxlen=WINDOW)
+        self._began = 0.0
+        self._ended: float | None = None
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Leave out what lies between two epochs."""
+        self._ended = None
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Leave out the validation."""
+        self._ended = None
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Read the clock where waiting ends and computing begins."""
+        self._began = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Log the means up to this step."""
+        previous, self._ended = self._ended, time.perf_counter()
+        if previous is None:
+            return
+        images = len(batch["image_ids"]) if isinstance(batch, Mapping) and "image_ids" in batch else 0
+        self._steps.append((self._began - previous, self._ended - self._began, images * trainer.world_size))
+        data, step, images = (sum(column) for column in zip(*self._steps, strict=True))
+        means = {"time/data": data / len(self._steps), "time/step": step / len(self._steps)}
+        if images:
+            means["throughput/images_per_s"] = images / (data + step)
+        for name, value in means.items():
+            # A number would be copied to the device and back, and so wait for it.
+            pl_module.log(name, torch.tensor(value), prog_bar=True, batch_size=1)

@@ -1,0 +1,68 @@
+"""Pictures of what the network is about to see."""
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_info
+
+from mlssl.data.records import ImageArray, Records
+from mlssl.views.blocks import BlockViews
+from mlssl.visualize import draw_view_grid
+
+
+class ViewGridLogger(L.Callback):
+    """Draw some training images with their blocks and views before epoch 0, to see what the augmentation does.
+
+    Writes ``<default_root_dir>/views/image-<id>.png`` and gives the pictures to loggers of Weights & Biases and
+    TensorBoard. The images are spread evenly over the training set, and their views come from a generator of the
+    callback's own. Needs a datamodule with ``train_records`` and ``views``, as `MultiLabelDataModule` is; with any
+    other, one line says that there are no pictures.
+
+    Args:
+        num_images: At least 1; no more than the training set has.
+        seed: Of the views.
+
+    Raises:
+        ValueError: If num_images is below 1.
+    """
+
+    def __init__(self, num_images: int = 4, seed: int = 0) -> None:
+        if num_images < 1:
+            raise ValueError(f"num_images={num_images} was given: pass at least 1, or leave ViewGridLogger out.")
+        self.num_images = num_images
+        self.seed = seed
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Draw, unless the run resumes at a later epoch."""
+        if not trainer.is_global_zero or trainer.current_epoch > 0:
+            return
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        records, views = getattr(datamodule, "train_records", None), getattr(datamodule, "views", None)
+        if not isinstance(records, Records) or not isinstance(views, BlockViews):
+            rank_zero_info(
+                "ViewGridLogger: there are no pictures, because the run has no datamodule with train_records and views."
+            )
+            return
+        folder = Path(trainer.default_root_dir) / "views"
+        for index in np.unique(np.linspace(0, len(records) - 1, self.num_images).round().astype(int)):
+            image, name = records.image(index), f"image-{records.image_ids[index]}"
+            picture = draw_view_grid(
+                image,
+                views(image, np.random.default_rng([self.seed, index])),
+                views.boxes(*image.shape[:2]),
+                folder / f"{name}.png",
+                records.path(index).name,
+            )
+            for logger in trainer.loggers:
+                _show(logger, f"views/{name}", picture, trainer.global_step)
+        rank_zero_info(f"ViewGridLogger: pictures of the views are in {folder}")
+
+
+def _show(logger: Any, name: str, picture: ImageArray, step: int) -> None:
+    if isinstance(logger, WandbLogger):
+        logger.log_image(name, [picture], step)
+    elif isinstance(logger, TensorBoardLogger):
+        logger.experiment.add_image(name, picture, step, dataformats="HWC")

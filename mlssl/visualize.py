@@ -1,0 +1,129 @@
+"""A picture of how an image becomes views."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from mlssl.atomic import written_aside
+from mlssl.data.records import ImageArray
+from mlssl.views.grid import Box
+
+COLOURS = ("#e6194b", "#0a6cff", "#1f9d2f", "#f07800", "#8b3fd9", "#008f8f", "#d63fb0", "#8c5a2b")
+"""Of the blocks, in order and then from the start again; distinct, and dark enough for white figures."""
+
+CELL = 160  # all lengths in pixels: side of a view as it is drawn
+FRAME = 4  # around a view
+LINE = 3  # of a block's rectangle
+GAP = 14
+TEXT = 15
+WIDEST = 2.0  # of the image, in heights of the rows of views
+
+
+def draw_view_grid(
+    image: ImageArray,
+    views: Tensor,
+    boxes: Sequence[Box],
+    path: str | os.PathLike[str] | None = None,
+    title: str | None = None,
+) -> ImageArray:
+    """Draw an image with its blocks, and beside it the views of each block: one row a branch, one column a block.
+
+    The rectangle, the number and the views of a block have one colour. Rectangles are drawn one a little inside the
+    other, because blocks share edges.
+
+    Args:
+        image: RGB, uint8 (H, W, 3).
+        views: uint8 (A, K, 3, S, S), as `BlockViews` gives them.
+        boxes: The K blocks of the image, as `BlockViews.boxes` gives them.
+        path: Where the picture is written, in the format of the suffix (.png, .jpg); the folder is made if missing.
+            None writes nothing.
+        title: A line above the picture.
+
+    Returns:
+        The picture, RGB, uint8 (height, width, 3).
+
+    Raises:
+        ValueError: If image, views or boxes have another shape or kind of number, or do not fit together.
+
+    Example:
+        >>> views = torch.zeros(2, 1, 3, 32, 32, dtype=torch.uint8)
+        >>> draw_view_grid(np.zeros((40, 60, 3), np.uint8), views, [Box(0, 0, 40, 60)]).shape
+        (406, 801, 3)
+    """
+    _check(image, views, boxes)
+    font = ImageFont.load_default(TEXT)
+    branches, blocks = views.shape[:2]
+    colours = [COLOURS[block % len(COLOURS)] for block in range(blocks)]
+    rows = branches * (CELL + GAP) - GAP
+    overview = _overview(image, boxes, colours, (rows, round(WIDEST * rows)))
+
+    top = GAP + (2 if title else 1) * (TEXT + GAP // 2)
+    left = GAP + overview.width + 2 * GAP
+    first = left + round(font.getlength(f"branch {branches}")) + GAP  # left edge of the first column of views
+    sheet = Image.new("RGB", (first + blocks * (CELL + GAP), top + rows + GAP), "white")
+    sheet.paste(overview, (GAP, top))
+    draw = ImageDraw.Draw(sheet)
+    if title:
+        draw.text((GAP, GAP), title, "black", font)
+    for block in range(blocks):
+        x = first + block * (CELL + GAP)
+        draw.text((x + CELL / 2, top - GAP // 2), f"block {block}", colours[block], font, anchor="ms")
+        for branch in range(branches):
+            pixels = views[branch, block].permute(1, 2, 0).cpu().numpy()
+            y = top + branch * (CELL + GAP)
+            draw.rectangle((x, y, x + CELL - 1, y + CELL - 1), colours[block])
+            sheet.paste(_resized(pixels, CELL - 2 * FRAME, CELL - 2 * FRAME), (x + FRAME, y + FRAME))
+    for branch in range(branches):
+        draw.text((left, top + branch * (CELL + GAP) + CELL / 2), f"branch {branch}", "black", font, anchor="lm")
+
+    if path is not None:
+        with written_aside(path) as aside:
+            sheet.save(aside)
+    return np.asarray(sheet)
+
+
+def _overview(image: ImageArray, boxes: Sequence[Box], colours: Sequence[str], limits: tuple[int, int]) -> Image.Image:
+    """The image, as large as the limits (height, width) allow, with the numbered rectangles of its blocks."""
+    scale = min(limits[0] / image.shape[0], limits[1] / image.shape[1])
+    overview = _resized(image, *(max(1, round(side * scale)) for side in image.shape[:2]))
+    draw = ImageDraw.Draw(overview)
+    font = ImageFont.load_default(TEXT)
+    rows, cols = sorted({box.top for box in boxes}), sorted({box.left for box in boxes})
+    corners = []
+    for box, colour in zip(boxes, colours, strict=True):
+        # Blocks that share an edge lie in one row or one column of the grid.
+        inset = (rows.index(box.top) + cols.index(box.left)) % 4 * (LINE + 1)
+        top, left = round(box.top * scale) + inset, round(box.left * scale) + inset
+        bottom, right = round((box.top + box.height) * scale) - inset, round((box.left + box.width) * scale) - inset
+        if top < bottom and left < right:
+            draw.rectangle((left, top, right - 1, bottom - 1), outline=colour, width=LINE)
+        corners.append((left, top))
+    for block, ((left, top), colour) in enumerate(zip(corners, colours, strict=True)):
+        right = left + 2 * TEXT if block > 9 else left + TEXT + GAP // 2
+        draw.rectangle((left, top, right, top + TEXT + GAP // 2), colour)
+        draw.text(((left + right) / 2, top + (TEXT + GAP // 2) / 2), str(block), "white", font, anchor="mm")
+    return overview
+
+
+def _resized(pixels: ImageArray, height: int, width: int) -> Image.Image:
+    return Image.fromarray(np.ascontiguousarray(pixels)).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def _check(image: ImageArray, views: Tensor, boxes: Sequence[Box]) -> None:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+        raise ValueError(f"the image is {image.dtype} of shape {image.shape}: give RGB pixels, uint8 (H, W, 3)")
+    if views.dtype != torch.uint8 or views.ndim != 5 or views.shape[2] != 3 or views.numel() == 0:
+        raise ValueError(
+            f"the views are {views.dtype} of shape {tuple(views.shape)}: give those of one image, uint8 (A, K, 3, S, S)"
+        )
+    if len(boxes) != views.shape[1]:
+        raise ValueError(
+            f"there are {len(boxes)} boxes and views of {views.shape[1]} blocks: give BlockViews.boxes(height, width) "
+            "of the BlockViews that made the views"
+        )
