@@ -31,10 +31,11 @@ def image_aware_contrastive_loss(
     With A(i) all keys but the anchor itself, P(i) those of the same image, and s_ij = cos(f_i, f_j) / τ:
 
     - ``log_of_sum``: ℓ_i = (τ/τ_b) · 1/\|P(i)\| · [logsumexp_A(i) s_ia − logsumexp_P(i) s_ip]   (arXiv 2506.23156)
-    - ``mean_of_logs``: ℓ_i = (τ/τ_b) · 1/\|P(i)\| · Σ_P(i) [logsumexp_A(i) s_ia − s_ip]   (SupCon, arXiv 2004.11362 eq. 2)
+    - ``mean_of_logs``: ℓ_i = (τ/τ_b) · 1/\|P(i)\| · Σ_P(i) [logsumexp_A(i) s_ia − s_ip]   (arXiv 2004.11362, eq. 2)
 
     An anchor without a positive (one view an image, or none passes ``min_similarity``) is left out of sum and count;
-    where no anchor has one, the loss is 0 with zero gradients.
+    where no anchor has one, the loss is 0 with zero gradients. A feature of zeros has cosine 0 with all others and gets
+    no gradient.
 
     Args:
         anchors: Features (R, P); they need not be normalised. Computed in at least float32, float64 stays.
@@ -73,17 +74,13 @@ def image_aware_contrastive_loss(
             f"min_similarity={min_similarity} gates single positives, and positives='log_of_sum' sums them first: "
             "pass positives='mean_of_logs', or min_similarity=None."
         )
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size={chunk_size} was given: pass at least 1, or None for all anchors at once.")
     anchors, image_ids, keys, key_image_ids, self_index = _prepare(
         anchors, image_ids, keys, key_image_ids, self_index, min_similarity
     )
 
-    total = anchors.new_zeros(())
+    total = anchors.sum() * 0  # has a gradient, though there be no anchor or no key
     count = torch.zeros((), dtype=torch.long, device=anchors.device)
-    step = chunk_size or max(1, len(anchors))
-    for rows in range(0, len(anchors), step):
-        part = slice(rows, rows + step)
+    for part in _chunks(len(anchors) if len(keys) else 0, chunk_size):
         arguments = (anchors[part], image_ids[part], self_index[part], keys, key_image_ids, temperature)
         if chunk_size is None or not torch.is_grad_enabled():
             part_sum, part_count = _sum_over_anchors(*arguments, positives, min_similarity)
@@ -105,6 +102,7 @@ def count_anchors_with_positives(
     *,
     self_index: Tensor | None = None,
     min_similarity: float | None = None,
+    chunk_size: int | None = None,
 ) -> Tensor:
     """Count the anchors that :func:`image_aware_contrastive_loss` averages over, the arguments being the same.
 
@@ -115,10 +113,13 @@ def count_anchors_with_positives(
         anchors.detach(), image_ids, keys, key_image_ids, self_index, min_similarity
     )
     keys = keys.detach()
-    is_positive = (image_ids[:, None] == key_image_ids[None, :]) & ~_is_self(self_index, len(keys))
-    if min_similarity is not None:
-        is_positive &= _cosines(anchors, keys) >= min_similarity
-    return is_positive.any(dim=1).sum()
+    count = torch.zeros((), dtype=torch.long, device=anchors.device)
+    for part in _chunks(len(anchors), chunk_size):
+        is_positive = (image_ids[part, None] == key_image_ids[None, :]) & ~_is_self(self_index[part], len(keys))
+        if min_similarity is not None:
+            is_positive &= _cosines(anchors[part], keys) >= min_similarity
+        count = count + is_positive.any(dim=1).sum()
+    return count
 
 
 def negative_cosine_similarity(p: Tensor, z: Tensor) -> Tensor:
@@ -136,7 +137,7 @@ def negative_cosine_similarity(p: Tensor, z: Tensor) -> Tensor:
     """
     if p.shape != z.shape or p.ndim != 2 or len(p) == 0:
         raise ValueError(
-            f"p has shape {tuple(p.shape)} and z {tuple(z.shape)}: pass two feature matrices of one shape (N, P), N ≥ 1."
+            f"p has shape {tuple(p.shape)} and z {tuple(z.shape)}: pass two matrices of one shape (N, P), N ≥ 1."
         )
     return -(_unit_rows(p) * _unit_rows(z)).sum(dim=1).mean()
 
@@ -234,6 +235,13 @@ def _sum_over_anchors(
     return (per_anchor * has_positive).sum(), has_positive.sum()
 
 
+def _chunks(num_anchors: int, chunk_size: int | None) -> list[slice]:
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size={chunk_size} was given: pass at least 1, or None for all anchors at once.")
+    step = chunk_size or max(1, num_anchors)
+    return [slice(start, start + step) for start in range(0, num_anchors, step)]
+
+
 def _cosines(anchors: Tensor, keys: Tensor) -> Tensor:
     with torch.autocast(anchors.device.type, enabled=False):  # which would round the product to bfloat16
         return anchors @ keys.T
@@ -274,13 +282,16 @@ def _prepare(
         keys = _unit_rows(keys)
         self_index = torch.full_like(own_places, -1) if self_index is None else self_index
     if self_index.shape != image_ids.shape:
-        raise ValueError(f"self_index has shape {tuple(self_index.shape)}: pass one place for each of the {len(anchors)} anchors.")
+        raise ValueError(
+            f"self_index has shape {tuple(self_index.shape)}: pass one place for each of the {len(anchors)} anchors."
+        )
     return anchors, image_ids, keys, key_image_ids, self_index
 
 
 def _unit_rows(features: Tensor) -> Tensor:
     wide = features if features.dtype == torch.float64 else features.float()
-    return F.normalize(wide, dim=1)
+    # A line of zeros has no direction; its gradient would be divided by normalize's eps of 1e-12 instead of a length.
+    return F.normalize(wide, dim=1).masked_fill((wide == 0).all(dim=1, keepdim=True), 0)
 
 
 def _check_positive(name: str, value: float) -> None:

@@ -147,7 +147,13 @@ class MultiLabelSSLModule(L.LightningModule):
         keys, key_ids = gather_with_gradient(anchors), gather(ids)
         self_index = rank() * len(anchors) + torch.arange(len(anchors), device=anchors.device)
         number = count_anchors_with_positives(
-            anchors, ids, keys, key_ids, self_index=self_index, min_similarity=self.hparams["min_similarity"]
+            anchors,
+            ids,
+            keys,
+            key_ids,
+            self_index=self_index,
+            min_similarity=self.image_aware_loss.min_similarity,
+            chunk_size=self.image_aware_loss.chunk_size,
         )
         normalizer = sum_over_devices(number).clamp(min=1) / world_size()
         loss: Tensor = self.image_aware_loss(
