@@ -1,0 +1,316 @@
+"""Records keep what they are given in little memory, decode real files, and refuse what is wrong in a sentence."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mlssl.data.records import Records, check_files, check_image_batch, check_view_batch, decode_rgb
+
+PATHS = ["a.jpg", "b/c.png", "d.jpg"]
+LABELS = [[1, 0], [0, -1], [0, 0]]
+
+
+def records(**settings: Any) -> Records:
+    return Records(**{"paths": PATHS, "labels": LABELS, "classes": ["sky", "sea"], "root": "photos", **settings})
+
+
+def constant(path: Path) -> np.ndarray:
+    return np.full((4, 5, 3), len(path.name), np.uint8)
+
+
+# ---------------------------------------------------------------------- what records hold
+
+
+def test_paths_labels_ids_and_classes_come_back_in_order() -> None:
+    given = records(image_ids=[7, 3, 5])
+    assert [given.path(index).as_posix() for index in range(3)] == ["photos/a.jpg", "photos/b/c.png", "photos/d.jpg"]
+    assert given.labels is not None
+    assert given.labels.tolist() == LABELS
+    assert given.labels.dtype == np.int8
+    assert given.image_ids.tolist() == [7, 3, 5]
+    assert given.classes == ("sky", "sea")
+    assert len(given) == 3
+
+
+def test_ids_are_positions_unless_given() -> None:
+    assert records().image_ids.tolist() == [0, 1, 2]
+
+
+def test_a_negative_index_counts_from_the_end_and_one_past_it_is_refused() -> None:
+    assert records().path(-1) == records().path(2)
+    for index in (3, -4):
+        with pytest.raises(IndexError):
+            records().path(index)
+
+
+@pytest.mark.parametrize("name", ["ä ö/ü.jpg", os.fsdecode(b"\xff\xfe.jpg"), "a\nb.jpg"])
+def test_any_name_of_a_file_survives(name: str) -> None:
+    assert str(Records(["first.jpg", name, "last.jpg"]).path(1)) == name
+
+
+@pytest.mark.parametrize("kind", [bool, np.uint8, np.int64, torch.int32])
+def test_labels_of_bool_and_of_any_integer_are_kept_as_int8(kind: Any) -> None:
+    labels: Any = [[True, False], [False, False], [True, True]]
+    given = torch.tensor(labels, dtype=kind) if isinstance(kind, torch.dtype) else np.array(labels, dtype=kind)
+    kept = records(labels=given).labels
+    assert kept is not None
+    assert kept.tolist() == [[1, 0], [0, 0], [1, 1]]
+    assert kept.dtype == np.int8
+
+
+def test_subset_keeps_ids_labels_and_decoding() -> None:
+    kept = records(image_ids=[7, 3, 5], decode=constant).subset([2, 0])
+    assert kept.labels is not None
+    assert [kept.path(0).name, kept.path(1).name] == ["d.jpg", "a.jpg"]
+    assert (kept.image_ids.tolist(), kept.labels.tolist()) == ([5, 7], [[0, 0], [1, 0]])
+    assert kept.image(0).shape == (4, 5, 3)
+    assert records().subset(np.array([False, True, False])).path(0).name == "c.png"
+    assert Records(PATHS).subset([1]).labels is None
+
+
+def test_with_classes_keeps_the_images_and_orders_the_classes() -> None:
+    kept = records(image_ids=[7, 3, 5]).with_classes([1])
+    assert kept.labels is not None
+    assert (len(kept), kept.classes, kept.labels.tolist()) == (3, ("sea",), [[0], [-1], [0]])
+    assert kept.image_ids.tolist() == [7, 3, 5]
+    assert records().with_classes(np.array([True, False])).classes == ("sky",)
+
+
+def test_repr_says_how_many() -> None:
+    assert repr(records()) == "Records(3 images, 2 classes, root='photos')"
+    assert "unlabelled" in repr(Records(PATHS))
+
+
+def test_118_000_images_of_80_classes_stay_within_15_megabytes() -> None:
+    n, classes = 118_000, 80
+    large = Records(
+        [f"{index:012d}.jpg" for index in range(n)],
+        np.zeros((n, classes), np.int8),
+        [f"class {index}" for index in range(classes)],
+        image_ids=np.arange(n) * 5,
+        root="/data/coco/train2017",
+    )
+    size = len(pickle.dumps(large))
+    assert size < 15e6
+    assert size < 1.3 * n * (classes + 8 + 8 + 16)  # labels, ids, ends of names, names: nothing else grows with n
+    # Few objects: nothing for a worker's reference counting to copy page by page.
+    assert sum(isinstance(value, (list, tuple, dict)) and len(value) > classes for value in vars(large).values()) == 0
+    assert large.path(-1) == Path("/data/coco/train2017/000000117999.jpg")
+
+
+def test_a_copy_by_pickle_reads_the_same(tmp_path: Path) -> None:
+    Image.fromarray(np.full((6, 8, 3), 200, np.uint8)).save(tmp_path / "a.jpg")
+    given = Records(["a.jpg"], [[1]], ["sky"], root=tmp_path)
+    copy = pickle.loads(pickle.dumps(given))
+    assert np.array_equal(copy.image(0), given.image(0))
+    assert (copy.path(0), copy.classes) == (given.path(0), given.classes)
+
+
+# ---------------------------------------------------------------------- what records refuse
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "sentence"),
+    [
+        ({"paths": []}, ValueError, "no images were given: pass at least one path"),
+        ({"paths": "a.jpg"}, TypeError, "the paths are one string, 'a.jpg': pass a list"),
+        ({"labels": np.ones((3, 2))}, TypeError, "labels of float64 were given: pass bool or integers"),
+        ({"labels": [1, 0, 1]}, ValueError, r"labels of shape \(3,\) were given for 3 images"),
+        ({"labels": [[1, 0]]}, ValueError, r"labels of shape \(1, 2\) were given for 3 images"),
+        ({"labels": np.ones((3, 0), int)}, ValueError, r"labels of shape \(3, 0\) .* L at least 1"),
+        ({"labels": np.ones((3, 4), int)}, ValueError, "2 class names were given for 4 columns"),
+        ({"labels": [[2, 0], [0, 0], [255, -2]]}, ValueError, r"labels hold the values -2, 2, 255: use 1 present"),
+        ({"labels": None}, ValueError, "2 class names were given without labels"),
+        ({"image_ids": [0.0, 1.0, 2.0]}, TypeError, "image ids of float64 were given: pass integers"),
+        ({"image_ids": [1, 2]}, ValueError, r"image ids of shape \(2,\) were given for 3 images"),
+        ({"image_ids": [4, 5, 4]}, ValueError, "image ids 4 occur more than once"),
+    ],
+)
+def test_refuses_what_does_not_fit(settings: dict[str, Any], error: type[Exception], sentence: str) -> None:
+    with pytest.raises(error, match=sentence):
+        records(**settings)
+
+
+def test_refuses_choices_that_are_not_there() -> None:
+    with pytest.raises(IndexError):
+        records().subset([3])
+    with pytest.raises(ValueError, match="no images were given"):
+        records().subset([])
+    with pytest.raises(ValueError, match="image ids 0 occur more than once"):
+        records().subset([0, 0])
+    with pytest.raises(IndexError):
+        records().with_classes([2])
+    with pytest.raises(ValueError, match="L at least 1"):
+        records().with_classes([])
+    with pytest.raises(ValueError, match="no labels to choose classes from"):
+        Records(PATHS).with_classes([0])
+
+
+@pytest.mark.parametrize(
+    ("result", "description"),
+    [
+        (np.zeros((4, 5), np.uint8), r"uint8 and shape \(4, 5\)"),
+        (np.zeros((4, 5, 3)), "float64"),
+        (np.zeros((3, 4, 5), np.uint8), r"shape \(3, 4, 5\)"),
+        (None, "NoneType"),
+    ],
+)
+def test_refuses_what_is_no_picture_from_a_decoder_of_ones_own(result: Any, description: str) -> None:
+    with pytest.raises(TypeError, match=rf"decode gave .*{description}.* for 'photos/a.jpg': return numpy RGB pixels"):
+        records(decode=lambda _path: result).image(0)
+
+
+# ---------------------------------------------------------------------- decoding
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.bmp", "a.tif", "a.webp", "a.ppm"])
+def test_decodes_lossless_formats_as_they_are(tmp_path: Path, name: str) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 7, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / name, lossless=True)
+    decoded = decode_rgb(tmp_path / name)
+    assert np.array_equal(decoded, pixels)
+    assert decoded.flags.writeable
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "RGBA", "LA", "CMYK"])
+def test_decodes_every_mode_to_rgb(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
+    Image.new("RGB", (7, 9), (255, 255, 255)).convert(mode).save(path)
+    decoded = decode_rgb(path)
+    assert decoded.shape == (9, 7, 3)
+    assert decoded.dtype == np.uint8
+    assert decoded.min() == 255
+
+
+def test_drops_transparency_without_a_warning(tmp_path: Path) -> None:
+    Image.new("P", (4, 4)).save(tmp_path / "a.png", transparency=b"\x00\x10")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert decode_rgb(tmp_path / "a.png").shape == (4, 4, 3)
+
+
+def test_sixteen_bits_of_gray_become_eight(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0, 255, 256, 32768, 65535]], np.uint16)).save(tmp_path / "a.png")
+    assert decode_rgb(tmp_path / "a.png")[0].tolist() == [[0] * 3, [0] * 3, [1] * 3, [128] * 3, [255] * 3]
+
+
+def test_turns_the_picture_as_its_exif_says(tmp_path: Path) -> None:
+    image = Image.new("RGB", (8, 4))
+    exif = image.getexif()
+    exif[0x0112] = 6  # orientation: turn by 90°
+    image.save(tmp_path / "a.jpg", exif=exif)
+    assert decode_rgb(tmp_path / "a.jpg").shape == (8, 4, 3)
+
+
+def test_names_the_file_that_is_missing_or_broken(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"none\.jpg"):
+        decode_rgb(tmp_path / "none.jpg")
+    (tmp_path / "text.jpg").write_text("no image")
+    Image.effect_noise((64, 64), 50).save(tmp_path / "whole.jpg")
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:600])
+    for name in ("text.jpg", "cut.jpg"):
+        with pytest.raises(ValueError, match=rf"cannot decode '.*{name}' as an image .*: replace the file"):
+            decode_rgb(tmp_path / name)
+
+
+def test_files_are_looked_for_by_folder(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("a.jpg", "in/b.jpg"):
+        (tmp_path / name).touch()
+    check_files(tmp_path, ["a.jpg", "in/b.jpg"], Path("list.txt"))
+    with pytest.raises(
+        FileNotFoundError, match=r"3 of 4 images that 'list.txt' names .*first in/a.jpg, no/b.jpg, b.jpg:"
+    ):
+        check_files(tmp_path, ["a.jpg", "in/a.jpg", "no/b.jpg", "b.jpg"], Path("list.txt"))
+    with pytest.raises(FileNotFoundError, match=r"no folder '.*gone': put the images there that 'list.txt' names"):
+        check_files(tmp_path / "gone", ["a.jpg"], Path("list.txt"))
+
+
+# ---------------------------------------------------------------------- the batches' contract
+
+
+def view_batch(**changes: Any) -> dict[str, Any]:
+    batch = {
+        "views": torch.zeros(2, 2, 4, 3, 8, 8, dtype=torch.uint8),
+        "image_ids": torch.tensor([4, 9]),
+        "labels": torch.tensor([[1, 0, -1], [0, 0, 1]], dtype=torch.int8),
+    }
+    return {key: value for key, value in {**batch, **changes}.items() if value is not None}
+
+
+def image_batch(**changes: Any) -> dict[str, Any]:
+    batch = view_batch(**{"image": torch.zeros(2, 3, 6, 8, dtype=torch.uint8), **changes})
+    del batch["views"]
+    return batch
+
+
+@pytest.mark.parametrize("labels", [None, torch.ones(2, 3, dtype=torch.bool), torch.zeros(2, 3, dtype=torch.int64)])
+def test_accepts_batches_that_keep_the_contract(labels: torch.Tensor | None) -> None:
+    check_view_batch(view_batch(labels=labels, path=["further", "keys"]))
+    check_image_batch(image_batch(labels=labels), num_labels=3)
+
+
+WRONG_IN_BOTH = [
+    ({"image_ids": None}, ValueError, r"lacks \['image_ids'\]"),
+    ({"image_ids": [4, 9]}, TypeError, "'image_ids' is of type list, not int64"),
+    ({"image_ids": torch.zeros(2)}, TypeError, "'image_ids' is Tensor of torch.float32"),
+    ({"image_ids": torch.arange(3)}, ValueError, r"'image_ids' has shape \(3,\) for 2 images"),
+    ({"image_ids": torch.tensor([4, 4])}, ValueError, "'image_ids' repeats 1 of 2 ids"),
+    ({"labels": torch.zeros(2, 3)}, TypeError, "'labels' is Tensor of torch.float32 .*neither bool nor integer"),
+    ({"labels": [[1], [0]]}, TypeError, "'labels' is of type list"),
+    ({"labels": torch.zeros(2, dtype=torch.int8)}, ValueError, r"'labels' has shape \(2,\) for 2 images"),
+    ({"labels": torch.zeros(3, 3, dtype=torch.int8)}, ValueError, r"'labels' has shape \(3, 3\) for 2 images"),
+    ({"labels": torch.zeros(2, 0, dtype=torch.int8)}, ValueError, r"'labels' has shape \(2, 0\)"),
+    ({"labels": torch.zeros(2, 4, dtype=torch.int8)}, ValueError, "'labels' has 4 columns where L = 3 was expected"),
+    ({"labels": torch.full((2, 3), 2)}, ValueError, "'labels' holds the values 2"),
+]
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "sentence"),
+    [
+        *WRONG_IN_BOTH,
+        ({"views": None}, ValueError, r"has the keys \['image_ids', 'labels'\] and lacks \['views'\]"),
+        ({"views": torch.zeros(2, 2, 4, 3, 8, 8)}, TypeError, "'views' is Tensor of torch.float32 .*not uint8"),
+        ({"views": torch.zeros(2, 8, 3, 8, 8, dtype=torch.uint8)}, ValueError, r"'views' has shape \(2, 8, 3, 8, 8\)"),
+        ({"views": torch.zeros(2, 3, 4, 3, 8, 8, dtype=torch.uint8)}, ValueError, r"shape \(2, 3, 4, 3, 8, 8\)"),
+        ({"views": torch.zeros(2, 2, 4, 3, 8, 9, dtype=torch.uint8)}, ValueError, r"shape \(2, 2, 4, 3, 8, 9\)"),
+        ({"views": torch.zeros(2, 2, 0, 3, 8, 8, dtype=torch.uint8)}, ValueError, "which holds no pixel"),
+    ],
+)
+def test_a_wrong_training_batch_is_answered_with_the_contract(
+    changes: dict[str, Any], error: type[Exception], sentence: str
+) -> None:
+    with pytest.raises(error, match=rf"(?s){sentence}.*A training batch is a mapping with.*uint8 \(B, A, K, C, S, S\)"):
+        check_view_batch(view_batch(**changes), num_labels=3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "sentence"),
+    [
+        *WRONG_IN_BOTH,
+        ({"image": None}, ValueError, r"lacks \['image'\]"),
+        ({"image": torch.zeros(2, 3, 6, 8)}, TypeError, "'image' is Tensor of torch.float32 .*not uint8"),
+        ({"image": torch.zeros(2, 6, 8, dtype=torch.uint8)}, ValueError, r"'image' has shape \(2, 6, 8\)"),
+        ({"image": torch.zeros(2, 3, 0, 8, dtype=torch.uint8)}, ValueError, "which holds no pixel"),
+    ],
+)
+def test_a_wrong_evaluation_batch_is_answered_with_the_contract(
+    changes: dict[str, Any], error: type[Exception], sentence: str
+) -> None:
+    with pytest.raises(error, match=rf"(?s){sentence}.*An evaluation batch is a mapping with"):
+        check_image_batch(image_batch(**changes), num_labels=3)
+
+
+def test_a_batch_that_is_no_mapping_is_answered_with_the_contract() -> None:
+    with pytest.raises(TypeError, match=r"a batch of type list was given\. A training batch is a mapping"):
+        check_view_batch([torch.zeros(2)])
