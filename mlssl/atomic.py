@@ -11,7 +11,7 @@ from pathlib import Path
 
 @contextmanager
 def written_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Gives another name in the folder of `path` to write to, and renames it to `path` once the block has ended well.
+    """Give another name in the folder of `path` to write to, and rename it to `path` once the block has ended well.
 
     Where the block raises, the file aside is removed and a file that stood at `path` stays as it was. The name aside
     starts with a dot and keeps the suffix, by which some readers choose their format. The folder is made if missing.
@@ -25,7 +25,10 @@ def written_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
     ['numbers.txt']
 
     Args:
-        path: where the whole file shall stand; replaced if it exists.
+        path: Where the whole file shall stand; replaced if it exists.
+
+    Raises:
+        OSError: If the file cannot be written (disk full, no permission), naming `path`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -34,8 +37,10 @@ def written_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
         yield aside
         _flush(aside)
         aside.replace(path)
-    except BaseException:
+    except BaseException as error:
         aside.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:  # as a full disk is reported
+            error.filename = str(path)
         raise
     if os.name == "posix":  # elsewhere a folder cannot be opened, and the rename is flushed with the file
         _flush(path.parent)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import io
 from typing import Any
 
 import torch
@@ -30,8 +30,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if storage_options is not None or "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
-        with written_aside(Path(path)) as aside:
-            torch.save(checkpoint, aside)
+        buffer = io.BytesIO()  # written by Python, because torch does not say that a disk is full
+        torch.save(checkpoint, buffer)
+        with written_aside(path) as aside:
+            aside.write_bytes(buffer.getbuffer())
 
     def load_checkpoint(
         self, path: _PATH, map_location: Any = "cpu", weights_only: bool | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import os
 import pickle
@@ -66,8 +67,8 @@ def export_backbone(
     Args:
         source: A Lightning checkpoint of a `MultiLabelSSLModule`, such a module, or a backbone.
         path: File to write; missing folders are made.
-        format: One of the table; None takes `torchvision` for a `torchvision/<name>`, else `timm`, and `safetensors`
-            where that cannot hold the backbone.
+        format: One of the table; None takes the first with the path's suffix that can hold the backbone (torchvision
+            first for a `torchvision/<name>`).
         overwrite: Whether an existing file may be replaced.
         metadata: Entries of a .safetensors file's header, beside those always there: library version, backbone, its
             arguments, mean, std and feature width.
@@ -83,10 +84,10 @@ def export_backbone(
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists: choose another name, or pass overwrite=True to replace it.")
     check_format(format)
+    _check_file_name(path, format, metadata)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         backbone = _plain_copy(_open(source))
-        format = _fitting_format(backbone, format)
-        _check_file_name(path, format, metadata)
+        format = _fitting_format(backbone, format, path.suffix)
         images = torch.rand(2, *image_shape(backbone.network), generator=torch.Generator().manual_seed(0))
         expected = backbone.network(images)
         header = _header(backbone, expected.shape[1]) | dict(metadata or {})
@@ -162,12 +163,11 @@ def _open_module(module: nn.Module) -> _Backbone:
 def _open_checkpoint(path: Path) -> _Backbone:
     checkpoint = _load_plain(path)
     state = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
-    names = {name: name.replace("_orig_mod.", "").removeprefix("module.") for name in state or ()}
-    weights = {
-        plain.removeprefix("backbone."): (state or {})[name]
-        for name, plain in names.items()
-        if plain.startswith("backbone.")
-    }
+    weights = {}
+    for name, value in (state or {}).items():
+        plain = name.replace("_orig_mod.", "").removeprefix("module.")  # of torch.compile and of DDP
+        if plain.startswith("backbone."):
+            weights[plain.removeprefix("backbone.")] = value
     if not weights:
         raise ValueError(
             f"{path} holds no backbone, its state_dict has no 'backbone.…' entries: "
@@ -211,16 +211,19 @@ def _plain_copy(backbone: _Backbone) -> _Backbone:
 # ---------------------------------------------------------------------- formats
 
 
-def _fitting_format(backbone: _Backbone, format: str | None) -> str:
-    wanted = format or ("torchvision" if (backbone.name or "").startswith(TORCHVISION_PREFIX) else "timm")
-    obstacle = _obstacle(backbone, wanted)
-    if obstacle is None:
-        return wanted
-    if format is None:
-        return "safetensors"
-    given = "this network" if backbone.name is None else f"the backbone {backbone.name!r}"
+def _fitting_format(backbone: _Backbone, format: str | None, suffix: str | None = None) -> str:
+    candidates = [format] if format else [one for one, ends in EXPORT_SUFFIXES.items() if suffix in (None, *ends)]
+    if (backbone.name or "").startswith(TORCHVISION_PREFIX):
+        candidates.sort(key="torchvision".__ne__)
+    obstacles = []
+    for candidate in candidates:
+        obstacle = _obstacle(backbone, candidate)
+        if obstacle is None:
+            return candidate
+        obstacles.append(f"format {candidate!r} cannot hold it: {obstacle}")
+    given = "This network" if backbone.name is None else f"The backbone {backbone.name!r}"
     raise ValueError(
-        f"Format {format!r} cannot hold {given}: {obstacle}. Choose 'safetensors', which holds any network."
+        f"{given} cannot be exported, {'; '.join(obstacles)}. Choose 'safetensors', which holds any network."
     )
 
 
@@ -250,7 +253,7 @@ def _load_timm(backbone: _Backbone, file: Path | None) -> tuple[nn.Module, str]:
 def _load_torchvision(backbone: _Backbone, file: Path | None) -> tuple[nn.Module, str]:
     from torchvision import models
 
-    name = _bare_name(backbone)
+    name = _bare_name(backbone).partition(".")[0]  # without timm's tag of the weights
     network: nn.Module = models.get_model(name, **backbone.arguments)
     classifier = [name for name, layer in network.named_modules() if isinstance(layer, nn.Linear)][-1]
     network.set_submodule(classifier, nn.Identity())
@@ -289,12 +292,12 @@ def _spelled(arguments: dict[str, Any]) -> str:
 # ---------------------------------------------------------------------- files
 
 
-def _check_file_name(path: Path, format: str, metadata: Mapping[str, str] | None) -> None:
-    suffixes = EXPORT_SUFFIXES[format]
+def _check_file_name(path: Path, format: str | None, metadata: Mapping[str, str] | None) -> None:
+    suffixes = EXPORT_SUFFIXES[format] if format else (".safetensors", ".pth", ".pt")
     if path.suffix not in suffixes:
-        raise ValueError(f"{path} does not end in {' or '.join(suffixes)}, as a file of format {format!r} does.")
-    if metadata and ".safetensors" not in suffixes:
-        raise ValueError(f"Format {format!r} holds tensors alone: leave metadata out, or choose 'safetensors'.")
+        raise ValueError(f"{path} does not end in {' or '.join(suffixes)}, by which its format is known: rename it.")
+    if metadata and path.suffix != ".safetensors":
+        raise ValueError(f"{path} will hold tensors alone: leave metadata out, or write a .safetensors file.")
 
 
 def _header(backbone: _Backbone, width: int) -> dict[str, str]:
@@ -322,7 +325,9 @@ def _write(network: nn.Module, file: Path, header: dict[str, str]) -> None:
     if file.suffix == ".safetensors":
         file.write_bytes(save(tensors, header))
     else:
-        torch.save(tensors, file)
+        buffer = io.BytesIO()  # written by Python, because torch does not say that a disk is full
+        torch.save(tensors, buffer)
+        file.write_bytes(buffer.getbuffer())
 
 
 def _difference(features: Tensor, expected: Tensor) -> float:
