@@ -21,5 +21,5 @@ def real_data() -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _few_threads() -> None:
-    torch.set_num_threads(2)
+def _one_thread() -> None:
+    torch.set_num_threads(1)  # several wait for each other on a busy machine, and tiny networks gain nothing

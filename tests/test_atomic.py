@@ -1,0 +1,114 @@
+"""Files that are whole or not there."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import mlssl.atomic
+from mlssl.atomic import written_aside
+
+ALONE = (
+    f"import sys; sys.path.insert(0, {str(Path(mlssl.atomic.__file__).parent)!r}); from atomic import written_aside\n"
+)
+"""Imports the module without the package, which takes seconds."""
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(os.listdir(folder))
+
+
+def test_the_file_appears_when_the_block_ends(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "numbers.txt"
+    with written_aside(path) as aside:
+        assert aside.parent == path.parent
+        assert aside.suffix == ".txt"
+        aside.write_text("1 2 3")
+        assert not path.exists()
+    assert path.read_text() == "1 2 3"
+    assert names(path.parent) == ["numbers.txt"]
+
+
+def test_a_previous_file_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "numbers.txt"
+    path.write_text("old")
+    with written_aside(str(path)) as aside:
+        aside.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left")])
+def test_a_failing_write_leaves_the_previous_file_and_nothing_aside(error: BaseException, tmp_path: Path) -> None:
+    path = tmp_path / "numbers.txt"
+    path.write_text("old")
+    with pytest.raises(type(error)), written_aside(path) as aside:
+        aside.write_text("ne")
+        raise error
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["numbers.txt"]
+
+
+def test_a_failing_flush_counts_as_a_failing_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with (
+        pytest.raises(OSError, match=r"No space left on device: '.*numbers.txt'"),
+        written_aside(tmp_path / "numbers.txt") as aside,
+    ):
+        aside.write_text("1 2 3")
+    assert names(tmp_path) == []
+
+
+def test_nothing_written_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), written_aside(tmp_path / "numbers.txt"):
+        pass
+    assert names(tmp_path) == []
+
+
+def test_the_error_of_another_file_keeps_its_name(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="missing.txt"), written_aside(tmp_path / "numbers.txt"):
+        (tmp_path / "missing.txt").read_text()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file size limits are POSIX's")
+def test_a_real_write_past_the_space_there_is_names_the_file(tmp_path: Path) -> None:
+    (tmp_path / "big.bin").write_text("old")
+    limited = ALONE + (
+        "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        f"with written_aside({str(tmp_path / 'big.bin')!r}) as aside: aside.write_bytes(bytes(5000))"
+    )
+    done = subprocess.run([sys.executable, "-c", limited], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert f"OSError: [Errno {errno.EFBIG}] File too large: '{tmp_path / 'big.bin'}'" in done.stderr
+    assert (tmp_path / "big.bin").read_text() == "old"
+    assert names(tmp_path) == ["big.bin"]
+
+
+def test_a_process_killed_at_any_time_leaves_a_whole_file(tmp_path: Path) -> None:
+    path = tmp_path / "numbers.bin"
+    endless = ALONE + (
+        "import itertools\n"
+        "for value in itertools.count():\n"
+        f"    with written_aside({str(path)!r}) as aside: aside.write_bytes(bytes([value % 256]) * 3_000_000)"
+    )
+    for patience in (0.0, 0.013, 0.031):
+        path.unlink(missing_ok=True)
+        process = subprocess.Popen([sys.executable, "-c", endless])
+        started = time.monotonic()
+        while not path.exists() and time.monotonic() < started + 60:
+            time.sleep(0.001)
+        time.sleep(patience)
+        process.kill()
+        process.wait()
+        content = path.read_bytes()
+        assert content == content[:1] * 3_000_000
