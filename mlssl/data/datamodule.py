@@ -136,7 +136,7 @@ class MultiLabelDataModule(L.LightningDataModule):
             seed=self.hparams["seed"],
             drop_last=True,
         )
-        return self._loader(dataset, sampler=sampler, drop_last=True)
+        return self._loader(dataset, sampler=sampler, drop_last=True, keep_workers=True)
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """Whole images of the val records, see ``ImageBatch``; nothing where there are none."""
@@ -196,7 +196,7 @@ class MultiLabelDataModule(L.LightningDataModule):
         assert self.train_records is not None
         return self.train_records, self.val_records
 
-    def _loader(self, dataset: Dataset[Any], **settings: Any) -> DataLoader[Any]:
+    def _loader(self, dataset: Dataset[Any], *, keep_workers: bool = False, **settings: Any) -> DataLoader[Any]:
         workers = self.hparams["num_workers"]
         if workers is None:
             workers = _default_workers(self.trainer.num_devices if self.trainer else 1)
@@ -204,7 +204,7 @@ class MultiLabelDataModule(L.LightningDataModule):
             dataset,
             batch_size=self.hparams["batch_size"],
             num_workers=workers,
-            persistent_workers=workers > 0,
+            persistent_workers=keep_workers and workers > 0,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=_one_thread,
             generator=torch.Generator(),  # else every pass over a loader would draw from the model's random state
@@ -364,8 +364,8 @@ def _check_steps(num_images: int, batch_size: int, devices: int) -> None:
         )
     if num_images % step:
         rank_zero_info(
-            f"{num_images} images fill {num_images // step} steps of {step}: "
-            f"{num_images % step} images, others every epoch, sit out an epoch."
+            f"{num_images} images fill {num_images // step} steps of {step}: the other {num_images % step} sit out "
+            "an epoch, different ones each time."
         )
 
 

@@ -1,0 +1,486 @@
+"""The loaders of a run: what they yield, what the draws of a sample depend on, and what is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import random
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jsonargparse
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mlssl.data.datamodule import MAX_WORKERS, ImageDataset, MultiLabelDataModule, ViewDataset
+from mlssl.data.files import read_folder
+from mlssl.data.records import Records, check_image_batch, check_view_batch
+from mlssl.data.synthetic import synthetic_scenes
+
+Draws = dict[int, str]
+
+NUM_PHOTOS = 10
+QUIET: dict[str, Any] = {
+    "accelerator": "cpu",
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
+
+
+class Recorder(L.LightningModule):
+    """Writes down what it is given: {epoch: {image id: digest of its views}}."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.seen: dict[int, Draws] = {}
+        self.evaluated: list[int] = []
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        self.seen.setdefault(self.current_epoch, {}).update(digests(batch))
+        return self.weight.sum()
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        self.evaluated += batch["image_ids"].tolist()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def digests(batch: dict[str, Tensor]) -> Draws:
+    pixels = batch["views"] if "views" in batch else batch["image"]
+    return {
+        int(image_id): hashlib.sha1(image.numpy().tobytes()).hexdigest()
+        for image_id, image in zip(batch["image_ids"], pixels, strict=True)
+    }
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten JPEGs of different sizes."""
+    folder = tmp_path_factory.mktemp("photos")
+    for index in range(NUM_PHOTOS):
+        generator = np.random.default_rng(index)
+        pixels = generator.integers(0, 256, (8, 12 - index, 3), np.uint8)
+        Image.fromarray(pixels).resize((60 + index, 40), Image.Resampling.BICUBIC).save(folder / f"{index}.jpg")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def labelled(photos: Path) -> Records:
+    labels = np.random.default_rng(0).integers(-1, 2, (NUM_PHOTOS, 3))
+    names = [f"{index}.jpg" for index in range(NUM_PHOTOS)]
+    return Records(names, labels, ["sky", "sea", "sun"], image_ids=100 + np.arange(NUM_PHOTOS), root=photos)
+
+
+def module(train: Records, **settings: Any) -> MultiLabelDataModule:
+    return MultiLabelDataModule(train=train, **{"batch_size": 3, "size": 16, "num_workers": 0, **settings})
+
+
+def draws(data: MultiLabelDataModule, epoch: int = 0, rank: int = 0, devices: int = 1) -> list[Draws]:
+    """One {image id: digest of its views} a step, as a Trainer of so many devices would ask for them."""
+    data.trainer = SimpleNamespace(world_size=devices, global_rank=rank, num_devices=devices)  # type: ignore[assignment]
+    loader = data.train_dataloader()
+    loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+    return [digests(batch) for batch in loader]
+
+
+def two_epochs(data: MultiLabelDataModule) -> list[list[Draws]]:
+    """Of one loader, whose workers persist."""
+    loader = data.train_dataloader()
+    steps = []
+    for epoch in (0, 1):
+        loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+        steps.append([digests(batch) for batch in loader])
+    return steps
+
+
+def merged(steps: list[Draws]) -> Draws:
+    return {image_id: digest for step in steps for image_id, digest in step.items()}
+
+
+# ---------------------------------------------------------------------- what the loaders yield
+
+
+@pytest.mark.parametrize(("rows", "cols"), [(2, 2), (1, 1), (3, 2)])
+def test_training_batches_keep_the_contract(labelled: Records, rows: int, cols: int) -> None:
+    batches = list(module(labelled, rows=rows, cols=cols).train_dataloader())
+    assert len(batches) == 3
+    for batch in batches:
+        check_view_batch(batch, num_labels=3)
+        assert batch["views"].shape == (3, 2, rows * cols, 3, 16, 16)
+        assert batch["labels"].dtype == torch.int8
+        rows_of = batch["image_ids"].numpy() - 100
+        assert labelled.labels is not None
+        assert np.array_equal(batch["labels"].numpy(), labelled.labels[rows_of])
+
+
+def test_the_learning_rate_scaling_can_read_images_and_blocks_a_step(labelled: Records) -> None:
+    loader = module(labelled, rows=3, cols=2).train_dataloader()
+    assert (loader.batch_size, loader.dataset.num_blocks) == (3, 6)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("eval_size", [24, (24, 40), None])
+def test_whole_images_come_in_order_in_one_size_without_augmentation(labelled: Records, eval_size: Any) -> None:
+    data = module(labelled, val=labelled, eval_size=eval_size)
+    side = (16, 16) if eval_size is None else (24, 24) if eval_size == 24 else (24, 40)
+    for loader in (
+        data.val_dataloader(),
+        data.test_dataloader(),
+        data.image_dataloader("train"),
+        data.predict_dataloader(),
+    ):
+        batches = list(loader)
+        assert [i for batch in batches for i in batch["image_ids"].tolist()] == labelled.image_ids.tolist()
+        for batch in batches:
+            check_image_batch(batch, num_labels=3)
+            assert batch["image"].shape[1:] == (3, *side)
+
+
+def test_an_image_of_the_asked_size_stays_as_it_is_and_a_smaller_one_is_averaged() -> None:
+    records = synthetic_scenes(size=64, count=1)
+    image = records.image(0)
+    assert np.array_equal(ImageDataset(records, (64, 64))[0]["image"].permute(1, 2, 0), image)
+    halved = ImageDataset(records, (32, 32))[0]["image"].permute(1, 2, 0).numpy().astype(float)
+    assert np.abs(halved - image.reshape(32, 2, 32, 2, 3).mean(axis=(1, 3))).mean() < 4
+
+
+def test_images_without_labels_give_batches_without_labels(photos: Path) -> None:
+    data = MultiLabelDataModule("folder", photos, batch_size=3, size=16, num_workers=0)
+    assert "labels" not in next(iter(data.train_dataloader()))
+    assert "labels" not in next(iter(data.predict_dataloader()))
+    assert data.val_dataloader() == []
+    assert (data.classes, data.num_labels) == ((), 0)
+
+
+def test_classes_are_those_of_whichever_set_has_labels(photos: Path, labelled: Records) -> None:
+    unlabelled = read_folder(photos)
+    for sets in ({"train": labelled}, {"train": unlabelled, "val": labelled}, {"train": labelled, "val": unlabelled}):
+        assert module(**sets).classes == ("sky", "sea", "sun")
+    assert module(unlabelled, probe_train=labelled).num_labels == 3
+
+
+def test_the_probes_images_are_a_set_of_their_own_shuffled_by_epoch(photos: Path, labelled: Records) -> None:
+    assert module(labelled).probe_dataloader() is None
+    data = module(read_folder(photos), val=labelled, probe_train=labelled)
+    orders = []
+    for epoch in (0, 1, 0):
+        data.trainer = SimpleNamespace(current_epoch=epoch, world_size=2, num_devices=2)  # type: ignore[assignment]
+        loader = data.probe_dataloader()
+        assert loader is not None
+        batches = list(loader)
+        check_image_batch(batches[0], num_labels=3)
+        orders.append([i for batch in batches for i in batch["image_ids"].tolist()])
+    assert orders[0] == orders[2] != orders[1]
+    assert all(sorted(order) == labelled.image_ids.tolist() for order in orders)
+
+
+def test_loaders_leave_every_global_random_state_alone(labelled: Records) -> None:
+    data = module(labelled, val=labelled, probe_train=labelled)
+    before = torch.get_rng_state(), random.getstate(), pickle.dumps(np.random.get_state())  # noqa: NPY002
+    for loader in (data.train_dataloader(), data.val_dataloader(), data.probe_dataloader()):
+        assert loader is not None
+        assert len(list(loader)) > 2
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert before[1:] == (random.getstate(), pickle.dumps(np.random.get_state()))  # noqa: NPY002
+
+
+# ---------------------------------------------------------------------- draws
+
+
+def test_every_image_comes_at_most_once_an_epoch_and_others_sit_out_the_next(labelled: Records) -> None:
+    data = module(labelled)
+    epochs = [[i for step in draws(data, epoch) for i in step] for epoch in range(6)]
+    for ids in epochs:
+        assert len(ids) == len(set(ids)) == 9
+    assert len({frozenset(ids) for ids in epochs}) > 1
+    assert epochs[0] != epochs[1]
+    whole = module(labelled, batch_size=5)
+    assert sorted(merged(draws(whole))) == labelled.image_ids.tolist()
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")
+def test_views_are_the_same_with_0_1_and_3_workers(labelled: Records) -> None:
+    expected, one, three = (two_epochs(module(labelled, num_workers=workers)) for workers in (0, 1, 3))
+    assert expected == one == three
+    assert expected == [draws(module(labelled), epoch) for epoch in (0, 1)]
+
+
+@pytest.mark.parametrize("epoch", [0, 3])
+def test_two_ranks_share_the_steps_of_one(labelled: Records, epoch: int) -> None:
+    one = draws(module(labelled, batch_size=4), epoch)
+    two = [draws(module(labelled, batch_size=2), epoch, rank, devices=2) for rank in (0, 1)]
+    assert len(one) == len(two[0]) == len(two[1]) == 2
+    for whole, *shares in zip(one, *two, strict=True):
+        assert merged(shares) == whole
+        assert len(whole) == 4
+
+
+def test_epoch_seed_and_index_change_the_views(labelled: Records) -> None:
+    first, second = (merged(draws(module(labelled, batch_size=10), epoch)) for epoch in (0, 1))
+    other = merged(draws(module(labelled, batch_size=10, seed=1)))
+    assert first.keys() == second.keys() == other.keys()
+    assert len({*first.values(), *second.values(), *other.values()}) == 3 * NUM_PHOTOS
+    same = Records(["0.jpg"] * 4, root=labelled.root)
+    assert len(set(merged(draws(module(same, batch_size=4))).values())) == 4
+
+
+def test_views_do_not_depend_on_what_was_drawn_before(labelled: Records) -> None:
+    dataset = ViewDataset(labelled, module(labelled).views, seed=5)
+    alone = dataset[2, 7]["views"]
+    torch.manual_seed(9)
+    for key in ((2, 6), (0, 7), 3):
+        dataset[key]
+    assert torch.equal(dataset[2, 7]["views"], alone)
+    assert torch.equal(pickle.loads(pickle.dumps(dataset))[2, 7]["views"], alone)
+    assert torch.equal(dataset[7]["views"], dataset[0, 7]["views"])
+
+
+def test_a_resumed_run_sees_what_the_uninterrupted_run_saw(labelled: Records, tmp_path: Path) -> None:
+    whole, half, rest = Recorder(), Recorder(), Recorder()
+    L.Trainer(max_epochs=3, default_root_dir=tmp_path, **QUIET).fit(whole, module(labelled))
+    first = L.Trainer(max_epochs=1, default_root_dir=tmp_path, **QUIET)
+    first.fit(half, module(labelled, val=labelled))
+    first.save_checkpoint(tmp_path / "half.ckpt")
+    L.Trainer(max_epochs=3, default_root_dir=tmp_path, **QUIET).fit(
+        rest, module(labelled, val=labelled), ckpt_path=tmp_path / "half.ckpt"
+    )
+    assert whole.seen.keys() == {0, 1, 2}
+    assert half.seen == {0: whole.seen[0]}
+    assert rest.seen == {epoch: whole.seen[epoch] for epoch in (1, 2)}
+    assert sorted(half.evaluated[-NUM_PHOTOS:]) == labelled.image_ids.tolist()
+
+
+@pytest.mark.filterwarnings("ignore:You requested to overfit")
+def test_lightnings_overfit_batches_works(labelled: Records, tmp_path: Path) -> None:
+    recorder = Recorder()
+    L.Trainer(max_epochs=2, overfit_batches=1, default_root_dir=tmp_path, **QUIET).fit(recorder, module(labelled))
+    assert recorder.seen[0] == recorder.seen[1]
+    assert recorder.seen[0].keys() == {100, 101, 102}
+
+
+# ---------------------------------------------------------------------- formats and settings
+
+
+@pytest.fixture
+def coco(tmp_path: Path) -> Path:
+    """Six images a split; a person on every one, a dog on the first of each."""
+    (tmp_path / "annotations").mkdir()
+    for split, first in (("train2017", 0), ("val2017", 50)):
+        (tmp_path / split).mkdir()
+        ids = range(first, first + 6)
+        for i in ids:
+            Image.effect_noise((30, 20), 60).save(tmp_path / split / f"{i}.jpg")
+        content = {
+            "images": [{"id": i, "file_name": f"{i}.jpg"} for i in ids],
+            "annotations": [{"image_id": i, "category_id": 1} for i in ids] + [{"image_id": first, "category_id": 2}],
+            "categories": [{"id": 1, "name": "person"}, {"id": 2, "name": "dog"}, {"id": 3, "name": "cat"}],
+        }
+        (tmp_path / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+    return tmp_path
+
+
+def from_disk(dataset: Any, root: Path | None, **settings: Any) -> MultiLabelDataModule:
+    return MultiLabelDataModule(dataset, root, **{"batch_size": 3, "size": 16, "num_workers": 0, **settings})
+
+
+def test_cocos_splits_are_its_years_by_default(coco: Path) -> None:
+    data = from_disk("coco", coco)
+    check_view_batch(next(iter(data.train_dataloader())), num_labels=3)
+    assert [i for batch in data.val_dataloader() for i in batch["image_ids"].tolist()] == list(range(50, 56))
+    assert data.classes == ("person", "dog", "cat")
+    swapped = from_disk("coco", coco, train_split="val2017", val_split="")
+    swapped.setup("fit")
+    assert swapped.train_records is not None
+    assert swapped.train_records.image_ids.tolist() == list(range(50, 56))
+    assert swapped.val_dataloader() == []
+
+
+def test_rare_classes_can_be_left_out(coco: Path) -> None:
+    for least, classes in (((1, 1), ("person", "dog")), ((2, 1), ("person",)), ((1, 2), ("person",))):
+        data = from_disk("coco", coco, min_images_per_class=least)
+        data.setup()
+        data.setup("validate")  # a second time changes nothing
+        assert data.classes == classes
+        assert next(iter(data.val_dataloader()))["labels"].shape == (3, len(classes))
+
+
+def test_real_corel5k_gives_81_labels(real_data: Path) -> None:
+    if not (real_data / "corel5k").is_dir():
+        pytest.skip(f"no {real_data / 'corel5k'}")
+    data = from_disk("corel5k", real_data / "corel5k", min_images_per_class=(40, 4), eval_size=(128, 192))
+    check_view_batch(next(iter(data.train_dataloader())), num_labels=81)
+    assert next(iter(data.image_dataloader("val")))["image"].shape == (3, 3, 128, 192)
+    assert len(data.image_dataloader("train").dataset) == 4500  # type: ignore[arg-type]
+
+
+def test_a_folders_splits_are_the_folders_in_it(photos: Path) -> None:
+    data = from_disk("folder", photos.parent, train_split=photos.name, val_split=photos.name)
+    data.setup()
+    assert data.train_records is not None
+    assert len(data.train_records) == len(data.val_dataloader().dataset) == NUM_PHOTOS  # type: ignore[union-attr, arg-type]
+
+
+def test_drawn_scenes_need_no_files() -> None:
+    data = MultiLabelDataModule(batch_size=4, size=16, num_workers=0)
+    check_view_batch(next(iter(data.train_dataloader())), num_labels=12)
+    check_image_batch(next(iter(data.val_dataloader())), num_labels=12)
+
+
+def test_the_number_of_workers_is_a_devices_share_of_the_cores(
+    labelled: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for cores, devices, expected in ((1, 1, 1), (2, 1, 1), (6, 1, 5), (64, 1, MAX_WORKERS), (16, 4, 3), (2, 4, 1)):
+        monkeypatch.setattr("os.sched_getaffinity", lambda _process, n=cores: set(range(n)), raising=False)
+        data = module(labelled, num_workers=None, batch_size=1)
+        data.trainer = SimpleNamespace(world_size=devices, global_rank=0, num_devices=devices)  # type: ignore[assignment]
+        assert data.train_dataloader().num_workers == expected
+    assert module(labelled, num_workers=0).train_dataloader().num_workers == 0
+
+
+def test_lists_of_yaml_and_of_the_command_line_become_tuples(photos: Path) -> None:
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(MultiLabelDataModule, "data")
+    yaml = f"data: {{dataset: corel5k, root: {photos}, eval_size: [128, 192], min_images_per_class: [40, 4]}}"
+    words = ["--data.dataset=coco", f"--data.root={photos}", "--data.eval_size=[128, 192]", "--data.val_split="]
+    for config in (parser.parse_string(yaml), parser.parse_args(words)):
+        data = MultiLabelDataModule(**config["data"].as_dict())
+        assert data.eval_size == (128, 192)
+        assert data.hparams["root"] == str(photos)
+        assert data.hparams["min_images_per_class"] in ((40, 4), None)
+    assert MultiLabelDataModule(**parser.parse_args(["--data.eval_size=64"])["data"].as_dict()).eval_size == (64, 64)
+    for wrong in ("--data.eval_size=[1, 2, 3]", "--data.dataset=imagenet", "--data.min_images_per_class=40"):
+        with pytest.raises(jsonargparse.ArgumentError, match=wrong[2:].partition("=")[0]):
+            parser.parse_args([wrong])
+
+
+def test_settings_in_a_checkpoint_load_with_weights_only(coco: Path, tmp_path: Path) -> None:
+    trainer = L.Trainer(max_epochs=1, limit_train_batches=1, limit_val_batches=0, default_root_dir=tmp_path, **QUIET)
+    trainer.fit(Recorder(), from_disk("coco", coco, eval_size=(20, 30)))
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    loaded = MultiLabelDataModule.load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True)
+    assert loaded.hparams["root"] == str(coco)
+    assert loaded.eval_size == (20, 30)
+    assert len(loaded.train_dataloader()) == 2
+
+
+# ---------------------------------------------------------------------- what is refused before training
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (
+            {"dataset": "imagenet"},
+            "dataset='imagenet' is unknown: pass one of synthetic, coco, corel5k, folder, or train=",
+        ),
+        ({"dataset": "coco"}, r"dataset='coco' needs the folder that holds it: pass root \(--data.root FOLDER\)"),
+        ({"root": "photos"}, "root='photos' was given, and drawn scenes have no files: say which dataset it is, coco"),
+        ({"batch_size": 0}, "batch_size=0 was given: pass a number of at least 1"),
+        ({"num_workers": -1}, "num_workers=-1 was given: pass a number of at least 0"),
+        ({"seed": -1}, "seed=-1 was given: pass a number of at least 0"),
+        ({"rows": 0}, "got a grid of rows=0 and cols=2, expected at least 1 of each"),
+        ({"cols": 0}, "got a grid of rows=2 and cols=0"),
+        ({"overlap": -0.01}, "got overlap=-0.01, expected a fraction of the image's side between 0 and 0.5"),
+        ({"overlap": 0.51}, "got overlap=0.51"),
+        ({"overlap": float("nan")}, "got overlap=nan"),
+        ({"size": 15}, "got size=15, expected views of at least 16 × 16 pixels"),
+        ({"eval_size": 0}, "eval_size=0 was given: pass height and width in pixels, at least 1 each"),
+        ({"eval_size": (64, 0)}, r"eval_size=\(64, 0\) was given"),
+        ({"eval_size": (64,)}, r"eval_size=\(64,\) was given"),
+    ],
+)
+def test_refuses_settings_at_construction(settings: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        MultiLabelDataModule(**settings)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"size": 16}, {"overlap": 0.0}, {"overlap": 0.5}, {"rows": 1, "cols": 1}, {"batch_size": 1}]
+)
+def test_accepts_the_ends_of_every_range(labelled: Records, settings: dict[str, Any]) -> None:
+    assert len(next(iter(module(labelled, **settings).train_dataloader()))["views"]) >= 1
+
+
+def test_refuses_arguments_that_do_not_go_together(photos: Path, labelled: Records) -> None:
+    unlabelled = read_folder(photos)
+    with pytest.raises(ValueError, match=r"val or probe_train was given without train: pass train=Records"):
+        MultiLabelDataModule(val=labelled)
+    for name, value in {
+        "root": photos,
+        "train_split": "train",
+        "val_split": "",
+        "min_images_per_class": (4, 4),
+    }.items():
+        with pytest.raises(ValueError, match=rf"{name} and train were given: {name} is for a dataset that is read"):
+            module(labelled, **{name: value})
+    with pytest.raises(ValueError, match=r"probe_train is Records\(10 images, unlabelled, .*: pass labelled records"):
+        module(labelled, probe_train=unlabelled)
+    with pytest.raises(
+        TypeError, match=r"val is of type list: pass mlssl\.Records\(paths, labels, classes\), or train"
+    ):
+        module(labelled, val=[photos])
+
+
+def test_refuses_sets_whose_labels_differ(labelled: Records, photos: Path) -> None:
+    paths = ["0.jpg", "1.jpg"]
+    narrow = Records(paths, [[1, 0], [0, 1]], ["sky", "sea"], root=photos)
+    other = Records(paths, [[1, 0, 1], [0, 1, 0]], ["sky", "moon", "sun"], root=photos)
+    swapped = labelled.with_classes([1, 0, 2])
+    for sets, sentence in (
+        ({"val": narrow}, r"train has 3 classes and val has 2 \(only in one of them: sun\): give both the same list"),
+        ({"val": other}, r"train has 3 classes and val has 3 \(only in one of them: moon, sea\)"),
+        ({"val": swapped}, "train has 3 classes and val has 3 in another order: give both the same list of classes"),
+        ({"val": labelled, "probe_train": narrow}, "train has 3 classes and probe_train has 2"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            module(labelled, **sets).setup("fit")
+    with pytest.raises(ValueError, match="val has 2 classes and probe_train has 3"):
+        module(read_folder(photos), val=narrow, probe_train=labelled).setup("fit")
+
+
+def test_refuses_batches_larger_than_the_training_set(labelled: Records) -> None:
+    sentence = r"The training set has 10 images, and a step takes 11 \(batch_size 11 on 1 device\(s\)\): pass a smaller"
+    with pytest.raises(ValueError, match=sentence):
+        module(labelled, batch_size=11).train_dataloader()
+    with pytest.raises(ValueError, match=r"a step takes 12 \(batch_size 6 on 2 device\(s\)\)"):
+        draws(module(labelled, batch_size=6), devices=2)
+    assert len(draws(module(labelled, batch_size=10))) == len(draws(module(labelled, batch_size=5), devices=2)) == 1
+
+
+def test_refuses_sets_that_are_not_there(labelled: Records, coco: Path) -> None:
+    with pytest.raises(ValueError, match=r"There are no 'val' images: pass 'train', or 'val' where there is a val set"):
+        module(labelled).image_dataloader("val")
+    with pytest.raises(ValueError, match=r"There are no 'test' images"):
+        module(labelled).image_dataloader("test")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"min_images_per_class=\(1, 1\) counts val images too, and there are none"):
+        from_disk("coco", coco, val_split="", min_images_per_class=(1, 1)).setup()
+    with pytest.raises(ValueError, match=r"No class has 7 train and 1 val images: lower min_images_per_class"):
+        from_disk("coco", coco, min_images_per_class=(7, 1)).setup()
+
+
+def test_a_run_on_data_that_are_wrong_ends_before_training(tmp_path: Path, coco: Path) -> None:
+    gone, empty = tmp_path / "gone", tmp_path / "empty"
+    empty.mkdir()
+    cases: list[tuple[MultiLabelDataModule, type[Exception], str]] = [
+        (from_disk("coco", gone), FileNotFoundError, "no folder '.*gone': pass as root"),
+        (from_disk("corel5k", gone), FileNotFoundError, "no folder '.*gone': pass as root"),
+        (from_disk("folder", gone), FileNotFoundError, "no folder '.*gone': pass a folder"),
+        (from_disk("folder", empty), FileNotFoundError, "no image below '.*empty'"),
+        (from_disk("coco", coco, train_split="train2014"), FileNotFoundError, "that is there: train2017, val2017"),
+        (from_disk("synthetic", None, val_split="val"), ValueError, "no synthetic scenes of split 'val'"),
+        (from_disk("coco", coco, batch_size=7), ValueError, "a step takes 7"),
+    ]
+    for data, error, sentence in cases:
+        recorder = Recorder()
+        with pytest.raises(error, match=sentence):
+            L.Trainer(max_epochs=1, default_root_dir=tmp_path, num_sanity_val_steps=0, **QUIET).fit(recorder, data)
+        assert recorder.seen == {}
