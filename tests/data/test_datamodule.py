@@ -55,6 +55,17 @@ class Recorder(L.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
+class FileRecorder(Recorder):
+    """Leaves a process's notes where the test finds them."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+
+    def on_train_end(self) -> None:
+        (self.folder / f"{self.global_rank}.json").write_text(json.dumps(self.seen))
+
+
 def digests(batch: dict[str, Tensor]) -> Draws:
     pixels = batch["views"] if "views" in batch else batch["image"]
     return {
@@ -222,6 +233,17 @@ def test_two_ranks_share_the_steps_of_one(labelled: Records, epoch: int) -> None
     for whole, *shares in zip(one, *two, strict=True):
         assert merged(shares) == whole
         assert len(whole) == 4
+
+
+def test_two_real_processes_share_the_steps_of_one(labelled: Records, tmp_path: Path) -> None:
+    recorder = FileRecorder(tmp_path)
+    trainer = L.Trainer(max_epochs=2, devices=2, strategy="ddp_fork", default_root_dir=tmp_path, **QUIET)
+    trainer.fit(recorder, module(labelled, batch_size=2))
+    ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+    for epoch in (0, 1):
+        seen = merged([rank[str(epoch)] for rank in ranks])
+        expected = merged(draws(module(labelled, batch_size=4), epoch))
+        assert {int(image_id): digest for image_id, digest in seen.items()} == expected
 
 
 def test_epoch_seed_and_index_change_the_views(labelled: Records) -> None:
