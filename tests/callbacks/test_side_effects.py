@@ -1,0 +1,74 @@
+"""Pre-trained weights are bit for bit the same with and without each callback."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+
+from mlssl.callbacks import BackboneExport, CollapseMonitor, OnlineLinearProbe, Throughput, ViewGridLogger
+from mlssl.data.records import Records
+from mlssl.data.synthetic import synthetic_scenes
+
+CALLBACKS: dict[str, Callable[[], list[L.Callback]]] = {
+    "probe": lambda: [OnlineLinearProbe()],
+    "collapse": lambda: [CollapseMonitor()],
+    "views": lambda: [ViewGridLogger(2)],
+    "export": lambda: [BackboneExport(every_n_epochs=1)],
+    "throughput": lambda: [Throughput()],
+}
+CALLBACKS["all"] = lambda: [make()[0] for name, make in CALLBACKS.items() if name != "all"]
+
+
+@pytest.fixture
+def trained(make_model: Any, make_data: Any, make_trainer: Any) -> Callable[..., str]:
+    """A function from callbacks to a hash of every tensor of the model after 8 steps and three validations."""
+
+    def train(callbacks: list[L.Callback], **data: Any) -> str:
+        L.seed_everything(7, verbose=False)
+        model = make_model(base_lr=1.0)
+        trainer = make_trainer(*callbacks, log_every_n_steps=1, num_sanity_val_steps=2)
+        trainer.fit(model, make_data(**data))
+        assert trainer.global_step == 8
+        return _hash(model)
+
+    return train
+
+
+@pytest.mark.parametrize("name", CALLBACKS)
+def test_the_weights_are_the_same_with_and_without(name: str, trained: Any) -> None:
+    assert trained(CALLBACKS[name]()) == trained([])
+
+
+def test_the_weights_are_the_same_with_a_probe_that_learns_from_a_set_of_its_own(trained: Any) -> None:
+    own: dict[str, Records] = {"probe_train": synthetic_scenes("train", size=32, seed=1, count=9)}
+    assert trained([OnlineLinearProbe()], **own) == trained([])
+
+
+def test_a_callback_that_draws_one_random_number_is_found_out(trained: Any) -> None:
+    class Draws(L.Callback):
+        def on_train_batch_end(self, *_: Any) -> None:
+            torch.rand(1)
+
+    assert trained([Draws()]) != trained([])
+
+
+def test_the_callbacks_leave_what_they_should_behind(trained: Any, tmp_path: Path) -> None:
+    trained(CALLBACKS["all"]())
+    metrics = (tmp_path / "run0" / "metrics.csv").read_text().splitlines()[0].split(",")
+    assert {"probe/mAP", "probe/loss", "collapse/std", "time/data", "throughput/images_per_s"} <= set(metrics)
+    assert len(list((tmp_path / "run0" / "views").iterdir())) == 2
+    assert len(list((tmp_path / "run0" / "exports").iterdir())) >= 2
+
+
+def _hash(model: L.LightningModule) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
