@@ -8,7 +8,7 @@ import json
 import os
 import pickle
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -116,7 +116,7 @@ def fitting_format(network: nn.Module, format: str | None = None) -> str:
     """
     check_format(format)
     with torch.random.fork_rng(devices=[]):
-        return _fitting_format(_open_module(network), format)
+        return _fitting_format(_open(network), format)
 
 
 def check_format(format: str | None) -> None:
@@ -134,7 +134,7 @@ class _Backbone(NamedTuple):
     name: str | None
     """As `build_backbone` takes it; None for a network of the user's own."""
     arguments: dict[str, Any]
-    statistics: tuple[tuple[float, ...], tuple[float, ...]]
+    statistics: tuple[Sequence[float], Sequence[float]]
     """Mean and standard deviation of the pixels that it was trained on."""
 
 
@@ -142,22 +142,19 @@ class _Backbone(NamedTuple):
 
 
 def _open(source: str | os.PathLike[str] | nn.Module) -> _Backbone:
-    return _open_module(source) if isinstance(source, nn.Module) else _open_checkpoint(Path(source))
+    if not isinstance(source, nn.Module):
+        return _open_checkpoint(Path(source))
+    inner = getattr(source, "backbone", None)
+    return _named(inner if isinstance(inner, nn.Module) else source, getattr(source, "hparams", {}))
 
 
-def _open_module(module: nn.Module) -> _Backbone:
-    inner = getattr(module, "backbone", None)
-    network = inner if isinstance(inner, nn.Module) else module
+def _named(network: nn.Module, settings: Mapping[str, Any]) -> _Backbone:
     network = getattr(network, "_orig_mod", network)  # under torch.compile
     mean, std = pixel_statistics(network)
-    if isinstance(inner, nn.Module):  # whose mean and std may be the user's
-        buffers = dict(module.named_buffers(recurse=False))
-        mean = tuple(buffers["pixel_mean"].flatten().tolist()) if "pixel_mean" in buffers else mean
-        std = tuple(buffers["pixel_std"].flatten().tolist()) if "pixel_std" in buffers else std
     # A timm network that was built elsewhere carries its name, and is taken to have no arguments until compared.
     config = getattr(network, "pretrained_cfg", None) or {}
     name, arguments = built_as(network) or (config.get("architecture"), {})
-    return _Backbone(network, name, arguments, (mean, std))
+    return _Backbone(network, name, arguments, (settings.get("mean") or mean, settings.get("std") or std))
 
 
 def _open_checkpoint(path: Path) -> _Backbone:
@@ -184,9 +181,7 @@ def _open_checkpoint(path: Path) -> _Backbone:
         network.load_state_dict(weights)
     except RuntimeError as error:
         raise ValueError(f"The weights in {path} do not fit its backbone {settings['backbone']!r}: {error}.") from None
-    backbone = _open_module(network)
-    mean, std = backbone.statistics
-    return backbone._replace(statistics=(tuple(settings.get("mean") or mean), tuple(settings.get("std") or std)))
+    return _named(network, settings)
 
 
 def _load_plain(path: Path) -> Any:
@@ -194,7 +189,9 @@ def _load_plain(path: Path) -> Any:
         raise FileNotFoundError(f"No checkpoint stands at {path}: give the path of a .ckpt file that exists.")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # foreign bytes make the unpickler raise almost anything
         if isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(path):
             raise ValueError(
                 f"{path} holds pickled Python objects, which could run any code when opened, and was refused: "

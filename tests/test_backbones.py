@@ -121,7 +121,7 @@ def test_type_errors_from_inside_a_library_are_not_hidden(name: str) -> None:
 def test_torchvision_networks_without_one_linear_classifier_are_refused() -> None:
     with pytest.raises(ValueError, match="'torchvision/squeezenet1_1' does not end in a linear classifier"):
         build_backbone("torchvision/squeezenet1_1")
-    with pytest.raises(ValueError, match="'torchvision/googlenet' gives auxiliary scores .* pass aux_logits=False"):
+    with pytest.raises(ValueError, match=r"'torchvision/googlenet' gives auxiliary scores .* pass aux_logits=False"):
         build_backbone("torchvision/googlenet", init_weights=False)
 
 
