@@ -129,6 +129,7 @@ def demo(runs: str = "runs") -> None:
     before = _probe(untrained, cli.datamodule, "avgmax")
     after = _probe(cli.model, cli.datamodule, "avgmax")
     folder = Path(cli.trainer.default_root_dir)
+    exports = ", ".join(file.name for file in sorted((folder / "exports").iterdir()))
     print(
         f"\nLinear probe on frozen features, mAP on {len(cli.datamodule.val_records)} scenes of {before.num_classes} "
         f"classes that were never trained on:\n"
@@ -138,7 +139,7 @@ def demo(runs: str = "runs") -> None:
         f"  views/          what the network saw: each picture, its blocks and their views\n"
         f"  metrics.csv     losses, probe and collapse figures, images a second\n"
         f"  checkpoints/    last.ckpt, to go on from\n"
-        f"  exports/        {', '.join(file.name for file in sorted((folder / 'exports').iterdir()))}: the backbone alone\n"
+        f"  exports/        {exports}: the backbone alone\n"
         f"  config.yaml     the settings; to run them again: mlssl fit --config {folder / 'config.yaml'}"
     )
 
@@ -220,7 +221,7 @@ def views(
 
 def export(
     checkpoint: Path,
-    format: Literal["timm", "torchvision", "safetensors"] | None = None,  # noqa: A002
+    format: Literal["timm", "torchvision", "safetensors"] | None = None,
     overwrite: bool = False,
     output: Path = Path("backbone.safetensors"),
 ) -> None:

@@ -16,6 +16,9 @@ from mlssl.checkpoint import AtomicCheckpointIO
 RUN_FOLDER_VARIABLE = "MLSSL_RUN_FOLDER"
 """Environment variable by which the processes of one run agree on its folder."""
 
+LOG_EVERY_N_STEPS = 10
+"""Steps between two lines of the log; a run that is limited to fewer logs at its last."""
+
 
 def new_run_folder(parent: str | os.PathLike[str] = "runs", name: str = "fit") -> Path:
     """Make ``parent/name-YYYYmmdd-HHMMSS``, with a number behind it where that exists already.
@@ -55,13 +58,18 @@ def run_settings(folder: Path, trainer_settings: dict[str, Any]) -> dict[str, An
     settings = dict(trainer_settings)
     settings["default_root_dir"] = str(folder)
     settings["precision"] = settings.get("precision") or default_precision()
-    settings["logger"] = [CSVLogger(str(folder), name="", version=""), *_loggers(settings.get("logger"))]
+    settings["logger"] = [
+        CSVLogger(str(folder), name="", version="", flush_logs_every_n_steps=1),
+        *_loggers(settings.get("logger")),
+    ]
     settings["callbacks"] = _with_defaults(folder, _as_list(settings.get("callbacks")), settings)
     settings["plugins"] = _as_list(settings.get("plugins"))
     if not any(isinstance(plugin, AtomicCheckpointIO) for plugin in settings["plugins"]):
         settings["plugins"].append(AtomicCheckpointIO())
     if settings.get("log_every_n_steps") is None:
-        settings["log_every_n_steps"] = 10
+        limits = (settings.get("limit_train_batches"), settings.get("max_steps"))
+        shortest = min((limit for limit in limits if isinstance(limit, int) and limit > 0), default=LOG_EVERY_N_STEPS)
+        settings["log_every_n_steps"] = min(LOG_EVERY_N_STEPS, shortest)
     return settings
 
 
@@ -77,7 +85,13 @@ def default_precision() -> Literal["bf16-mixed", "32-true"]:
 
 
 def _with_defaults(folder: Path, given: list[Callback], settings: dict[str, Any]) -> list[Callback]:
-    defaults: list[Callback] = [OnlineLinearProbe(), CollapseMonitor(), ViewGridLogger(), Throughput(), BackboneExport()]
+    defaults: list[Callback] = [
+        OnlineLinearProbe(),
+        CollapseMonitor(),
+        ViewGridLogger(),
+        Throughput(),
+        BackboneExport(),
+    ]
     if settings.get("enable_checkpointing") is not False:
         defaults.append(ModelCheckpoint(dirpath=folder / "checkpoints", filename="{epoch}-{step}", save_last=True))
     missing = [callback for callback in defaults if not any(isinstance(one, type(callback)) for one in given)]
