@@ -52,8 +52,8 @@ class MultiLabelDataModule(L.LightningDataModule):
         probe_train: Labelled records that the probe learns from, where they are not the training set.
 
     Raises:
-        ValueError: On numbers and formats that do not exist and on arguments that exclude each other, before anything
-            is read; on unknown splits and on records that do not fit together, when the Trainer sets the data up.
+        ValueError: On numbers and formats that do not exist, and on arguments and records of one's own that do not fit
+            together; on unknown splits and sets that do not fit together once they are read, in ``setup``.
         TypeError: If ``train``, ``val`` or ``probe_train`` are no ``Records``.
     """
 
@@ -116,8 +116,9 @@ class MultiLabelDataModule(L.LightningDataModule):
             FileNotFoundError: If a folder or file is missing (by the reader).
         """
         if self.train_records is None:
-            self.train_records, self.val_records = self._read()
-        _check_classes({"train": self.train_records, "val": self.val_records, "probe_train": self.probe_records})
+            train, val = self._read()
+            _check_classes({"train": train, "val": val})
+            self.train_records, self.val_records = train, val
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches of views (B, A, K, 3, S, S), image ids and, where there are, labels: see ``ViewBatch``.
@@ -154,7 +155,8 @@ class MultiLabelDataModule(L.LightningDataModule):
         Raises:
             ValueError: If there are no such records.
         """
-        records = dict(zip(("train", "val"), self._records(), strict=True)).get(split)
+        train, val = self._records()
+        records = {"train": train, "val": val}.get(split)
         if records is None:
             raise ValueError(f"There are no {split!r} images: pass 'train', or 'val' where there is a val set.")
         return self._loader(ImageDataset(records, self.eval_size))
@@ -353,6 +355,7 @@ def _check_own(sets: dict[str, Records | None], **of_files: object) -> None:
     probe_train = sets["probe_train"]
     if probe_train is not None and probe_train.labels is None:
         raise ValueError(f"probe_train is {probe_train!r}: pass labelled records, or leave it out.")
+    _check_classes(sets)
 
 
 def _check_steps(num_images: int, batch_size: int, devices: int) -> None:

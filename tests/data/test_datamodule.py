@@ -464,9 +464,19 @@ def test_refuses_sets_whose_labels_differ(labelled: Records, photos: Path) -> No
         ({"val": labelled, "probe_train": narrow}, "train has 3 classes and probe_train has 2"),
     ):
         with pytest.raises(ValueError, match=sentence):
-            module(labelled, **sets).setup("fit")
+            module(labelled, **sets)
     with pytest.raises(ValueError, match="val has 2 classes and probe_train has 3"):
-        module(read_folder(photos), val=narrow, probe_train=labelled).setup("fit")
+        module(read_folder(photos), val=narrow, probe_train=labelled)
+
+
+def test_refuses_splits_that_are_read_and_differ(coco: Path) -> None:
+    path = coco / "annotations" / "instances_val2017.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"categories": content["categories"][:2]}))
+    data = from_disk("coco", coco)
+    for _ in range(2):  # a failure leaves nothing half set up
+        with pytest.raises(ValueError, match=r"train has 3 classes and val has 2 \(only in one of them: cat\)"):
+            data.setup("fit")
 
 
 def test_refuses_batches_larger_than_the_training_set(labelled: Records) -> None:
