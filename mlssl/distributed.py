@@ -32,7 +32,7 @@ def gather_with_gradient(rows: Tensor) -> Tensor:
     """
     if not _has_group():
         return rows
-    gathered: Tensor = _Gather.apply(rows)  # type: ignore[no-untyped-call]
+    gathered: Tensor = _Gather.apply(rows)
     return gathered
 
 

@@ -1,12 +1,11 @@
 """The method as a LightningModule: backbone, projector and predictor under the pair and the image-aware term."""
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
@@ -60,6 +59,9 @@ class MultiLabelSSLModule(L.LightningModule):
         ValueError: On an unknown backbone (names the nearest), a width < 1, a temperature ≤ 0 and the like.
     """
 
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
     def __init__(
         self,
         backbone: str | nn.Module = "resnet50",
@@ -88,7 +90,24 @@ class MultiLabelSSLModule(L.LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["backbone"] if isinstance(backbone, nn.Module) else [])
-        _check_settings(self.hparams)
+        _check_at_least(1, projection_dim=projection_dim, predictor_dim=predictor_dim)
+        _check_at_least(0, contrastive_weight=contrastive_weight, base_lr=base_lr, momentum=momentum)
+        _check_at_least(0, weight_decay=weight_decay, warmup_epochs=warmup_epochs)
+        if views_per_step is not None:
+            _check_at_least(1, views_per_step=views_per_step)
+        # Kept here too, because the hyper-parameters of a subclass are the arguments of its own constructor.
+        self.contrastive_weight = contrastive_weight
+        self.stop_gradient = stop_gradient
+        self.optimizer_name = optimizer
+        self.base_lr = base_lr
+        self.momentum = momentum
+        self.weight_decay = weight_decay
+        self.decay_norm_and_bias = decay_norm_and_bias
+        self.warmup_epochs = warmup_epochs
+        self.constant_predictor_lr = constant_predictor_lr
+        self.views_per_step = views_per_step
+        self.channels_last = channels_last
+
         self.backbone = build_backbone(backbone, **(backbone_kwargs or {}))
         width = feature_width(self.backbone)
         self.projector = projector(width, projection_dim)
@@ -97,15 +116,18 @@ class MultiLabelSSLModule(L.LightningModule):
             temperature, base_temperature, positives, min_similarity, chunk_size
         )
         own_mean, own_std = pixel_statistics(self.backbone)
-        self.register_buffer("pixel_mean", _per_channel(mean or own_mean), persistent=False)
-        self.register_buffer("pixel_std", _per_channel(std or own_std), persistent=False)
+        mean, std = list(mean or own_mean), list(std or own_std)
+        if len(mean) != len(std) or not min(std) > 0:
+            raise ValueError(f"mean={mean} and std={std} do not fit: pass one number a channel in each, std above 0.")
+        self.register_buffer("pixel_mean", _per_channel(mean), persistent=False)
+        self.register_buffer("pixel_std", _per_channel(std), persistent=False)
         if channels_last:
-            self.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.backbone.to(memory_format=torch.channels_last)
 
     # ------------------------------------------------------------------ the method
 
     def training_step(self, batch: ViewBatch, batch_idx: int) -> dict[str, Any]:
-        """One step on views uint8 (B, A, K, C, S, S); each branch goes through the network on its own (own batch-norm statistics)."""
+        """One step on views (B, A, K, C, S, S); each branch is a batch with its own batch-norm statistics."""
         self._check_batch(batch, batch_idx)
         views, image_ids = batch["views"], batch["image_ids"]
         num_images, _, num_blocks = views.shape[:3]
@@ -113,10 +135,10 @@ class MultiLabelSSLModule(L.LightningModule):
         f1, z1, p1 = self._embed(views[:, 1].flatten(0, 1))
         view_ids = image_ids.repeat_interleave(num_blocks)
 
-        t0, t1 = (z0.detach(), z1.detach()) if self.hparams["stop_gradient"] else (z0, z1)
+        t0, t1 = (z0.detach(), z1.detach()) if self.stop_gradient else (z0, z1)
         pair = 0.5 * (negative_cosine_similarity(p0, t1) + negative_cosine_similarity(p1, t0))
         image_aware = 0.5 * (self._image_aware(p0, z1, view_ids) + self._image_aware(p1, z0, view_ids))
-        loss = pair + self.hparams["contrastive_weight"] * image_aware
+        loss = pair + self.contrastive_weight * image_aware
         self._check_finite(loss)
 
         for name, value in {"loss": loss, "pair_loss": pair, "image_aware_loss": image_aware}.items():
@@ -156,20 +178,18 @@ class MultiLabelSSLModule(L.LightningModule):
             chunk_size=self.image_aware_loss.chunk_size,
         )
         normalizer = sum_over_devices(number).clamp(min=1) / world_size()
-        loss: Tensor = self.image_aware_loss(
-            anchors, ids, keys, key_ids, self_index=self_index, normalizer=normalizer
-        )
+        loss: Tensor = self.image_aware_loss(anchors, ids, keys, key_ids, self_index=self_index, normalizer=normalizer)
         return loss
 
     # ------------------------------------------------------------------ features
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Images (n, C, H, W), uint8 or float in 0–1, to what the backbone takes: floats normalised by its mean and std."""
+        """Images (n, C, H, W), uint8 or float in 0–1, to floats normalised by the backbone's mean and std."""
         pixels = images.to(self.pixel_mean.dtype)
         if images.dtype == torch.uint8:
             pixels = pixels / 255
         pixels = (pixels - self.pixel_mean) / self.pixel_std
-        return pixels.contiguous(memory_format=torch.channels_last) if self.hparams["channels_last"] else pixels
+        return pixels.contiguous(memory_format=torch.channels_last) if self.channels_last else pixels
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (n, C, H, W), uint8 or float in 0–1, to average-pooled features (n, D)."""
@@ -187,48 +207,56 @@ class MultiLabelSSLModule(L.LightningModule):
 
     def predict_step(self, batch: ImageBatch | Tensor, batch_idx: int) -> Tensor:
         """Features (B, D) of a batch of whole images, given as ``ImageBatch`` or as the images alone."""
-        features: Tensor = self(batch if isinstance(batch, Tensor) else batch["image"])
+        if not isinstance(batch, Tensor):
+            if batch_idx == 0:
+                check_image_batch(batch)
+            batch = batch["image"]
+        features: Tensor = self(batch)
         return features
 
     # ------------------------------------------------------------------ optimisation
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The recipe's optimizer, and a cosine to 0 over the optimizer steps of the run."""
-        hparams = self.hparams
-        total_steps = self.trainer.estimated_stepping_batches  # loads the train loader, which the scaling reads
-        if not math.isfinite(total_steps):
+        self.trainer.fit_loop.setup_data()  # loads the train loader, which Lightning otherwise does later
+        total_steps = self.trainer.estimated_stepping_batches
+        if total_steps < 0 or not math.isfinite(total_steps):  # Lightning has both ways to say "without end"
             raise ValueError(
                 "The learning rate follows a cosine over the run, and this run has no end: "
                 "pass max_epochs or max_steps to the Trainer, or override configure_optimizers."
             )
         groups_of = [
-            parameter_groups(part, hparams["weight_decay"], decay_norm_and_bias=hparams["decay_norm_and_bias"])
+            parameter_groups(part, self.weight_decay, decay_norm_and_bias=self.decay_norm_and_bias)
             for part in ([self.backbone, self.projector], [self.predictor])
         ]
-        lr = scaled_lr(hparams["base_lr"], self._views_per_step())
-        optimizer = build_optimizer(hparams["optimizer"], groups_of[0] + groups_of[1], lr, hparams["momentum"])
-
-        warmup_steps = 0
-        if hparams["warmup_epochs"]:
-            steps_per_epoch = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
-            warmup_steps = round(hparams["warmup_epochs"] * steps_per_epoch)
-        cosine = cosine_with_warmup(int(total_steps), warmup_steps)
-        of_predictor = _constant if hparams["constant_predictor_lr"] else cosine
+        lr = scaled_lr(self.base_lr, self._count_views_per_step())
+        optimizer = build_optimizer(self.optimizer_name, groups_of[0] + groups_of[1], lr, self.momentum)
+        cosine = cosine_with_warmup(max(1, int(total_steps)), self._warmup_steps())
+        of_predictor = _constant if self.constant_predictor_lr else cosine
         factors = [cosine] * len(groups_of[0]) + [of_predictor] * len(groups_of[1])
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def _views_per_step(self) -> int:
+    def _warmup_steps(self) -> int:
+        steps_per_epoch = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
+        if self.warmup_epochs and not math.isfinite(steps_per_epoch):
+            raise ValueError(
+                f"warmup_epochs={self.warmup_epochs} was given, and the train loader does not say how long an epoch "
+                "is: pass limit_train_batches to the Trainer, or warmup_epochs=0."
+            )
+        return round(self.warmup_epochs * steps_per_epoch) if self.warmup_epochs else 0
+
+    def _count_views_per_step(self) -> int:
         """Views of one branch a step over all devices: given, or images × blocks of the train loader × devices."""
-        if self.hparams["views_per_step"] is not None:
-            return int(self.hparams["views_per_step"])
+        if self.views_per_step is not None:
+            return self.views_per_step
         loader = self.trainer.train_dataloader
         images = getattr(loader, "batch_size", None)
         blocks = getattr(getattr(loader, "dataset", None), "num_blocks", None)
         if not isinstance(images, int) or not isinstance(blocks, int):
             raise ValueError(
-                f"The learning rate is base_lr × views / 256, and the train loader ({type(loader).__name__}) does not say "
-                "how many views a step has (its batch_size, and num_blocks of its dataset): "
+                f"The learning rate is base_lr × views / 256, and the train loader ({type(loader).__name__}) does not "
+                "say how many views a step has (its batch_size, and num_blocks of its dataset): "
                 "pass views_per_step = images × blocks over all devices to MultiLabelSSLModule."
             )
         return images * blocks * self.trainer.world_size
@@ -251,7 +279,7 @@ class MultiLabelSSLModule(L.LightningModule):
             anchors = branches * images * blocks
             positives = branches * blocks - 1
             rank_zero_info(
-                f"A step: {images} images on each of {devices} device(s), {images * devices * blocks * branches} views; "
+                f"A step: {images} images on each of {devices} device(s), {anchors * devices} views; "
                 f"each anchor meets {positives} positives and {anchors * devices - 1 - positives} negatives. "
                 "Gradient accumulation adds none."
             )
@@ -262,8 +290,8 @@ class MultiLabelSSLModule(L.LightningModule):
         saver = self.trainer.checkpoint_callback
         last = getattr(saver, "last_model_path", "") or getattr(saver, "best_model_path", "")
         raise FloatingPointError(
-            f"The loss is {loss.item()} at step {self.global_step} (epoch {self.current_epoch}), and nothing of this step "
-            f"was kept; the last good checkpoint is {last or 'none yet'}. Lower base_lr, add warmup_epochs, or "
+            f"The loss is {loss.item()} at step {self.global_step} (epoch {self.current_epoch}), and nothing of this "
+            f"step was kept; the last good checkpoint is {last or 'none yet'}. Lower base_lr, add warmup_epochs, or "
             "use precision 32-true."
         )
 
@@ -288,19 +316,14 @@ class MultiLabelSSLModule(L.LightningModule):
             )
 
 
-def _check_settings(hparams: Any) -> None:
-    for name in ("projection_dim", "predictor_dim"):
-        if hparams[name] < 1:
-            raise ValueError(f"{name}={hparams[name]} was given: pass a width of at least 1.")
-    for name in ("contrastive_weight", "base_lr", "momentum", "weight_decay", "warmup_epochs"):
-        if not hparams[name] >= 0:
-            raise ValueError(f"{name}={hparams[name]} was given: pass a number of at least 0.")
-    if hparams["views_per_step"] is not None and hparams["views_per_step"] < 1:
-        raise ValueError(f"views_per_step={hparams['views_per_step']} was given: pass images × blocks over all devices.")
+def _check_at_least(least: int, **settings: float) -> None:
+    for name, value in settings.items():
+        if not value >= least:
+            raise ValueError(f"{name}={value} was given: pass a number of at least {least}.")
 
 
-def _per_channel(values: Sequence[float]) -> Tensor:
-    return torch.tensor(list(values)).view(1, -1, 1, 1)
+def _per_channel(values: list[float]) -> Tensor:
+    return torch.tensor(values).view(1, -1, 1, 1)
 
 
 def _plain_name(name: str) -> str:
