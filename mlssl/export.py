@@ -145,16 +145,22 @@ def _open(source: str | os.PathLike[str] | nn.Module) -> _Backbone:
     if not isinstance(source, nn.Module):
         return _open_checkpoint(Path(source))
     inner = getattr(source, "backbone", None)
-    return _named(inner if isinstance(inner, nn.Module) else source, getattr(source, "hparams", {}))
+    if not isinstance(inner, nn.Module):
+        return _named(source)
+    return _named(inner, _numbers(getattr(source, "pixel_mean", None)), _numbers(getattr(source, "pixel_std", None)))
 
 
-def _named(network: nn.Module, settings: Mapping[str, Any]) -> _Backbone:
+def _named(network: nn.Module, mean: Sequence[float] | None = None, std: Sequence[float] | None = None) -> _Backbone:
     network = getattr(network, "_orig_mod", network)  # under torch.compile
-    mean, std = pixel_statistics(network)
+    own_mean, own_std = pixel_statistics(network)
     # A timm network that was built elsewhere carries its name, and is taken to have no arguments until compared.
     config = getattr(network, "pretrained_cfg", None) or {}
     name, arguments = built_as(network) or (config.get("architecture"), {})
-    return _Backbone(network, name, arguments, (settings.get("mean") or mean, settings.get("std") or std))
+    return _Backbone(network, name, arguments, (mean or own_mean, std or own_std))
+
+
+def _numbers(buffer: object) -> list[float] | None:
+    return [round(value, 6) for value in buffer.flatten().tolist()] if isinstance(buffer, Tensor) else None
 
 
 def _open_checkpoint(path: Path) -> _Backbone:
@@ -173,15 +179,15 @@ def _open_checkpoint(path: Path) -> _Backbone:
     settings = checkpoint.get("hyper_parameters", {})
     if not isinstance(settings.get("backbone"), str):
         raise ValueError(
-            f"The backbone of {path} was given as a network, which no checkpoint holds: "
-            "export MultiLabelSSLModule.load_from_checkpoint(path, backbone=net) instead of the path."
+            f"The hyper-parameters in {path} do not name the backbone, which was given as a network or by a subclass: "
+            "load the module, MultiLabelSSLModule.load_from_checkpoint(path, backbone=net), and export that."
         )
     network = rebuild_backbone(settings["backbone"], **(settings.get("backbone_kwargs") or {}))
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
         raise ValueError(f"The weights in {path} do not fit its backbone {settings['backbone']!r}: {error}.") from None
-    return _named(network, settings)
+    return _named(network, settings.get("mean"), settings.get("std"))
 
 
 def _load_plain(path: Path) -> Any:

@@ -255,6 +255,19 @@ def test_the_header_says_how_to_use_the_backbone(tmp_path: Path) -> None:
     }
 
 
+class Subclass(MultiLabelSSLModule):
+    """A module whose hyper-parameters are not those of the library's."""
+
+    def __init__(self) -> None:
+        super().__init__("test_resnet", projection_dim=16, predictor_dim=8, std=[0.1, 0.2, 0.3])
+
+
+def test_a_subclass_is_exported_with_the_statistics_it_set(tmp_path: Path) -> None:
+    report = export_backbone(Subclass(), tmp_path / "backbone.safetensors")
+    assert report.format == "timm"
+    assert json.loads(header(report.path)["std"]) == [0.1, 0.2, 0.3]
+
+
 # ---------------------------------------------------------------------- formats
 
 
@@ -438,7 +451,7 @@ def test_a_checkpoint_without_a_backbone_is_refused(content: object, tmp_path: P
 def test_a_checkpoint_whose_backbone_was_a_network_says_how_to_load_it(tmp_path: Path) -> None:
     module = trained_module(OwnNetwork())
     path = written_checkpoint(module, tmp_path / "last.ckpt")
-    with pytest.raises(ValueError, match=r"given as a network.*load_from_checkpoint\(path, backbone=net\) instead"):
+    with pytest.raises(ValueError, match=r"do not name the backbone.*load_from_checkpoint\(path, backbone=net\), and"):
         export_backbone(path, tmp_path / "own.safetensors", "safetensors")
     again = MultiLabelSSLModule.load_from_checkpoint(path, backbone=OwnNetwork(), map_location="cpu")
     report = export_backbone(again, tmp_path / "own.safetensors", "safetensors")

@@ -1,0 +1,124 @@
+"""Checkpoints under a Trainer: whole or not there, and opened without running code."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.demos.boring_classes import BoringModel
+
+from mlssl.checkpoint import AtomicCheckpointIO
+
+# Lightning's word on resuming in the folder of a run.
+pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+
+
+def trainer(folder: Path, max_epochs: int = 1, **kwargs: Any) -> L.Trainer:
+    return L.Trainer(
+        accelerator="cpu",
+        default_root_dir=folder,
+        max_epochs=max_epochs,
+        limit_train_batches=2,
+        limit_val_batches=1,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        plugins=[AtomicCheckpointIO()],
+        callbacks=[ModelCheckpoint(dirpath=folder / "checkpoints", filename="{epoch}", save_last=True)],
+        **kwargs,
+    )
+
+
+def file_names(folder: Path) -> list[str]:
+    return sorted(file.name for file in folder.iterdir())
+
+
+def fill_the_disk(file: Path, data: Any) -> int:
+    with file.open("wb") as opened:
+        opened.write(bytes(data)[: len(data) // 2])
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_run_stops_and_resumes_from_its_checkpoints(tmp_path: Path) -> None:
+    trainer(tmp_path).fit(BoringModel())
+    assert file_names(tmp_path / "checkpoints") == ["epoch=0.ckpt", "last.ckpt"]
+    resumed = trainer(tmp_path, max_epochs=3)
+    resumed.fit(BoringModel(), ckpt_path=tmp_path / "checkpoints" / "last.ckpt")
+    assert resumed.global_step == 6
+    assert file_names(tmp_path / "checkpoints") == ["epoch=2.ckpt", "last.ckpt"]
+
+
+def test_a_full_disk_leaves_the_previous_checkpoint_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "checkpoints"
+    trainer(tmp_path).fit(BoringModel())
+    before = {name: (folder / name).read_bytes() for name in file_names(folder)}
+    monkeypatch.setattr(Path, "write_bytes", fill_the_disk)
+    with pytest.raises(OSError, match=f"No space left on device: '{folder}"):
+        trainer(tmp_path, max_epochs=2).fit(BoringModel(), ckpt_path=folder / "last.ckpt")
+    assert {name: (folder / name).read_bytes() for name in file_names(folder)} == before
+
+
+def test_a_checkpoint_that_cannot_be_pickled_leaves_the_previous_one(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"step": 1}, path)
+    with pytest.raises((AttributeError, pickle.PicklingError), match="lambda"):
+        AtomicCheckpointIO().save_checkpoint({"step": lambda: 2}, path)
+    assert AtomicCheckpointIO().load_checkpoint(path) == {"step": 1}
+    assert file_names(tmp_path) == ["last.ckpt"]
+
+
+@pytest.mark.slow
+def test_a_process_killed_while_it_saves_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    endless = (
+        "import itertools, torch; from mlssl.checkpoint import AtomicCheckpointIO\n"
+        "for step in itertools.count():\n"
+        "    weights = torch.full((1_000_000,), float(step))\n"
+        f"    AtomicCheckpointIO().save_checkpoint({{'step': step, 'weights': weights}}, {str(path)!r})"
+    )
+    process = subprocess.Popen([sys.executable, "-c", endless])
+    started = time.monotonic()
+    while not path.exists() and time.monotonic() < started + 120:
+        time.sleep(0.01)
+    time.sleep(0.05)
+    process.kill()
+    process.wait()
+    checkpoint = AtomicCheckpointIO().load_checkpoint(path)
+    assert torch.equal(checkpoint["weights"], torch.full((1_000_000,), float(checkpoint["step"])))
+
+
+def test_pickled_code_is_refused_unless_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    torch.save({"folder": Path("somewhere"), "code": os.getcwd}, path)
+    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+        AtomicCheckpointIO().load_checkpoint(path)
+    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+        AtomicCheckpointIO().load_checkpoint(path, weights_only=True)
+    assert AtomicCheckpointIO().load_checkpoint(path, weights_only=False)["code"] is os.getcwd
+
+
+def test_a_missing_checkpoint_is_said(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"Checkpoint file not found: .*last\.ckpt"):
+        AtomicCheckpointIO().load_checkpoint(tmp_path / "last.ckpt")
+
+
+def test_other_file_systems_are_left_to_lightning(tmp_path: Path) -> None:
+    url = f"memory://{tmp_path}/last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"step": 1}, url)
+    assert AtomicCheckpointIO().load_checkpoint(url) == {"step": 1}
+    assert file_names(tmp_path) == []
+
+
+def test_storage_options_are_refused_as_by_lightning(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="storage_options"):
+        AtomicCheckpointIO().save_checkpoint({}, tmp_path / "last.ckpt", storage_options={})
