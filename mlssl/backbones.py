@@ -26,7 +26,7 @@ _TORCHVISION_HEADS = ("fc", "classifier", "heads", "head")
 def build_backbone(backbone: str | nn.Module, **kwargs: Any) -> nn.Module:
     """Build a network that takes normalised images (n, C, H, W) and gives features (n, D).
 
-    The last batch-norm scale of each residual block starts at 0 (METHOD.md §2) wherever timm or torchvision can.
+    The last batch-norm scale of each residual block starts at 0 wherever timm or torchvision can do so.
     timm's vision transformers take any image size and average their patch tokens, unless `dynamic_img_size` or
     `global_pool` say otherwise. A network built by name remembers it, see :func:`built_as`.
 
@@ -118,7 +118,7 @@ def pooled_features(backbone: nn.Module, images: Tensor, pooling: Pooling = "avg
         backbone: a timm network, a torchvision network that ends in a global average pool, or, for `"avg"`, any.
         images: normalised, (n, C, H, W).
         pooling: `"avg"` is `backbone(images)`; `"max"` the largest value over places (for a transformer: over patch
-            tokens); `"avgmax"` the mean of average and maximum (METHOD.md §5).
+            tokens); `"avgmax"` the mean of average and maximum, as in the published linear evaluation.
 
     Raises:
         ValueError: an unknown pooling, or a network whose last map cannot be reached.
