@@ -80,24 +80,22 @@ class RunCLI(LightningCLI):
     """LightningCLI for :class:`MultiLabelSSLModule` whose every run has a folder of its own, see `mlssl.runs`.
 
     Args:
-        args: Words after `mlssl`, or a mapping of settings, the first being the command.
+        words: Those after `mlssl`, the first being the command.
     """
 
-    def __init__(self, args: ArgsType) -> None:
+    def __init__(self, words: list[str]) -> None:
         self.folder: Path | None = None
         try:
             super().__init__(
                 MultiLabelSSLModule,
                 MultiLabelDataModule,
-                args=args,
+                args=words,
                 seed_everything_default=0,
                 parser_kwargs={"prog": "mlssl"},
                 auto_configure_optimizers=False,
             )
         finally:
-            if self.folder is not None:
-                with suppress(OSError):  # a run that failed before it wrote anything leaves no empty folder behind
-                    self.folder.rmdir()
+            self._leave_no_empty_folder()
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Name and parent of the run's folder, and one seed for weights and views."""
@@ -107,7 +105,7 @@ class RunCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse what was given, without a look at the words of the process."""
-        self.config = parser.parse_args(args) if isinstance(args, list) else parser.parse_object(args)
+        self.config = parser.parse_args(args)
 
     def instantiate_trainer(self, **settings: Any) -> Any:
         """The Trainer as the user set it, completed by `mlssl.runs.run_settings`."""
@@ -115,6 +113,12 @@ class RunCLI(LightningCLI):
         self.folder = new_run_folder(self._get(self.config, "runs"), name)
         given = {**self._get(self.config_init, "trainer", default={}), **settings}
         return super().instantiate_trainer(**run_settings(self.folder, given))
+
+    def _leave_no_empty_folder(self) -> None:
+        """A run that failed before it wrote anything takes its folder along."""
+        if self.folder is not None:
+            with suppress(OSError):  # of a folder that is not empty
+                self.folder.rmdir()
 
 
 def demo(runs: str = "runs") -> None:
@@ -258,7 +262,7 @@ def _call(name: str, words: list[str]) -> None:
         default = parameters[argument].default
         parser.add_argument(*flags, **settings, **({} if default is inspect.Parameter.empty else {"default": default}))
     parser.add_function_arguments(function, as_group=False, as_positional=True, skip=set(special))
-    function(**parser.instantiate_classes(parser.parse_args(words)).as_dict())
+    function(**parser.parse_args(words).as_dict())
 
 
 def _model(source: str, seed: int) -> nn.Module:

@@ -1,0 +1,114 @@
+"""A run's folder and what the Trainer is given when its user says nothing."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+from mlssl.callbacks import BackboneExport, CollapseMonitor, OnlineLinearProbe
+from mlssl.checkpoint import AtomicCheckpointIO
+from mlssl.runs import RUN_FOLDER_VARIABLE, default_precision, new_run_folder, run_settings
+
+
+@pytest.fixture(autouse=True)
+def _no_run_folder_in_the_environment(monkeypatch):
+    monkeypatch.delenv(RUN_FOLDER_VARIABLE, raising=False)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    yield
+    monkeypatch.delenv(RUN_FOLDER_VARIABLE, raising=False)
+
+
+def test_a_run_folder_is_new_and_named_by_the_run_and_the_time(tmp_path):
+    folder = new_run_folder(tmp_path / "runs", "coco")
+    assert folder.is_dir()
+    assert re.fullmatch(r"coco-\d{8}-\d{6}", folder.name)
+
+
+def test_runs_of_one_second_get_folders_of_their_own(tmp_path):
+    folders = {new_run_folder(tmp_path) for _ in range(5)}
+    assert len(folders) == 5
+
+
+def test_the_other_processes_of_a_run_get_the_folder_of_the_first(tmp_path, monkeypatch):
+    first = new_run_folder(tmp_path)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert new_run_folder(tmp_path) == first
+
+
+def test_a_folder_that_cannot_be_made_is_an_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        new_run_folder(tmp_path / "file")
+
+
+def test_names_that_are_all_taken_are_an_error(tmp_path, monkeypatch):
+    def taken(self, **kwargs):
+        raise FileExistsError(self)
+
+    monkeypatch.setattr(Path, "mkdir", taken)
+    with pytest.raises(OSError, match="pass another name or another runs folder"):
+        new_run_folder(tmp_path)
+
+
+def test_missing_settings_are_added(tmp_path):
+    settings = run_settings(tmp_path, {"max_epochs": 3})
+    assert settings["max_epochs"] == 3
+    assert settings["default_root_dir"] == str(tmp_path)
+    assert settings["precision"] == default_precision()
+    assert Path(settings["logger"][0].log_dir) == tmp_path
+    kinds = [type(callback) for callback in settings["callbacks"]]
+    assert {OnlineLinearProbe, CollapseMonitor, BackboneExport, ModelCheckpoint} <= set(kinds)
+    assert [type(plugin) for plugin in settings["plugins"]] == [AtomicCheckpointIO]
+
+
+def test_what_the_user_gave_stays_and_metrics_csv_is_written_beside_it(tmp_path):
+    probe, saver, board = OnlineLinearProbe(lr=0.1), ModelCheckpoint(), TensorBoardLogger(tmp_path)
+    given = {"callbacks": [probe, saver], "logger": board, "precision": "32-true", "log_every_n_steps": 7}
+    settings = run_settings(tmp_path, given)
+    assert given["callbacks"] == [probe, saver]
+    assert [callback for callback in settings["callbacks"] if isinstance(callback, OnlineLinearProbe)] == [probe]
+    assert [callback for callback in settings["callbacks"] if isinstance(callback, ModelCheckpoint)] == [saver]
+    assert [type(logger) for logger in settings["logger"]] == [CSVLogger, TensorBoardLogger]
+    assert settings["precision"] == "32-true"
+    assert settings["log_every_n_steps"] == 7
+
+
+@pytest.mark.parametrize("logger", [None, True, False])
+def test_metrics_csv_is_written_whatever_the_logger(tmp_path, logger):
+    assert [type(one) for one in run_settings(tmp_path, {"logger": logger})["logger"]] == [CSVLogger]
+
+
+@pytest.mark.parametrize(
+    ("given", "steps"), [({}, 10), ({"limit_train_batches": 3}, 3), ({"max_steps": 4}, 4), ({"max_steps": -1}, 10)]
+)
+def test_a_short_run_is_logged_too(tmp_path, given, steps):
+    assert run_settings(tmp_path, given)["log_every_n_steps"] == steps
+
+
+def test_no_checkpoint_is_saved_where_checkpointing_is_off(tmp_path):
+    callbacks = run_settings(tmp_path, {"enable_checkpointing": False})["callbacks"]
+    assert not any(isinstance(callback, ModelCheckpoint) for callback in callbacks)
+
+
+@pytest.mark.parametrize(
+    ("avx512_bf16", "amx", "precision"),
+    [(True, False, "bf16-mixed"), (False, True, "bf16-mixed"), (False, False, "32-true")],
+)
+def test_bfloat16_is_chosen_where_the_processor_has_it(monkeypatch, avx512_bf16, amx, precision):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
+    assert default_precision() == precision
+
+
+@pytest.mark.parametrize(("supported", "precision"), [(True, "bf16-mixed"), (False, "32-true")])
+def test_bfloat16_is_chosen_where_the_gpu_has_it(monkeypatch, supported, precision):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: supported)
+    assert default_precision() == precision
