@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from _gloo import Processes
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -23,3 +25,11 @@ def real_data() -> Path:
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)  # several wait for each other on a busy machine, and tiny networks gain nothing
+
+
+@pytest.fixture(scope="session")
+def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
+    """Processes that run a function in a gloo group; kept for the session, because each takes seconds to start."""
+    pool = Processes(tmp_path_factory.mktemp("gloo"))
+    yield pool
+    pool.close()

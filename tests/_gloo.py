@@ -1,0 +1,56 @@
+"""Processes that form a gloo group for the length of one call, and wait for the next one."""
+
+from __future__ import annotations
+
+import multiprocessing
+import pickle
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+class Processes:
+    """Up to `most` processes, started at the first call that needs them; each imports the library once.
+
+    Args:
+        folder: Where the processes find each other.
+        most: Processes at most.
+    """
+
+    def __init__(self, folder: Path, most: int = 4) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["mlssl"])
+        self._workers = [ProcessPoolExecutor(1, mp_context=context) for _ in range(most)]
+        self._folder = folder
+        self._calls = 0
+
+    def run(self, function: Callable[..., Any], *arguments: Any, processes: int = 2) -> list[Any]:
+        """Call `function(*arguments)` in every process of a fresh group; the results in order of rank."""
+        self._calls += 1
+        store = self._folder / f"store-{self._calls}"
+        call = pickle.dumps((function, arguments))
+        futures = [
+            worker.submit(_in_group, call, rank, processes, str(store))
+            for rank, worker in enumerate(self._workers[:processes])
+        ]
+        return [pickle.loads(future.result(timeout=180)) for future in futures]
+
+    def close(self) -> None:
+        """End the processes."""
+        for worker in self._workers:
+            worker.shutdown()
+
+
+def _in_group(call: bytes, rank: int, processes: int, store: str) -> bytes:
+    function, arguments = pickle.loads(call)
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{store}", rank=rank, world_size=processes, timeout=timedelta(seconds=60))
+    try:
+        return pickle.dumps(function(*arguments))  # bytes, so that no tensor is shared between processes
+    finally:
+        dist.destroy_process_group()
