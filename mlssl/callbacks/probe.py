@@ -32,7 +32,7 @@ class OnlineLinearProbe(L.Callback):
     The features are detached and no random number is drawn, so the pre-trained weights are the same with and without
     the probe. It learns from the features of a step, averaged over the views of an image; where
     ``trainer.datamodule.probe_dataloader()`` gives a labelled set of its own, from the whole images of that set
-    instead, in one pass at the end of each training epoch.
+    instead, in one pass at the end of each training epoch, on every device.
 
     Logs ``probe/loss``, mean binary cross-entropy over the known labels, and after each validation ``probe/mAP``, mean
     average precision in 0–1 over the classes with a positive among the validation images, and ``probe/classes``, how

@@ -22,10 +22,10 @@ from mlssl.module import MultiLabelSSLModule
 def make_model() -> Callable[..., MultiLabelSSLModule]:
     """A function from settings to a model with a backbone of one convolution, D = 12, that draws random numbers."""
 
-    def make(**settings: Any) -> MultiLabelSSLModule:
+    def make(dropout: float = 0.1, **settings: Any) -> MultiLabelSSLModule:
         torch.manual_seed(0)
         convolution = [nn.Conv2d(3, 12, 5, stride=3), nn.BatchNorm2d(12), nn.ReLU()]
-        backbone = nn.Sequential(*convolution, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.1))
+        backbone = nn.Sequential(*convolution, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout))
         return MultiLabelSSLModule(**{"backbone": backbone, "projection_dim": 16, "predictor_dim": 8, **settings})
 
     return make
