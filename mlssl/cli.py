@@ -121,14 +121,16 @@ class RunCLI(LightningCLI):
                 self.folder.rmdir()
 
 
-def demo(runs: str = "runs") -> None:
+def demo(epochs: int | None = None, runs: str = "runs") -> None:
     """Pre-train on drawn scenes, probe the backbone against an untrained one, and say where everything lies.
 
     Args:
+        epochs: Passes over the scenes; by default as many as a few minutes on two cores allow.
         runs: Folder of all runs.
     """
+    longer = [] if epochs is None else ["--trainer.max_epochs", str(epochs)]
     with as_file(files("mlssl") / "demo.yaml") as config:
-        cli = RunCLI(["fit", "--config", str(config), "--runs", runs, "--name", "demo"])
+        cli = RunCLI(["fit", "--config", str(config), *longer, "--runs", runs, "--name", "demo"])
     untrained = MultiLabelSSLModule(**cli.model.hparams)
     before = _probe(untrained, cli.datamodule, "avgmax")
     after = _probe(cli.model, cli.datamodule, "avgmax")

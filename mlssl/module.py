@@ -9,7 +9,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from mlssl.backbones import build_backbone, feature_width, pixel_statistics
+from mlssl.backbones import build_backbone, built_as, feature_width, pixel_statistics
 from mlssl.data.records import ImageBatch, ViewBatch, check_image_batch, check_view_batch
 from mlssl.distributed import gather, gather_with_gradient, rank, sum_over_devices, world_size
 from mlssl.heads import predictor, projector
@@ -298,8 +298,11 @@ class MultiLabelSSLModule(L.LightningModule):
     # ------------------------------------------------------------------ checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave out the prefix that torch.compile adds to names."""
+        """Leave out the prefix that torch.compile adds to names, and what would read pretrained weights once more."""
         checkpoint["state_dict"] = {_plain_name(name): value for name, value in checkpoint["state_dict"].items()}
+        hparams, origin = checkpoint.get("hyper_parameters", {}), built_as(self.backbone)
+        if origin is not None and hparams.get("backbone_kwargs"):
+            hparams["backbone_kwargs"] = origin[1]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Find compiled and plain networks under one name, and ask for the backbone that no checkpoint holds."""
