@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -80,6 +79,8 @@ def _choose_classes(generator: np.random.Generator) -> npt.NDArray[np.int64]:
 
 
 def _draw(generator: np.random.Generator, classes: npt.NDArray[np.int64], size: int) -> ImageArray:
+    import cv2  # sets LD_LIBRARY_PATH, which a mere import of the package should not
+
     image = _background(generator, size)
     for _ in range(NUM_DISTRACTORS):
         blob = generator.uniform(0.3, 1.0, (6, 1)) * _circle(6)
@@ -94,6 +95,8 @@ def _draw(generator: np.random.Generator, classes: npt.NDArray[np.int64], size: 
 
 
 def _background(generator: np.random.Generator, size: int) -> ImageArray:
+    import cv2
+
     coarse = generator.integers(0, 256, (5, 5, 3), dtype=np.uint8)
     return np.asarray(cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC), dtype=np.uint8)
 
@@ -102,6 +105,8 @@ def _fill(
     image: ImageArray, generator: np.random.Generator, contours: list[_Points], centre: _Points, radius: float
 ) -> None:
     """Fill contours by the even-odd rule, turned, squeezed and coloured at random; centre and radius in image sides."""
+    import cv2
+
     angle = generator.uniform(0, 2 * np.pi)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     squeeze = np.diag([1.0, generator.uniform(0.75, 1.0)])

@@ -1,0 +1,89 @@
+"""Importing the library does nothing but import: no network, no set-up of the process, hardly any time."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from typing import Any
+
+import pytest
+
+WATCH = """
+import json, logging, os, random, sys, warnings
+import lightning, numpy, torch  # what they set up for themselves is theirs
+
+OUTWARD = ("socket.", "urllib.", "http.", "ftplib.", "subprocess.", "os.exec", "os.posix_spawn", "os.system")
+opened = []
+sys.addaudithook(lambda event, arguments: opened.append(event) if event.startswith(OUTWARD) else None)
+
+def state():
+    return {
+        "environment": dict(os.environ),
+        "warnings filters": [str(one) for one in warnings.filters],
+        "root handlers": [str(one) for one in logging.root.handlers],
+        "root level": logging.root.level,
+        "hooks": [str(one) for one in (sys.excepthook, warnings.showwarning)],
+        "threads": torch.get_num_threads(),
+        "random states": [str(random.getstate()), str(numpy.random.get_state()), torch.get_rng_state().tolist()],
+    }
+
+results = []
+for statement in sys.argv[1:]:
+    opened.clear()
+    before, modules = state(), set(sys.modules)
+    exec(statement)
+    after = state()
+    changed = [name for name in before if before[name] != after[name]]
+    results.append({"opened": list(opened), "changed": changed, "modules": sorted(set(sys.modules) - modules)})
+print(json.dumps(results))
+"""
+TELLTALES = {
+    "import socket; socket.socket().close()": "opened",
+    "import subprocess; subprocess.run(['true'])": "opened",
+    "os.environ['NEW'] = '1'": "environment",
+    "warnings.simplefilter('error')": "warnings filters",
+    "logging.basicConfig(level='INFO')": "root handlers",
+    "torch.rand(1)": "random states",
+}
+
+
+def python(*arguments: str) -> str:
+    done = subprocess.run([sys.executable, "-c", *arguments], capture_output=True, text=True, check=True, timeout=120)
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def watched() -> list[dict[str, Any]]:
+    """What a fresh process noticed while it imported the library, and then at each of the telltales."""
+    results: list[dict[str, Any]] = json.loads(python(WATCH, "import mlssl", *TELLTALES))
+    return results
+
+
+def test_import_opens_no_socket_and_leaves_the_process_as_it_was(watched: list[dict[str, Any]]) -> None:
+    assert watched[0]["opened"] == []
+    assert watched[0]["changed"] == []
+
+
+def test_import_waits_with_what_is_slow_or_optional(watched: list[dict[str, Any]]) -> None:
+    imported = {name.partition(".")[0] for name in watched[0]["modules"]}
+    assert "mlssl" in imported
+    assert not imported & {"albumentations", "timm", "wandb", "matplotlib", "cv2", "sklearn", "pytorch_lightning"}
+
+
+def test_watch_notices_what_it_is_to_notice(watched: list[dict[str, Any]]) -> None:
+    for (statement, expected), noticed in zip(TELLTALES.items(), watched[1:], strict=True):
+        assert noticed["opened"] if expected == "opened" else expected in noticed["changed"], statement
+
+
+@pytest.mark.slow
+def test_import_takes_at_most_three_tenths_longer_than_that_of_lightning() -> None:
+    seconds: dict[str, list[float]] = {"lightning": [], "mlssl": []}
+    for _ in range(3):
+        for name, times in seconds.items():
+            start = time.perf_counter()
+            python(f"import {name}")
+            times.append(time.perf_counter() - start)
+    assert statistics.median(seconds["mlssl"]) <= 1.3 * statistics.median(seconds["lightning"]), seconds
