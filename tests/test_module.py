@@ -10,10 +10,12 @@ from typing import Any
 
 import lightning as L
 import pytest
+import timm
 import torch
 from _gloo import Processes
 from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
@@ -272,6 +274,18 @@ def test_frozen_parts_get_no_gradient() -> None:
     module.training_step(view_batch(), 0)["loss"].backward()
     assert all(p.grad is None for p in module.backbone.parameters())
     assert all(p.grad is not None for p in module.projector.parameters())
+
+
+def test_step_in_bfloat16_computes_its_loss_in_float32() -> None:
+    exact = small().training_step(view_batch(), 0)["loss"]
+    module = small()
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = module.training_step(view_batch(), 0)
+    assert outputs["features"].dtype == outputs["projections"].dtype == torch.bfloat16
+    assert outputs["loss"].dtype == torch.float32
+    assert outputs["loss"].item() == pytest.approx(exact.item(), rel=0.05)
+    outputs["loss"].backward()
+    assert all(torch.isfinite(p.grad).all() for p in module.parameters() if p.grad is not None)
 
 
 @pytest.mark.parametrize("labels", [torch.bool, torch.int64])
@@ -688,6 +702,18 @@ def test_checkpoint_loads_as_plain_weights_and_gives_the_same_features(tmp_path:
     assert torch.equal(loaded.eval()(some_images()), module.eval()(some_images()))
     changed = MultiLabelSSLModule.load_from_checkpoint(path, weights_only=True, temperature=0.5)
     assert changed.image_aware_loss.temperature == 0.5
+
+
+@pytest.mark.parametrize("backbone", ["test_resnet", "test_vit"])
+def test_checkpoint_of_a_warm_start_does_not_read_the_pretrained_weights_again(backbone: str, tmp_path: Path) -> None:
+    published = tmp_path / "published.safetensors"
+    save_file(timm.create_model(backbone).state_dict(), published)
+    weights = {"pretrained": True, "pretrained_cfg_overlay": {"file": str(published)}}
+    module = small(backbone, backbone_kwargs=weights)
+    path = fitted(tmp_path, module)
+    published.unlink()
+    loaded = MultiLabelSSLModule.load_from_checkpoint(path, weights_only=True)
+    assert torch.equal(loaded.eval()(some_images()), module.eval()(some_images()))
 
 
 def test_backbone_given_as_a_network_is_asked_for_again(tmp_path: Path) -> None:
