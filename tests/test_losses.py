@@ -199,8 +199,12 @@ def test_chunks_keep_no_similarities_for_the_backward_pass() -> None:
 
 
 def test_gate_at_one_lets_equal_features_through() -> None:
-    features = torch.tensor([[0.0, 2.0], [0.0, 5.0], [1.0, 0.0]])
-    assert count_anchors_with_positives(features, torch.zeros(3, dtype=torch.long), min_similarity=1.0) == 2
+    features, ids = torch.tensor([[0.0, 2.0], [0.0, 5.0], [1.0, 0.0]]), torch.zeros(3, dtype=torch.long)
+    assert count_anchors_with_positives(features, ids, min_similarity=1.0) == 2
+    loss = image_aware_contrastive_loss(
+        features, ids, temperature=1.0, base_temperature=1.0, positives="mean_of_logs", min_similarity=1.0
+    )
+    assert loss.item() == pytest.approx(math.log(math.e + 1) - 1)
 
 
 @every_form
