@@ -174,8 +174,9 @@ def _build_timm(
 
     if ":" not in name and not timm.is_model(name):
         raise ValueError(_unknown_name(name))
-    arguments = {"dynamic_img_size": True, "global_pool": "avg"} | ({"fc_norm": False} if pretrained else {})
-    arguments |= architecture
+    # strict_img_size is Swin's word for it; before timm 1.0.31 it swallows dynamic_img_size without effect.
+    arguments = {"dynamic_img_size": True, "strict_img_size": False, "global_pool": "avg"}
+    arguments |= ({"fc_norm": False} if pretrained else {}) | architecture
     while True:
         try:
             return timm.create_model(name, num_classes=0, **arguments, **weights), arguments
@@ -184,8 +185,8 @@ def _build_timm(
             refused = _unexpected_argument(error)
             if refused not in arguments.keys() - architecture.keys():
                 raise
-            if refused == "fc_norm":
-                del arguments["fc_norm"]
+            if refused in ("fc_norm", "strict_img_size"):
+                del arguments[refused]
             else:
                 arguments = architecture
 
