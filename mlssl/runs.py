@@ -68,8 +68,7 @@ def run_settings(folder: Path, trainer_settings: dict[str, Any]) -> dict[str, An
         settings["plugins"].append(AtomicCheckpointIO())
     if settings.get("log_every_n_steps") is None:
         limits = (settings.get("limit_train_batches"), settings.get("max_steps"))
-        shortest = min((limit for limit in limits if isinstance(limit, int) and limit > 0), default=LOG_EVERY_N_STEPS)
-        settings["log_every_n_steps"] = min(LOG_EVERY_N_STEPS, shortest)
+        settings["log_every_n_steps"] = min(LOG_EVERY_N_STEPS, *(_number_of_steps(limit) for limit in limits))
     return settings
 
 
@@ -96,6 +95,13 @@ def _with_defaults(folder: Path, given: list[Callback], settings: dict[str, Any]
         defaults.append(ModelCheckpoint(dirpath=folder / "checkpoints", filename="{epoch}-{step}", save_last=True))
     missing = [callback for callback in defaults if not any(isinstance(one, type(callback)) for one in given)]
     return given + missing
+
+
+def _number_of_steps(limit: float | None) -> int:
+    """As the Trainer takes a limit: a float up to 1 is a share, a larger one, as the parser may make it, a number."""
+    if limit is None or limit < 1 or (limit == 1 and isinstance(limit, float)):
+        return LOG_EVERY_N_STEPS
+    return int(limit)
 
 
 def _loggers(logger: Logger | Sequence[Logger] | bool | None) -> list[Logger]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
 from mlssl.callbacks import BackboneExport, CollapseMonitor, OnlineLinearProbe
 from mlssl.checkpoint import AtomicCheckpointIO
@@ -67,13 +67,13 @@ def test_missing_settings_are_added(tmp_path):
 
 
 def test_what_the_user_gave_stays_and_metrics_csv_is_written_beside_it(tmp_path):
-    probe, saver, board = OnlineLinearProbe(lr=0.1), ModelCheckpoint(), TensorBoardLogger(tmp_path)
+    probe, saver, board = OnlineLinearProbe(lr=0.1), ModelCheckpoint(), WandbLogger(save_dir=tmp_path, offline=True)
     given = {"callbacks": [probe, saver], "logger": board, "precision": "32-true", "log_every_n_steps": 7}
     settings = run_settings(tmp_path, given)
     assert given["callbacks"] == [probe, saver]
     assert [callback for callback in settings["callbacks"] if isinstance(callback, OnlineLinearProbe)] == [probe]
     assert [callback for callback in settings["callbacks"] if isinstance(callback, ModelCheckpoint)] == [saver]
-    assert [type(logger) for logger in settings["logger"]] == [CSVLogger, TensorBoardLogger]
+    assert [type(logger) for logger in settings["logger"]] == [CSVLogger, WandbLogger]
     assert settings["precision"] == "32-true"
     assert settings["log_every_n_steps"] == 7
 
@@ -84,7 +84,17 @@ def test_metrics_csv_is_written_whatever_the_logger(tmp_path, logger):
 
 
 @pytest.mark.parametrize(
-    ("given", "steps"), [({}, 10), ({"limit_train_batches": 3}, 3), ({"max_steps": 4}, 4), ({"max_steps": -1}, 10)]
+    ("given", "steps"),
+    [
+        ({}, 10),
+        ({"limit_train_batches": 3}, 3),
+        ({"limit_train_batches": 3.0}, 3),
+        ({"limit_train_batches": 1}, 1),
+        ({"limit_train_batches": 1.0}, 10),
+        ({"limit_train_batches": 0.5}, 10),
+        ({"max_steps": 4}, 4),
+        ({"max_steps": -1}, 10),
+    ],
 )
 def test_a_short_run_is_logged_too(tmp_path, given, steps):
     assert run_settings(tmp_path, given)["log_every_n_steps"] == steps
