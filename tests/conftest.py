@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,12 @@ def real_data() -> Path:
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)  # several wait for each other on a busy machine, and tiny networks gain nothing
+
+
+@pytest.fixture(autouse=True)
+def _lightning_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Lightning keeps its log to itself where it was imported before pytest listened, as older pytest lets it be.
+    monkeypatch.setattr(logging.getLogger("lightning.pytorch"), "propagate", True)
 
 
 @pytest.fixture(scope="session")
