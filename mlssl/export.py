@@ -55,11 +55,13 @@ def export_backbone(
     with the source's (float32, eval mode, NCHW, CPU). Only then does it get its name: a file is whole and right, or
     not there. The source keeps its weights, training flags, device and precision, and no random state moves.
 
-    | format | file | loads with |
-    |---|---|---|
-    | timm | .safetensors | `timm.create_model(name, num_classes=0, checkpoint_path=path)` |
-    | torchvision | .pth, a dict of tensors | `load_state_dict` once the classifier is `nn.Identity()` |
-    | safetensors | .safetensors | `load_state_dict(safetensors.torch.load_file(path))`, for any network |
+    ===========  ========================  =====================================================================
+    format       file                      loads with
+    ===========  ========================  =====================================================================
+    timm         .safetensors              `timm.create_model(name, num_classes=0, checkpoint_path=path)`
+    torchvision  .pth, a dict of tensors   `load_state_dict` once the classifier is `nn.Identity()`
+    safetensors  .safetensors              `load_state_dict(safetensors.torch.load_file(path))`, for any network
+    ===========  ========================  =====================================================================
 
     A transformer that averages its patch tokens, as ours do, needs the same `global_pool="avg"` in timm's call;
     `check` of the report is the call with all arguments.

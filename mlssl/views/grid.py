@@ -32,7 +32,7 @@ def block_grid(height: int, width: int, rows: int = 2, cols: int = 2, overlap: f
         overlap: Fraction of the image's side, 0 to 0.5; 0.2 in the paper, 0.3 in its author's run on COCO.
 
     Returns:
-        The K = rows · cols blocks, row by row: for 2 × 2 top-left, top-right, bottom-left, bottom-right.
+        The K = rows · cols blocks, row by row; for 2 × 2 top-left, top-right, bottom-left, bottom-right.
 
     Raises:
         ValueError: If an argument lies outside its range.
