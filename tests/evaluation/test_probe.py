@@ -57,8 +57,10 @@ def test_more_features_than_images_and_separable_labels_converge() -> None:
     loss.sum().backward()
     assert weights.grad is not None
     assert bias.grad is not None
-    assert (weights.grad.norm(dim=0) < 2e-3 * loss.detach()).all()
-    assert (bias.grad.abs() < 2e-3 * loss.detach()).all()
+    learnable = labels.bool().any(0)  # torch's versions draw other data, and so rare a label may have no positive
+    assert learnable.sum() >= 3
+    assert (weights.grad.norm(dim=0) < 2e-3 * loss.detach())[learnable].all()
+    assert (bias.grad.abs() < 2e-3 * loss.detach())[learnable].all()
 
 
 def test_unknown_labels_are_as_if_their_images_were_absent() -> None:
@@ -125,7 +127,8 @@ def test_a_feature_that_is_constant_in_training_says_nothing() -> None:
     train, test = made(200, seed=0), made(100, seed=1)
     train_wider = train._replace(features=torch.cat([train.features, torch.full((200, 1), 0.1)], 1))
     test_wider = test._replace(features=torch.cat([test.features, torch.randn(100, 1)], 1))
-    torch.testing.assert_close(linear_probe(train_wider, test_wider).scores, linear_probe(train, test).scores)
+    wider, alone = (linear_probe(*sets).scores.sigmoid() for sets in ((train_wider, test_wider), (train, test)))
+    torch.testing.assert_close(wider, alone, rtol=0, atol=2e-3)  # of the solver
 
 
 def test_learns_what_can_be_learned_and_nothing_from_noise() -> None:
