@@ -114,6 +114,12 @@ class RunCLI(LightningCLI):
         given = {**self._get(self.config_init, "trainer", default={}), **settings}
         return super().instantiate_trainer(**run_settings(self.folder, given))
 
+    @property
+    def model_settings(self) -> dict[str, Any]:
+        """Arguments that the module was built with."""
+        settings: dict[str, Any] = self._get(self.config, "model").as_dict()
+        return settings
+
     def _leave_no_empty_folder(self) -> None:
         """A run that failed before it wrote anything takes its folder along."""
         if self.folder is not None:
@@ -131,7 +137,7 @@ def demo(epochs: int | None = None, runs: str = "runs") -> None:
     longer = [] if epochs is None else ["--trainer.max_epochs", str(epochs)]
     with as_file(files("mlssl") / "demo.yaml") as config:
         cli = RunCLI(["fit", "--config", str(config), *longer, "--runs", runs, "--name", "demo"])
-    untrained = MultiLabelSSLModule(**cli.model.hparams)
+    untrained = MultiLabelSSLModule(**cli.model_settings)
     before = _probe(untrained, cli.datamodule, "avgmax")
     after = _probe(cli.model, cli.datamodule, "avgmax")
     folder = Path(cli.trainer.default_root_dir)

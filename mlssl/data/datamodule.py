@@ -21,6 +21,9 @@ from mlssl.views.blocks import BlockViews
 
 DatasetName = Literal["synthetic", "coco", "corel5k", "folder"]
 
+NUM_SCENES = {"train": 2000, "test": 500}
+"""Synthetic scenes of a split: a few minutes of training, and a test set that is read in seconds."""
+
 MAX_WORKERS = 8
 """Worker processes at most, where the user does not say: eight feed a large GPU (8 views cost about 5 ms an image)."""
 
@@ -282,7 +285,7 @@ class _Format(NamedTuple):
 
 
 _FORMATS = {
-    "synthetic": _Format(lambda _root, split: synthetic_scenes(split), "train", "test"),
+    "synthetic": _Format(lambda _root, split: synthetic_scenes(split, count=NUM_SCENES.get(split, 1)), "train", "test"),
     "coco": _Format(read_coco, "train2017", "val2017"),
     "corel5k": _Format(read_corel5k, "train", "test"),
     "folder": _Format(lambda root, split: read_folder(root / split), "", ""),

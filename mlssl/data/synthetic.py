@@ -1,4 +1,4 @@
-"""Scenes that the library draws itself: several shapes of several classes a picture, on a restless background.
+"""Scenes that the library draws itself: several shapes of several classes a picture, on a faint restless background.
 
 A class is a shape, never a colour: every object and every patch of background takes its colour at random, so that only
 the set of shapes is common to all blocks of a scene. Nothing is stored: a scene is drawn when it is asked for, from
@@ -16,10 +16,12 @@ import numpy.typing as npt
 from mlssl.data.records import ImageArray, Records
 
 SPLITS = ("train", "test")
-MAX_CLASSES = 4  # of one scene
-CELLS = 4  # objects lie near the centres of CELLS × CELLS cells
-NUM_OBJECTS = 13
-NUM_DISTRACTORS = 6
+MAX_CLASSES = 3  # of one scene
+CELLS = 3  # objects lie near the centres of CELLS × CELLS cells
+NUM_OBJECTS = 9
+NUM_DISTRACTORS = 3
+RADIUS = (0.12, 0.17)  # of an object, in image sides
+BACKGROUND = (88, 168)  # range of its colours; a stronger one tells scenes apart, and the shapes are not learned
 
 _STREAM = 5379  # keeps the draws of a scene apart from those of its views, which start from a seed and an index too
 
@@ -27,7 +29,7 @@ _Points = npt.NDArray[np.float64]
 
 
 def synthetic_scenes(split: str = "train", *, size: int = 128, seed: int = 0, count: int = 2000) -> Records:
-    """Make records of drawn scenes with 1–4 of 12 shapes in each, every one of them several times.
+    """Make records of drawn scenes with 1–3 of 12 shapes in each, every one of them several times.
 
     Args:
         split: "train" or "test": other scenes, even for one seed.
@@ -89,7 +91,7 @@ def _draw(generator: np.random.Generator, classes: npt.NDArray[np.int64], size: 
     cells = generator.permutation(CELLS * CELLS)[:NUM_OBJECTS]
     for turn, cell in enumerate(cells):
         centre = (np.array(divmod(cell, CELLS)) + 0.5 + generator.uniform(-0.25, 0.25, 2)) / CELLS
-        _fill(image, generator, shapes[classes[turn % len(classes)]], centre, generator.uniform(0.08, 0.13))
+        _fill(image, generator, shapes[classes[turn % len(classes)]], centre, generator.uniform(*RADIUS))
     noise = generator.integers(0, 25, image.shape, dtype=np.uint8)
     return np.asarray(cv2.subtract(cv2.add(image, noise), 12), dtype=np.uint8)
 
@@ -97,7 +99,7 @@ def _draw(generator: np.random.Generator, classes: npt.NDArray[np.int64], size: 
 def _background(generator: np.random.Generator, size: int) -> ImageArray:
     import cv2
 
-    coarse = generator.integers(0, 256, (5, 5, 3), dtype=np.uint8)
+    coarse = generator.integers(*BACKGROUND, (5, 5, 3), dtype=np.uint8)
     return np.asarray(cv2.resize(coarse, (size, size), interpolation=cv2.INTER_CUBIC), dtype=np.uint8)
 
 
