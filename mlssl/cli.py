@@ -10,11 +10,14 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from jsonargparse import ArgumentParser
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from safetensors.torch import save_file
 from torch import nn
 
 import mlssl
+from mlssl.atomic import written_aside
 from mlssl.backbones import Pooling
 from mlssl.data.datamodule import DatasetName, MultiLabelDataModule
 from mlssl.data.records import decode_rgb
@@ -32,7 +35,7 @@ USAGE = """usage: mlssl COMMAND [ARGUMENTS]
   fit         pre-train:                 mlssl fit --config run.yaml --data.root FOLDER
   validate    features and probe of a checkpoint on the val set
   test        the same on the test set
-  predict     features of every image
+  predict     features of every image, written to the run's folder
   linear      linear probe:              mlssl linear last.ckpt resnet18 --dataset corel5k --root FOLDER
   views       draw an image's views:     mlssl views photo.jpg -o grid.png
   export      take the backbone away:    mlssl export last.ckpt -o backbone.safetensors --format timm
@@ -113,6 +116,22 @@ class RunCLI(LightningCLI):
         self.folder = new_run_folder(self._get(self.config, "runs"), name)
         given = {**self._get(self.config_init, "trainer", default={}), **settings}
         return super().instantiate_trainer(**run_settings(self.folder, given))
+
+    def predict(self, **arguments: Any) -> None:
+        """Write the features (n, D) and ids (n,) of every image to ``features.safetensors`` in the run's folder."""
+        if self.trainer.world_size > 1:
+            raise ValueError(
+                f"predict writes one file, and {self.trainer.world_size} devices were asked for: "
+                "pass --trainer.devices 1."
+            )
+        batches: Any = self.trainer.predict(**{**arguments, "return_predictions": True})
+        features = torch.cat(batches)
+        loader: Any = self.trainer.predict_dataloaders
+        ids = torch.from_numpy(loader.dataset.records.image_ids[: len(features)])
+        path = Path(self.trainer.default_root_dir) / "features.safetensors"
+        with written_aside(path) as aside:
+            save_file({"features": features, "image_ids": ids.contiguous()}, aside)
+        print(f"{path}: features {tuple(features.shape)} of {len(ids)} images")
 
     @property
     def model_settings(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import timm
 import torch
 import yaml
 from PIL import Image
+from safetensors.torch import load_file
 
 from mlssl.cli import main
 from mlssl.module import MultiLabelSSLModule
@@ -84,12 +85,23 @@ def test_hyper_parameters_given_to_the_command_come_back_from_the_checkpoint(run
     assert loaded.hparams["backbone"] == "test_resnet"
 
 
-@pytest.mark.parametrize("command", ["validate", "test", "predict"])
-def test_a_checkpoint_is_validated_tested_and_predicted_from(run, command):
+@pytest.mark.parametrize("command", ["validate", "test"])
+def test_a_checkpoint_is_validated_and_tested(run, command):
     words = [*SMALL_DATA, "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
-    limits = ["--trainer.limit_predict_batches", "1", "--trainer.limit_test_batches", "1"]
+    limits = ["--trainer.limit_test_batches", "1"]
     checkpoint = str(run / "checkpoints" / "last.ckpt")
     assert main([command, "--ckpt_path", checkpoint, "--trainer.limit_val_batches", "1", *limits, *words]) == 0
+
+
+def test_predicted_features_are_written_with_the_ids_of_their_images(run):
+    words = [*SMALL_DATA, "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
+    checkpoint = str(run / "checkpoints" / "last.ckpt")
+    assert main(["predict", "--ckpt_path", checkpoint, "--trainer.limit_predict_batches", "2", *words]) == 0
+    (path,) = Path("runs").rglob("features.safetensors")
+    written = load_file(path)
+    assert written["features"].shape[0] == 16
+    assert written["image_ids"].tolist() == list(range(16))
+    assert main(["predict", "--trainer.devices", "2", "--trainer.strategy", "ddp", *words]) == 2
 
 
 def test_the_backbone_of_a_checkpoint_is_exported(run, capsys):
