@@ -21,7 +21,7 @@ from mlssl.views.blocks import BlockViews
 
 DatasetName = Literal["synthetic", "coco", "corel5k", "folder"]
 
-NUM_SCENES = {"train": 1600, "test": 500}
+NUM_SCENES = {"train": 2000, "test": 500}
 """Synthetic scenes of a split: a few minutes of training, and a test set that is read in seconds."""
 
 MAX_WORKERS = 8
