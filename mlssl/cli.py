@@ -10,6 +10,8 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, Literal
 
+import lightning as L
+import numpy as np
 import torch
 from jsonargparse import ArgumentParser
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -241,8 +243,6 @@ def views(
         seed: Of the augmentation.
         output: PNG to write; an existing one is replaced.
     """
-    import numpy as np
-
     cut = BlockViews(size, rows, cols, overlap)
     pixels = decode_rgb(image)
     drawn = cut(pixels, np.random.default_rng(seed))
@@ -293,8 +293,6 @@ def _call(name: str, words: list[str]) -> None:
 
 
 def _model(source: str, seed: int) -> nn.Module:
-    import lightning as L
-
     if Path(source).suffix == ".ckpt" or Path(source).exists():
         return MultiLabelSSLModule.load_from_checkpoint(source, map_location="cpu", weights_only=True)
     L.seed_everything(seed, verbose=False)

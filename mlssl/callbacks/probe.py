@@ -152,6 +152,11 @@ class OnlineLinearProbe(L.Callback):
         pl_module.log("probe/classes", classes.float(), sync_dist=True)
         return None
 
+    # What a test set says is asked in the same way.
+    on_test_epoch_start = on_validation_epoch_start
+    on_test_batch_end = on_validation_batch_end
+    on_test_epoch_end = on_validation_epoch_end
+
     # ------------------------------------------------------------------ checkpoints
 
     def state_dict(self) -> dict[str, Any]:

@@ -322,13 +322,17 @@ def test_its_state_is_part_of_the_checkpoint_and_loads_as_weights_only(
     assert state["optimizer"]["state"][0]["momentum_buffer"].shape == (12, 12)
 
 
-def test_validating_a_checkpoint_gives_its_number(make_model: Make, make_data: Make, make_trainer: Make) -> None:
+@pytest.mark.parametrize("command", ["validate", "test"])
+def test_validating_or_testing_a_checkpoint_gives_its_number(
+    command: str, make_model: Make, make_data: Make, make_trainer: Make
+) -> None:
     probe = OnlineLinearProbe()
     trainer = make_trainer(probe)
     trainer.fit(make_model(), make_data())
     path = Path(trainer.default_root_dir) / "end.ckpt"
     trainer.save_checkpoint(path)
-    again = make_trainer(OnlineLinearProbe()).validate(make_model(), make_data(), ckpt_path=path, verbose=False)
+    call = getattr(make_trainer(OnlineLinearProbe()), command)
+    again = call(make_model(), make_data(), ckpt_path=path, verbose=False)
     assert again[0]["probe/mAP"] == trainer.callback_metrics["probe/mAP"].item()
 
 
