@@ -158,6 +158,7 @@ def demo(epochs: int | None = None, runs: str = "runs") -> None:
     longer = [] if epochs is None else ["--trainer.max_epochs", str(epochs)]
     with as_file(files("mlssl") / "demo.yaml") as config:
         cli = RunCLI(["fit", "--config", str(config), *longer, "--runs", runs, "--name", "demo"])
+    L.seed_everything(0, verbose=False)
     untrained = MultiLabelSSLModule(**cli.model_settings)
     before = _probe(untrained, cli.datamodule, "avgmax")
     after = _probe(cli.model, cli.datamodule, "avgmax")
