@@ -93,7 +93,7 @@ def test_gradient_is_what_all_processes_say_of_a_row(number: int, processes: Pro
 
 
 def loss_and_gradient(settings: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
-    """METHOD.md's mean over all anchors: sums and counts are added over devices, and no means are averaged."""
+    """docs/method.md's mean over all anchors: sums and counts are added over devices, and no means are averaged."""
     own, ids = own_part(features()).clone().requires_grad_(), own_part(IDS)
     keys, key_ids = gather_with_gradient(own), gather(ids)
     self_index = rank() * len(own) + torch.arange(len(own))

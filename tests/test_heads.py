@@ -1,4 +1,4 @@
-"""Projector and predictor: the layers of METHOD.md §2."""
+"""Projector and predictor: the layers of docs/method.md."""
 
 from __future__ import annotations
 

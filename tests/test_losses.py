@@ -1,4 +1,4 @@
-"""Both terms against slow loops written from METHOD.md §3, their degenerate cases and their refusals."""
+"""Both terms against slow loops written from docs/method.md, their degenerate cases and their refusals."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def slow_loss(
     positives: str = "log_of_sum",
     min_similarity: float | None = None,
 ) -> Tensor:
-    """METHOD.md §3 word for word: one anchor, one pair at a time."""
+    """docs/method.md word for word: one anchor, one pair at a time."""
     if keys is None or key_image_ids is None:
         keys, key_image_ids = anchors, image_ids
         self_index = torch.arange(len(anchors)) if self_index is None else self_index
@@ -242,7 +242,7 @@ def test_normalizer_divides_the_sum_over_anchors(settings: dict[str, Any]) -> No
 
 @every_form
 def test_shards_with_a_common_normalizer_add_up_to_the_whole_however_uneven(settings: dict[str, Any]) -> None:
-    """What the module does over devices: METHOD.md adds sums and counts, and does not average means."""
+    """What the module does over devices: docs/method.md adds sums and counts, and does not average means."""
     features, ids = drawn(9), torch.tensor([0, 1, 2, 3, 3, 3, 4, 4, 2])  # the first shard has nearly no positive
     places = torch.arange(9)
     gate = {"min_similarity": settings.get("min_similarity")}

@@ -1,4 +1,4 @@
-"""Learning rate, its schedule, parameter groups and optimizers against METHOD.md §4."""
+"""Learning rate, its schedule, parameter groups and optimizers against docs/method.md."""
 
 from __future__ import annotations
 

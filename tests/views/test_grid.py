@@ -16,7 +16,7 @@ OVERLAPS = (0.0, 0.125, 0.2, 0.3, 0.5)
 
 
 def slow_interval(side: int, count: int, overlap: float, i: int) -> tuple[int, int]:
-    """METHOD.md §1 word for word, in exact fractions."""
+    """docs/method.md word for word, in exact fractions."""
     exact = (Fraction(1, count) + Fraction(str(overlap))) * side
     length = max(1, min(side, floor(exact + Fraction(1, 2))))
     return (0, length) if count == 1 else (floor(Fraction(i * (side - length), count - 1)), length)
