@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
 
+from mlssl.data.datamodule import MultiLabelDataModule
+from mlssl.data.synthetic import synthetic_scenes
 from mlssl.distributed import rank, world_size
 from mlssl.losses import image_aware_contrastive_loss, negative_cosine_similarity
 from mlssl.module import MultiLabelSSLModule
@@ -803,3 +805,17 @@ def test_evaluation_changes_no_weight_and_no_statistic(tmp_path: Path) -> None:
     for evaluate in (trainer(tmp_path).validate, trainer(tmp_path).test):
         evaluate(module, DataLoader(Images(), batch_size=3), verbose=False)
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # where there are fewer than three cores
+def test_weights_do_not_depend_on_the_number_of_workers(tmp_path: Path) -> None:
+    def weights(workers: int) -> dict[str, Tensor]:
+        module = small()
+        records = synthetic_scenes(size=64, count=12)
+        data = MultiLabelDataModule(train=records, batch_size=4, size=32, num_workers=workers)
+        trainer(tmp_path, max_epochs=2).fit(module, data)
+        return module.state_dict()
+
+    alone, one, three = (weights(workers) for workers in (0, 1, 3))
+    assert any(not torch.equal(alone[name], value) for name, value in small().state_dict().items())
+    assert all(torch.equal(alone[name], one[name]) and torch.equal(alone[name], three[name]) for name in alone)
