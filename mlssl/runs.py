@@ -57,7 +57,7 @@ def run_settings(folder: Path, trainer_settings: dict[str, Any]) -> dict[str, An
     """
     settings = dict(trainer_settings)
     settings["default_root_dir"] = str(folder)
-    settings["precision"] = settings.get("precision") or default_precision()
+    settings["precision"] = settings.get("precision") or default_precision(settings.get("accelerator", "auto"))
     settings["logger"] = [
         CSVLogger(str(folder), name="", version="", flush_logs_every_n_steps=1),
         *_loggers(settings.get("logger")),
@@ -72,15 +72,20 @@ def run_settings(folder: Path, trainer_settings: dict[str, Any]) -> dict[str, An
     return settings
 
 
-def default_precision() -> Literal["bf16-mixed", "32-true"]:
-    """``bf16-mixed`` where the first GPU, or without one the processor, computes in bfloat16; else ``32-true``."""
-    if torch.cuda.is_available():
+def default_precision(accelerator: object = "auto") -> Literal["bf16-mixed", "32-true"]:
+    """``bf16-mixed`` where the first GPU, or without one the processor, computes in bfloat16; else ``32-true``.
+
+    Args:
+        accelerator: Of the Trainer: under ``"cpu"`` a GPU does not count.
+    """
+    if torch.cuda.is_available() and accelerator != "cpu":
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
     # Emulated bfloat16 is twenty times slower than float32, so only the instructions themselves count.
     has = any(
         getattr(torch.cpu, name, lambda: False)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     )
-    return "bf16-mixed" if has and not torch.backends.mps.is_available() else "32-true"
+    on_apple = torch.backends.mps.is_available() and accelerator != "cpu"
+    return "bf16-mixed" if has and not on_apple else "32-true"
 
 
 def _with_defaults(folder: Path, given: list[Callback], settings: dict[str, Any]) -> list[Callback]:

@@ -59,7 +59,7 @@ def test_missing_settings_are_added(tmp_path):
     settings = run_settings(tmp_path, {"max_epochs": 3})
     assert settings["max_epochs"] == 3
     assert settings["default_root_dir"] == str(tmp_path)
-    assert settings["precision"] == default_precision()
+    assert settings["precision"] == default_precision("auto")
     assert Path(settings["logger"][0].log_dir) == tmp_path
     kinds = [type(callback) for callback in settings["callbacks"]]
     assert {OnlineLinearProbe, CollapseMonitor, BackboneExport, ModelCheckpoint} <= set(kinds)
@@ -115,6 +115,15 @@ def test_bfloat16_is_chosen_where_the_processor_has_it(monkeypatch, avx512_bf16,
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16, raising=False)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx, raising=False)
     assert default_precision() == precision
+
+
+def test_a_gpu_that_is_not_asked_for_does_not_choose_the_precision(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
+    assert default_precision("cpu") == "32-true"
+    assert default_precision("auto") == "bf16-mixed"
 
 
 @pytest.mark.parametrize(("supported", "precision"), [(True, "bf16-mixed"), (False, "32-true")])
