@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import pickle
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -294,8 +295,15 @@ def _call(name: str, words: list[str]) -> None:
 
 
 def _model(source: str, seed: int) -> nn.Module:
-    if Path(source).suffix == ".ckpt" or Path(source).exists():
-        return MultiLabelSSLModule.load_from_checkpoint(source, map_location="cpu", weights_only=True)
+    if Path(source).suffix == ".ckpt" or Path(source).is_file():
+        try:
+            return MultiLabelSSLModule.load_from_checkpoint(source, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, EOFError, KeyError, RuntimeError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ValueError(
+                f"{source} does not load as a checkpoint of MultiLabelSSLModule ({reason}): "
+                "pass one that mlssl fit wrote, or the name of a backbone."
+            ) from error
     L.seed_everything(seed, verbose=False)
     return MultiLabelSSLModule(source)
 
