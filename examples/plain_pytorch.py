@@ -3,32 +3,17 @@
 `python examples/plain_pytorch.py`
 """
 
-import numpy as np
 import torch
 from jsonargparse import auto_cli
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from mlssl.backbones import build_backbone, feature_width, pixel_statistics
+from mlssl.data.datasets import EpochSampler, ViewDataset
 from mlssl.data.synthetic import synthetic_scenes
 from mlssl.heads import predictor, projector
 from mlssl.losses import image_aware_contrastive_loss, negative_cosine_similarity
 from mlssl.optim import cosine_with_warmup, scaled_lr
 from mlssl.views.blocks import BlockViews
-
-
-class Views(Dataset):
-    """Views of drawn scenes; the draws depend on epoch and index alone."""
-
-    def __init__(self, count: int, views: BlockViews) -> None:
-        self.records = synthetic_scenes("train", count=count)
-        self.views = views
-        self.epoch = 0
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        return self.views(self.records.image(index), np.random.default_rng([self.epoch, index])), index
 
 
 def main(count: int = 512, epochs: int = 2, batch_size: int = 32, size: int = 32) -> float:
@@ -41,23 +26,25 @@ def main(count: int = 512, epochs: int = 2, batch_size: int = 32, size: int = 32
         size: Side of a view in pixels.
     """
     torch.manual_seed(0)
-    dataset = Views(count, BlockViews(size, rows=2, cols=2, overlap=0.2))
-    loader = DataLoader(dataset, batch_size, shuffle=True, drop_last=True)
+    dataset = ViewDataset(synthetic_scenes("train", count=count), BlockViews(size, rows=2, cols=2, overlap=0.2))
+    sampler = EpochSampler(dataset, num_replicas=1, rank=0)
+    loader = DataLoader(dataset, batch_size, sampler=sampler, drop_last=True)
 
     backbone = build_backbone("resnet18")
     project = projector(feature_width(backbone), 512)
     predict = predictor(512, 128)
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in pixel_statistics(backbone))
     parameters = [p for part in (backbone, project, predict) for p in part.parameters()]
-    lr = scaled_lr(0.05, batch_size * dataset.views.num_blocks)
+    lr = scaled_lr(0.05, batch_size * dataset.num_blocks)
     optimizer = torch.optim.SGD(parameters, lr, momentum=0.9, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, cosine_with_warmup(epochs * len(loader)))
 
     loss = torch.zeros(())
     for epoch in range(epochs):
-        dataset.epoch = epoch
-        for views, image_ids in loader:  # uint8 (B, 2, K, 3, S, S) and (B,)
-            view_ids = image_ids.repeat_interleave(dataset.views.num_blocks)
+        sampler.set_epoch(epoch)  # the draws of a view depend on seed, epoch and index alone
+        for batch in loader:
+            views = batch["views"]  # uint8 (B, 2, K, 3, S, S)
+            view_ids = batch["image_ids"].repeat_interleave(dataset.num_blocks)
             z, p = [], []
             for branch in (0, 1):  # each on its own: batch norm sees one branch at a time
                 pixels = (views[:, branch].flatten(0, 1) / 255 - mean) / std

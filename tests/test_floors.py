@@ -27,6 +27,7 @@ FLOORS = {
         "views/blocks",
         "data/coco",
         "data/corel5k",
+        "data/datasets",
         "data/files",
         "data/synthetic",
         "evaluation/features",
@@ -54,6 +55,7 @@ FLOORS = {
 
 BESIDE = {
     ("cli", "__init__"),
+    ("data/datasets", "views/blocks"),
     ("runs", "callbacks/__init__"),
     ("runs", "checkpoint"),
     ("evaluation/probe", "evaluation/features"),

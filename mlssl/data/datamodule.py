@@ -1,19 +1,18 @@
 """From records on disk to the batches that the module trains on and the callbacks evaluate."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import lightning as L
-import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from mlssl.data.coco import read_coco
 from mlssl.data.corel5k import frequent_labels, read_corel5k
+from mlssl.data.datasets import EpochSampler, ImageDataset, ViewDataset
 from mlssl.data.files import read_folder
 from mlssl.data.records import Records
 from mlssl.data.synthetic import synthetic_scenes
@@ -25,7 +24,7 @@ NUM_SCENES = {"train": 2000, "test": 500}
 """Synthetic scenes of a split: a few minutes of training, and a test set that is read in seconds."""
 
 MAX_WORKERS = 8
-"""Worker processes at most, where the user does not say: eight feed a large GPU (8 views cost about 5 ms an image)."""
+"""Worker processes at most, where the user does not say, so that a run does not take all of a large machine."""
 
 
 class MultiLabelDataModule(L.LightningDataModule):
@@ -217,67 +216,6 @@ class MultiLabelDataModule(L.LightningDataModule):
         )
 
 
-class ViewDataset(Dataset[dict[str, Any]]):
-    """Views of an image under a key (epoch, index), which with the seed determines every draw.
-
-    Args:
-        records: Images, ids and perhaps labels.
-        views: The cutting and augmenting.
-        seed: Of the draws.
-    """
-
-    def __init__(self, records: Records, views: BlockViews, seed: int = 0) -> None:
-        self.records = records
-        self.views = views
-        self.seed = seed
-
-    @property
-    def num_blocks(self) -> int:
-        """K, which the module's learning-rate scaling reads."""
-        return self.views.num_blocks
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, key: tuple[int, int] | int) -> dict[str, Any]:
-        """Views uint8 (A, K, 3, S, S), image id and, where there are, labels (L,); of epoch 0 under an index alone."""
-        epoch, index = key if isinstance(key, tuple) else (0, key)
-        generator = np.random.default_rng([self.seed, epoch, index])
-        return {"views": self.views(self.records.image(index), generator), **_identity(self.records, index)}
-
-
-class ImageDataset(Dataset[dict[str, Any]]):
-    """Whole images resized to one size, without augmentation.
-
-    Args:
-        records: Images, ids and perhaps labels.
-        size: Height and width in pixels.
-    """
-
-    def __init__(self, records: Records, size: tuple[int, int]) -> None:
-        self.records = records
-        self.size = size
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """Image uint8 (3, H, W), image id and, where there are, labels (L,)."""
-        pixels = torch.from_numpy(self.records.image(index)).permute(2, 0, 1)
-        return {"image": _resized(pixels, self.size), **_identity(self.records, index)}
-
-
-class EpochSampler(DistributedSampler[Any]):
-    """A DistributedSampler that hands out (epoch, index), so that a worker knows the epoch it draws for.
-
-    As a DistributedSampler it is left in place by the Trainer, which also tells it the epoch.
-    """
-
-    def __iter__(self) -> Iterator[Any]:
-        epoch = self.epoch
-        return ((epoch, index) for index in super().__iter__())
-
-
 class _Format(NamedTuple):
     read: Callable[[Path, str], Records]
     train: str
@@ -290,22 +228,6 @@ _FORMATS = {
     "corel5k": _Format(read_corel5k, "train", "test"),
     "folder": _Format(lambda root, split: read_folder(root / split), "", ""),
 }
-
-
-def _identity(records: Records, index: int) -> dict[str, Any]:
-    identity: dict[str, Any] = {"image_ids": int(records.image_ids[index])}
-    if records.labels is not None:
-        identity["labels"] = torch.from_numpy(np.array(records.labels[index]))
-    return identity
-
-
-def _resized(pixels: Tensor, size: tuple[int, int]) -> Tensor:
-    if pixels.shape[1:] == size:
-        return pixels.contiguous()
-    from torchvision.transforms.v2.functional import resize
-
-    resized: Tensor = resize(pixels, list(size), antialias=True)
-    return resized
 
 
 def _height_width(size: int | tuple[int, int]) -> tuple[int, int]:

@@ -54,11 +54,8 @@ def root(tmp_path: Path, split: str) -> Path:
     return write(tmp_path, split)
 
 
-def test_real_sample_has_128_images_of_each_split_and_80_classes(real_data: Path) -> None:
-    root = real_data / "coco256"
-    if not root.is_dir():
-        pytest.skip(f"no {root}")
-    train, val = read_coco(root), read_coco(root, "val2017")
+def test_real_sample_has_128_images_of_each_split_and_80_classes(coco256: Path) -> None:
+    train, val = read_coco(coco256), read_coco(coco256, "val2017")
     assert (len(train), len(val)) == (128, 128)
     assert train.classes == val.classes
     assert len(train.classes) == 80

@@ -29,11 +29,8 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_real_data_have_4500_and_499_images_and_81_frequent_labels(real_data: Path) -> None:
-    root = real_data / "corel5k"
-    if not root.is_dir():
-        pytest.skip(f"no {root}")
-    train, test = read_corel5k(root), read_corel5k(root, "test")
+def test_real_data_have_4500_and_499_images_and_81_frequent_labels(corel5k: Path) -> None:
+    train, test = read_corel5k(corel5k), read_corel5k(corel5k, "test")
     assert (len(train), len(test)) == (4500, 499)
     assert len(train.classes) == len(test.classes) == 374
     assert train.image(0).shape in ((128, 192, 3), (192, 128, 3))

@@ -18,10 +18,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mlssl.data.datamodule import MAX_WORKERS, ImageDataset, MultiLabelDataModule, ViewDataset
+from mlssl.data.datamodule import MAX_WORKERS, MultiLabelDataModule
 from mlssl.data.files import read_folder
 from mlssl.data.records import Records, check_image_batch, check_view_batch
-from mlssl.data.synthetic import synthetic_scenes
 
 Draws = dict[int, str]
 
@@ -156,14 +155,6 @@ def test_whole_images_come_in_order_in_one_size_without_augmentation(labelled: R
             assert batch["image"].shape[1:] == (3, *side)
 
 
-def test_an_image_of_the_asked_size_stays_as_it_is_and_a_smaller_one_is_averaged() -> None:
-    records = synthetic_scenes(size=64, count=1)
-    image = records.image(0)
-    assert np.array_equal(ImageDataset(records, (64, 64))[0]["image"].permute(1, 2, 0), image)
-    halved = ImageDataset(records, (32, 32))[0]["image"].permute(1, 2, 0).numpy().astype(float)
-    assert np.abs(halved - image.reshape(32, 2, 32, 2, 3).mean(axis=(1, 3))).mean() < 4
-
-
 def test_images_without_labels_give_batches_without_labels(photos: Path) -> None:
     data = MultiLabelDataModule("folder", photos, batch_size=3, size=16, num_workers=0)
     assert "labels" not in next(iter(data.train_dataloader()))
@@ -255,17 +246,6 @@ def test_epoch_seed_and_index_change_the_views(labelled: Records) -> None:
     assert len(set(merged(draws(module(same, batch_size=4))).values())) == 4
 
 
-def test_views_do_not_depend_on_what_was_drawn_before(labelled: Records) -> None:
-    dataset = ViewDataset(labelled, module(labelled).views, seed=5)
-    alone = dataset[2, 7]["views"]
-    torch.manual_seed(9)
-    for key in ((2, 6), (0, 7), 3):
-        dataset[key]
-    assert torch.equal(dataset[2, 7]["views"], alone)
-    assert torch.equal(pickle.loads(pickle.dumps(dataset))[2, 7]["views"], alone)
-    assert torch.equal(dataset[7]["views"], dataset[0, 7]["views"])
-
-
 def test_a_resumed_run_sees_what_the_uninterrupted_run_saw(labelled: Records, tmp_path: Path) -> None:
     whole, half, rest = Recorder(), Recorder(), Recorder()
     L.Trainer(max_epochs=3, default_root_dir=tmp_path, **QUIET).fit(whole, module(labelled))
@@ -335,10 +315,8 @@ def test_rare_classes_can_be_left_out(coco: Path) -> None:
         assert next(iter(data.val_dataloader()))["labels"].shape == (3, len(classes))
 
 
-def test_real_corel5k_gives_81_labels(real_data: Path) -> None:
-    if not (real_data / "corel5k").is_dir():
-        pytest.skip(f"no {real_data / 'corel5k'}")
-    data = from_disk("corel5k", real_data / "corel5k", min_images_per_class=(40, 4), eval_size=(128, 192))
+def test_real_corel5k_gives_81_labels(corel5k: Path) -> None:
+    data = from_disk("corel5k", corel5k, min_images_per_class=(40, 4), eval_size=(128, 192))
     check_view_batch(next(iter(data.train_dataloader())), num_labels=81)
     assert next(iter(data.image_dataloader("val")))["image"].shape == (3, 3, 128, 192)
     assert len(data.image_dataloader("train").dataset) == 4500  # type: ignore[arg-type]
