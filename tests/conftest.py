@@ -15,9 +15,19 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="session")
-def real_data() -> Path:
-    """Folder of real photographs: $MLSSL_TEST_DATA, else `../shared/data` beside the checkout."""
-    folder = Path(os.environ.get("MLSSL_TEST_DATA", ROOT.parent / "shared" / "data"))
+def corel5k() -> Path:
+    """Corel-5K: real photographs with their words."""
+    return _real_images("corel5k")
+
+
+@pytest.fixture(scope="session")
+def coco256() -> Path:
+    """256 photographs of COCO 2017 in COCO's layout."""
+    return _real_images("coco256")
+
+
+def _real_images(name: str) -> Path:
+    folder = Path(os.environ.get("MLSSL_TEST_DATA", ROOT.parent / "shared" / "data")) / name
     if not folder.is_dir():
         pytest.skip(f"no real images at {folder}: set MLSSL_TEST_DATA to a folder with corel5k/ and coco256/")
     return folder

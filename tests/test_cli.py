@@ -120,8 +120,8 @@ def test_backbones_are_compared_by_a_linear_probe(run, capsys):
     assert all("mAP 0." in line and "12 classes" in line for line in lines)
 
 
-def test_the_views_of_a_photograph_are_drawn(real_data, capsys):
-    photograph = sorted((real_data / "coco256").rglob("*.jpg"))[0]
+def test_the_views_of_a_photograph_are_drawn(coco256, capsys):
+    photograph = sorted(coco256.rglob("*.jpg"))[0]
     assert main(["views", str(photograph), "-o", "grid.png", "--size", "64"]) == 0
     assert "4 blocks and 8 views" in capsys.readouterr().out
     with Image.open("grid.png") as picture:
@@ -137,9 +137,9 @@ def test_a_folder_of_photographs_trains_without_labels(tmp_path, capsys):
     assert main(["fit", "--data.dataset", "folder", "--data.root", str(tmp_path / "photos"), *SMALL]) == 0
 
 
-@pytest.mark.parametrize("name", ["corel5k_resnet18", "coco_resnet50"])
-def test_a_config_trains_on_real_images(name, real_data, tmp_path):
-    root = real_data / {"corel5k_resnet18": "corel5k", "coco_resnet50": "coco256"}[name]
+@pytest.mark.parametrize(("name", "images"), [("corel5k_resnet18", "corel5k"), ("coco_resnet50", "coco256")])
+def test_a_config_trains_on_real_images(name, images, request):
+    root = request.getfixturevalue(images)
     # A tiny network at full size of views: the config's own ResNet-50 takes minutes here.
     words = ["fit", "--config", str(CONFIGS / f"{name}.yaml"), "--data.root", str(root)]
     assert main([*words, *SMALL_MODEL, *SMALL_TRAINER, "--data.batch_size", "4", "--data.num_workers", "0"]) == 0
@@ -192,6 +192,12 @@ def test_bad_input_is_said_in_one_line_before_training(words, message, capsys):
     assert lines[-1].startswith("mlssl: error: ")
     assert message in lines[-1]
     assert not list(Path().rglob("*.ckpt"))
+
+
+def test_a_file_that_is_no_checkpoint_is_named(coco256, capsys):
+    photograph = next(coco256.rglob("*.jpg"))
+    assert main(["linear", str(photograph)]) == 2
+    assert f"{photograph} does not load as a checkpoint" in capsys.readouterr().err
 
 
 def test_a_failed_run_leaves_no_empty_folder(tmp_path):

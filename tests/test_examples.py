@@ -21,11 +21,11 @@ SMALL = {
 
 
 @pytest.fixture
-def photographs(real_data, tmp_path) -> Path:
+def photographs(coco256, tmp_path) -> Path:
     """A folder of sixteen small photographs."""
     folder = tmp_path / "photographs"
     folder.mkdir()
-    for path in sorted((real_data / "coco256").rglob("*.jpg"))[:16]:
+    for path in sorted(coco256.rglob("*.jpg"))[:16]:
         with Image.open(path) as photograph:
             photograph.resize((96, 64)).save(folder / path.name)
     return folder

@@ -113,8 +113,8 @@ def test_the_image_is_left_as_it_is() -> None:
     draw_view_grid(image, plain_views(), block_grid(60, 90))
 
 
-def test_a_photograph_with_its_real_views(real_data: Path) -> None:
-    photograph = decode_rgb(sorted((real_data / "coco256" / "train2017").glob("*.jpg"))[1])
+def test_a_photograph_with_its_real_views(coco256: Path) -> None:
+    photograph = decode_rgb(sorted((coco256 / "train2017").glob("*.jpg"))[1])
     views = BlockViews(64, rows=2, cols=3)
     boxes = views.boxes(*photograph.shape[:2])
     picture = draw_view_grid(photograph, views(photograph, np.random.default_rng(0)), boxes)

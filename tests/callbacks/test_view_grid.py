@@ -11,6 +11,7 @@ import lightning as L
 import numpy as np
 import pytest
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
+from tensorboard.backend.event_processing import event_accumulator
 
 from mlssl.callbacks import ViewGridLogger
 from mlssl.data.corel5k import read_corel5k
@@ -56,8 +57,8 @@ def test_no_more_pictures_than_images(make_model: Make, make_data: Make, make_tr
     assert len(pictures(trainer)) == 18
 
 
-def test_photographs(real_data: Path, make_model: Make, make_data: Make, make_trainer: Make) -> None:
-    photographs = read_corel5k(real_data / "corel5k", "train").subset(range(8))
+def test_photographs(corel5k: Path, make_model: Make, make_data: Make, make_trainer: Make) -> None:
+    photographs = read_corel5k(corel5k, "train").subset(range(8))
     trainer = make_trainer(ViewGridLogger(2), max_epochs=1)
     trainer.fit(make_model(), make_data(train=photographs, val=None))
     assert len(pictures(trainer)) == 2
@@ -87,12 +88,11 @@ def test_without_such_a_datamodule_one_line_says_so(
 
 
 def test_tensorboard_gets_the_pictures(make_model: Make, make_data: Make, make_trainer: Make, tmp_path: Path) -> None:
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     logger = TensorBoardLogger(tmp_path, name="", version="")
     trainer = make_trainer(ViewGridLogger(2), max_epochs=1, logger=[logger, CSVLogger(tmp_path / "csv")])
     trainer.fit(make_model(), make_data())
     logger.finalize("success")
-    events = accumulator.EventAccumulator(str(tmp_path)).Reload()
+    events = event_accumulator.EventAccumulator(str(tmp_path)).Reload()
     assert events.Tags()["images"] == ["views/image-0", "views/image-17"]
     (event,) = events.Images("views/image-17")
     assert event.step == 0

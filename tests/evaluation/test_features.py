@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 
@@ -115,7 +116,6 @@ def test_half_precision_weights_give_float32(model: SimpleNamespace) -> None:
 
 @pytest.mark.parametrize("pooling", ["avg", "max", "avgmax"])
 def test_pooling_of_the_last_map(pooling: Any) -> None:
-    timm = pytest.importorskip("timm")
     torch.manual_seed(0)
     network = timm.create_model("test_resnet", num_classes=0)
     images = batch([1, 2], side=64)

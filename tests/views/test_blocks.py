@@ -149,8 +149,8 @@ def test_image_is_left_as_it_is_and_may_be_a_read_only_slice(views: BlockViews) 
     np.testing.assert_array_equal(image, copy)
 
 
-def test_real_photograph(real_data: Path, views: BlockViews) -> None:
-    path = min((real_data / "coco256" / "val2017").glob("*.jpg"))
+def test_real_photograph(coco256: Path, views: BlockViews) -> None:
+    path = min((coco256 / "val2017").glob("*.jpg"))
     image = np.asarray(Image.open(path).convert("RGB"))
     result = views(image, seeded(0))
     assert result.shape == (2, 4, 3, 32, 32)
