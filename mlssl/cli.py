@@ -299,10 +299,9 @@ def _model(source: str, seed: int) -> nn.Module:
         try:
             return MultiLabelSSLModule.load_from_checkpoint(source, map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, EOFError, KeyError, RuntimeError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise ValueError(
-                f"{source} does not load as a checkpoint of MultiLabelSSLModule ({reason}): "
-                "pass one that mlssl fit wrote, or the name of a backbone."
+                f"{source} does not load as a checkpoint of MultiLabelSSLModule: pass one that mlssl fit wrote, or the "
+                "name of a backbone."
             ) from error
     L.seed_everything(seed, verbose=False)
     return MultiLabelSSLModule(source)
