@@ -10,7 +10,16 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "mlssl"
 
 FLOORS = {
-    3: ["__init__", "cli"],
+    3: [
+        "__init__",
+        "cli",
+        "commands/__init__",
+        "commands/demo",
+        "commands/evaluate",
+        "commands/export",
+        "commands/run",
+        "commands/views",
+    ],
     2: [
         "module",
         "data/datamodule",
@@ -55,6 +64,13 @@ FLOORS = {
 
 BESIDE = {
     ("cli", "__init__"),
+    ("cli", "commands/demo"),
+    ("cli", "commands/evaluate"),
+    ("cli", "commands/export"),
+    ("cli", "commands/run"),
+    ("cli", "commands/views"),
+    ("commands/demo", "commands/evaluate"),
+    ("commands/demo", "commands/run"),
     ("data/datasets", "views/blocks"),
     ("runs", "callbacks/__init__"),
     ("runs", "checkpoint"),
