@@ -62,6 +62,10 @@ def read_corel5k(root: str | os.PathLike[str], split: str = "train") -> Records:
                 f"line {row + 1} of {str(label_path)!r} names the words {present}: "
                 f"expected numbers from 1 to {len(words)}, the lines of labels/words"
             )
+        if not 0 <= number < 2**63:
+            raise ValueError(
+                f"line {row + 1} of {str(label_path)!r} begins with {number}: expected the number of an image"
+            )
         numbers[row] = number
         labels[row, np.array(present, dtype=np.int64) - 1] = 1
     names = [f"{number}.jpeg" for number in numbers]
@@ -97,7 +101,10 @@ def _lines(path: Path) -> list[str]:
         raise FileNotFoundError(
             f"no file {str(path)!r}: Corel-5K's root needs labels/words and labels/{{training,test}}_label"
         )
-    text = path.read_text(encoding="utf-8").rstrip()
+    try:
+        text = path.read_text(encoding="utf-8").rstrip()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{str(path)!r} is no text in UTF-8 ({error}): fetch Corel-5K's label files again") from error
     if not text:
         raise ValueError(f"{str(path)!r} is empty: fetch Corel-5K's label files again")
     return [line.strip() for line in text.splitlines()]

@@ -42,10 +42,12 @@ def decode_rgb(path: Path) -> ImageArray:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file is no image, is cut off or is broken; the message names it.
+        ValueError: The file is no image, is cut off, is broken, or has more pixels than Pillow holds for safe
+            (``PIL.Image.MAX_IMAGE_PIXELS``, 89 million unless you set it); the message names it.
     """
     try:
         with Image.open(path) as file:
+            _check_size(file)
             upright = ImageOps.exif_transpose(file)
             if upright.mode == "P" and "transparency" in upright.info:
                 upright = upright.convert("RGBA")  # Pillow warns when a palette's alpha is dropped in one step
@@ -190,6 +192,15 @@ class Records:
         position = range(len(self))[index]
         start = int(self._ends[position - 1]) if position else 0
         return os.fsdecode(self._buffer[start : int(self._ends[position])])
+
+
+def _check_size(image: Image.Image) -> None:
+    limit, pixels = Image.MAX_IMAGE_PIXELS, image.width * image.height
+    if limit is not None and pixels > limit:
+        raise ValueError(
+            f"it would unpack to {image.width} × {image.height} pixels, more than the {limit} of "
+            "PIL.Image.MAX_IMAGE_PIXELS"
+        )
 
 
 def check_files(folder: Path, names: Sequence[str], source: Path) -> None:

@@ -1,0 +1,125 @@
+"""Annotation files and images changed at random: read, or refused in the library's own words, and never a crash."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mlssl.data.coco import read_coco
+from mlssl.data.corel5k import read_corel5k
+from mlssl.data.records import decode_rgb
+
+INPUTS = [334, pytest.param(3334, marks=pytest.mark.thorough)]
+"""Of each of three kinds: 1,000 in every run, 10,000 by `pytest -m thorough tests/test_mutated.py`."""
+
+JUNK = [None, True, -1, 0, 2**70, 1e308, float("nan"), "", "..", "../x", "/etc/passwd", "\0", "ä" * 300, [], {}, [[]]]
+FORMATS = ["jpeg", "png", "gif", "bmp", "tiff", "webp"]
+
+
+def with_other_bytes(content: bytes, dice: random.Random) -> bytes:
+    """Change, leave out, repeat or add a few bytes."""
+    changed = bytearray(content)
+    for _ in range(dice.randint(1, 6)):
+        start = dice.randrange(len(changed) + 1)
+        end = min(len(changed), start + dice.choice([1, 1, 2, 30]))
+        changed[start:end] = dice.choice(
+            [b"", bytes(changed[start:end]) * 2, dice.randbytes(end - start), b"\xff", b"-", b"9" * 30, b"{", b"\n\n"]
+        )
+    return bytes(changed)
+
+
+def with_other_values(content: Any, dice: random.Random) -> Any:
+    """Put junk in one place of nested lists and mappings, or take the place away."""
+    keys = list(content) if isinstance(content, dict) else list(range(len(content)))
+    if not keys:
+        return dice.choice(JUNK)
+    key = dice.choice(keys)
+    if isinstance(content[key], (dict, list)) and dice.random() < 0.9:
+        content[key] = with_other_values(content[key], dice)
+    elif dice.random() < 0.3:
+        del content[key]
+    else:
+        content[key] = dice.choice(JUNK)
+    return content
+
+
+def check(read: Callable[[], Any], mention: Path) -> bool:
+    """Whether it was read; an error has to be one that readers document, in a sentence that names the place."""
+    try:
+        read()
+    except (ValueError, FileNotFoundError) as error:
+        message = str(error)
+    else:
+        return True
+    assert str(mention) in message
+    return False
+
+
+@pytest.mark.parametrize("number", INPUTS)
+def test_mutated_coco_annotations(number: int, tmp_path: Path) -> None:
+    for name in ("annotations", "val2017"):
+        (tmp_path / name).mkdir()
+    images = [{"id": 7 * place, "file_name": f"{place}.jpg", "width": 9, "height": 9} for place in range(5)]
+    for image in images:
+        (tmp_path / "val2017" / str(image["file_name"])).touch()
+    boxes = [
+        {"id": one, "image_id": 7 * (one % 5), "category_id": 1 + one % 3, "bbox": [0, 0, 1, 1]} for one in range(9)
+    ]
+    categories = [{"id": one, "name": f"class {one}"} for one in (3, 1, 2)]
+    path = tmp_path / "annotations" / "instances_val2017.json"
+    whole = json.dumps({"images": images, "annotations": boxes, "categories": categories})
+    read = 0
+    for seed in range(number):
+        dice = random.Random(seed)
+        if seed % 2:
+            path.write_bytes(with_other_bytes(whole.encode(), dice))
+        else:
+            path.write_text(json.dumps(with_other_values(json.loads(whole), dice)))
+        read += check(lambda: read_coco(tmp_path, "val2017"), tmp_path)
+    assert 0 < read < number, "all were read, or none: the changes test nothing"
+
+
+@pytest.mark.parametrize("number", INPUTS)
+def test_mutated_corel5k_labels(number: int, tmp_path: Path) -> None:
+    for name in ("labels", "train_jpeg"):
+        (tmp_path / name).mkdir()
+    for image in range(1, 10):
+        (tmp_path / "train_jpeg" / f"{image}.jpeg").touch()
+    whole = {"words": b"sky\nsea\nsun\n", "training_label": b"1 1 2\n2 3\n3\n4 1\n5 2 3\n6 1\n"}
+    read = 0
+    for seed in range(number):
+        dice = random.Random(seed)
+        changed = dice.choice(list(whole))
+        for name, content in whole.items():
+            (tmp_path / "labels" / name).write_bytes(with_other_bytes(content, dice) if name == changed else content)
+        read += check(lambda: read_corel5k(tmp_path), tmp_path)
+    assert 0 < read < number, "all were read, or none: the changes test nothing"
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow's remarks on what it can still read
+@pytest.mark.parametrize("number", INPUTS)
+def test_mutated_images(number: int, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(256, size=(24, 30, 3), dtype=np.uint8)
+    path, whole = tmp_path / "image", {}
+    for kind in FORMATS:
+        Image.fromarray(pixels).save(path, format=kind)
+        whole[kind] = path.read_bytes()
+
+    def decode() -> None:
+        decoded = decode_rgb(path)
+        assert decoded.dtype == np.uint8
+        assert decoded.shape[2:] == (3,)
+
+    read = 0
+    for seed in range(number):
+        dice = random.Random(seed)
+        path.write_bytes(with_other_bytes(whole[FORMATS[seed % len(FORMATS)]], dice))
+        read += check(decode, path)
+    assert 0 < read < number, "all were read, or none: the changes test nothing"

@@ -1,0 +1,142 @@
+"""What holds for every input: the grid, the loss in its forms and at its extremes, and what readers give back."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from mlssl.data.coco import read_coco
+from mlssl.data.records import Records
+from mlssl.losses import image_aware_contrastive_loss, negative_cosine_similarity
+from mlssl.views.grid import MAX_OVERLAP, block_grid
+
+PROPERTY = settings(deadline=None, derandomize=True, database=None, max_examples=100)
+
+
+@PROPERTY
+@given(
+    height=st.integers(1, 3000),
+    width=st.integers(1, 3000),
+    rows=st.integers(1, 8),
+    cols=st.integers(1, 8),
+    overlap=st.floats(0, MAX_OVERLAP),
+)
+def test_blocks_are_equal_inside_and_in_order_and_leave_no_gap(
+    height: int, width: int, rows: int, cols: int, overlap: float
+) -> None:
+    boxes = block_grid(height, width, rows, cols, overlap)
+    assert len(boxes) == rows * cols
+    assert len({(box.height, box.width) for box in boxes}) == 1
+    for side, starts, size in (
+        (height, [box.top for box in boxes[::cols]], boxes[0].height),
+        (width, [box.left for box in boxes[:cols]], boxes[0].width),
+    ):
+        assert starts == sorted(starts)
+        assert starts[0] == 0
+        assert starts[-1] + size == side
+        if size * len(starts) >= side:  # as under any overlap that is not lost in rounding
+            assert all(after <= before + size for before, after in pairwise(starts))
+    assert [box[:2] for box in boxes] == [(top.top, left.left) for top in boxes[::cols] for left in boxes[:cols]]
+
+
+@st.composite
+def feature_sets(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
+    """Anchors (R, P) in float64 and ids (R,) of up to 8 images, however uneven; equal and opposite lines are likely."""
+    rows, width = draw(st.integers(2, 12)), draw(st.integers(1, 4))
+    element = st.sampled_from([-1.0, 0.0, 1.0]) | st.floats(-1e3, 1e3, allow_subnormal=False)
+    lines = draw(st.lists(st.lists(element, min_size=width, max_size=width), min_size=rows, max_size=rows))
+    ids = draw(st.lists(st.integers(0, 7), min_size=rows, max_size=rows))
+    return torch.tensor(lines, dtype=torch.float64), torch.tensor(ids)
+
+
+FORMS = st.sampled_from(
+    [{"positives": "log_of_sum"}, {"positives": "mean_of_logs"}, {"positives": "mean_of_logs", "min_similarity": 0.3}]
+)
+
+
+@PROPERTY
+@given(given_set=feature_sets(), form=FORMS, chunk=st.integers(1, 13), seed=st.integers(0, 99))
+def test_order_and_chunks_change_neither_loss_nor_gradient(
+    given_set: tuple[Tensor, Tensor], form: dict[str, Any], chunk: int, seed: int
+) -> None:
+    features, ids = given_set
+    order = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed))
+    results = []
+    for rows, of, size in ((slice(None), ids, None), (slice(None), ids, chunk), (order, ids[order], None)):
+        leaf = features.clone().requires_grad_()
+        loss = image_aware_contrastive_loss(leaf[rows], of, chunk_size=size, **form)
+        loss.backward()
+        results.append((loss.detach(), leaf.grad))
+    for other in results[1:]:
+        torch.testing.assert_close(other, results[0], rtol=1e-8, atol=1e-9)
+    assert results[0][0] >= 0 or form["positives"] == "log_of_sum" or results[0][0] > -1e-9
+
+
+@PROPERTY
+@given(
+    given_set=feature_sets(),
+    form=FORMS,
+    temperature=st.sampled_from([1e-3, 0.3, 1e3]),
+    dtype=st.sampled_from([torch.bfloat16, torch.float16, torch.float32, torch.float64]),
+)
+def test_loss_and_gradient_are_finite_at_every_extreme(
+    given_set: tuple[Tensor, Tensor], form: dict[str, Any], temperature: float, dtype: torch.dtype
+) -> None:
+    features, ids = given_set
+    leaf = features.to(dtype).requires_grad_()
+    loss = image_aware_contrastive_loss(leaf, ids, temperature=temperature, **form)
+    pair = negative_cosine_similarity(leaf, leaf.flip(0))
+    (loss + pair).backward()
+    assert leaf.grad is not None
+    assert loss.isfinite()
+    assert -1 - 1e-6 <= pair <= 1 + 1e-6
+    assert leaf.grad.float().isfinite().all() or dtype == torch.float16  # whose largest number is 65,504
+
+
+NAMES = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="/\0\\:"), min_size=1, max_size=20)
+
+
+@PROPERTY
+@given(names=st.lists(NAMES.filter(lambda name: name not in (".", "..")), min_size=1, max_size=20))
+def test_records_give_every_name_back(names: list[str]) -> None:
+    records = Records(names, root="root")
+    assert [records.path(index) for index in range(len(names))] == [Path("root") / name for name in names]
+
+
+@PROPERTY
+@given(
+    shown=st.lists(st.sets(st.integers(1, 6)), min_size=1, max_size=8),
+    seed=st.integers(0, 99),
+)
+def test_coco_gives_back_what_was_written_whatever_the_order(shown: list[set[int]], seed: int) -> None:
+    shuffled = np.random.default_rng(seed).permutation
+    images = [{"id": 100 - number, "file_name": f"{number}.jpg"} for number in range(len(shown))]
+    categories = [{"id": number, "name": f"class {number}"} for number in shuffled(range(1, 7)).tolist()]
+    boxes = [
+        {"id": 10 * number + one, "image_id": 100 - number, "category_id": one}
+        for number, categories_of_image in enumerate(shown)
+        for one in categories_of_image
+    ]
+    boxes = [boxes[place] for place in shuffled(len(boxes))]
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        for name in ("annotations", "val2017"):
+            (root / name).mkdir()
+        for image in images:
+            (root / "val2017" / str(image["file_name"])).touch()
+        content = {"images": images, "annotations": boxes, "categories": categories}
+        (root / "annotations" / "instances_val2017.json").write_text(json.dumps(content))
+        records = read_coco(root, "val2017")
+    assert records.classes == tuple(f"class {number}" for number in range(1, 7))
+    assert records.image_ids.tolist() == [image["id"] for image in images]
+    assert records.labels is not None
+    assert [set((np.flatnonzero(row) + 1).tolist()) for row in records.labels] == shown
