@@ -1,13 +1,17 @@
-"""Checkpoints that are whole or not there, and that open without running code."""
+"""Checkpoints that are whole or not there, that open without running code, and that are there when a run is ended."""
 
 from __future__ import annotations
 
 import io
 from typing import Any
 
+import lightning as L
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.fabric.utilities.types import _PATH
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from mlssl.atomic import written_aside
 
@@ -47,3 +51,48 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         plain_tensors = True if weights_only is None else weights_only
         checkpoint: dict[str, Any] = super().load_checkpoint(path, map_location, plain_tensors)
         return checkpoint
+
+
+class RunCheckpoint(ModelCheckpoint):
+    """A ModelCheckpoint that also saves a run which is ended from outside (SIGTERM) or by an error.
+
+    With ``save_on_exception=True``, the default here. Nothing is saved before the first step, nor after a number that
+    is not finite, which is in the running statistics already, nor where one of several processes fails: the others
+    would be waited for.
+    """
+
+    def __init__(self, *args: Any, save_on_exception: bool = True, **settings: Any) -> None:
+        super().__init__(*args, save_on_exception=save_on_exception, **settings)
+        self._began = False
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Each run has to begin anew."""
+        super().setup(trainer, pl_module, stage)
+        self._began = False
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """From here on all states are restored, and what is saved is whole."""
+        super().on_train_start(trainer, pl_module)
+        self._began = True
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Leave the last step of an epoch to the epoch's end: Lightning would go on from it without the validation."""
+        if not trainer.is_last_batch:
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save what was due at the last step, or is due at the end of the epoch."""
+        super().on_train_batch_end(trainer, pl_module, None, None, 0)
+        super().on_train_epoch_end(trainer, pl_module)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Save, where what would be saved is sound and all processes are there."""
+        together = trainer.world_size == 1 or isinstance(exception, SIGTERMException)
+        if not (self._began and together) or isinstance(exception, FloatingPointError):
+            return
+        try:
+            super().on_exception(trainer, pl_module, exception)
+        except OSError as failure:  # the disk may be full, which may be why the run ends
+            rank_zero_warn(f"The last step could not be saved ({failure}): go on from the checkpoint before it.")

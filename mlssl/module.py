@@ -1,13 +1,15 @@
 """The method as a LightningModule: backbone, projector and predictor under the pair and the image-aware term."""
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from mlssl.backbones import build_backbone, built_as, feature_width, pixel_statistics
 from mlssl.data.records import ImageBatch, ViewBatch, check_image_batch, check_view_batch
@@ -20,6 +22,7 @@ from mlssl.losses import (
     negative_cosine_similarity,
 )
 from mlssl.optim import OptimizerName, build_optimizer, cosine_with_warmup, parameter_groups, scaled_lr
+from mlssl.recompute import in_parts
 
 
 class MultiLabelSSLModule(L.LightningModule):
@@ -49,6 +52,9 @@ class MultiLabelSSLModule(L.LightningModule):
         decay_norm_and_bias: False leaves norms and biases out of weight decay.
         warmup_epochs: Epochs ≥ 0, fractions allowed, of linearly rising learning rate (paper: none).
         constant_predictor_lr: Keep the predictor at the peak learning rate, as SimSiam does (its sec. 4).
+        views_at_a_time: Views ≥ 2 of one branch that go through the network at a time, where a device has too little
+            memory for the batch: the gradient is that of the whole batch, for one more forward pass; batch norms take
+            the statistics of such a part. None: all at once.
         views_per_step: Views of one branch a step over all devices, where the train loader does not tell.
         mean: Of the backbone's input, one number a channel in 0–1; the backbone's own by default.
         std: Likewise, above 0.
@@ -61,6 +67,9 @@ class MultiLabelSSLModule(L.LightningModule):
 
     pixel_mean: Tensor
     pixel_std: Tensor
+
+    stops_at_loss_that_is_no_number = True
+    """Turned off by who takes care of such a step, as ``FiniteSteps`` does where it skips some."""
 
     def __init__(
         self,
@@ -82,6 +91,7 @@ class MultiLabelSSLModule(L.LightningModule):
         decay_norm_and_bias: bool = True,
         warmup_epochs: float = 0.0,
         constant_predictor_lr: bool = False,
+        views_at_a_time: int | None = None,
         views_per_step: int | None = None,
         mean: list[float] | None = None,
         std: list[float] | None = None,
@@ -95,6 +105,8 @@ class MultiLabelSSLModule(L.LightningModule):
         _check_at_least(0, weight_decay=weight_decay, warmup_epochs=warmup_epochs)
         if views_per_step is not None:
             _check_at_least(1, views_per_step=views_per_step)
+        if views_at_a_time is not None:
+            _check_at_least(2, views_at_a_time=views_at_a_time)
         # Kept here too, because the hyper-parameters of a subclass are the arguments of its own constructor.
         self.contrastive_weight = contrastive_weight
         self.stop_gradient = stop_gradient
@@ -105,6 +117,7 @@ class MultiLabelSSLModule(L.LightningModule):
         self.decay_norm_and_bias = decay_norm_and_bias
         self.warmup_epochs = warmup_epochs
         self.constant_predictor_lr = constant_predictor_lr
+        self.views_at_a_time = views_at_a_time
         self.views_per_step = views_per_step
         self.channels_last = channels_last
 
@@ -139,7 +152,7 @@ class MultiLabelSSLModule(L.LightningModule):
         pair = 0.5 * (negative_cosine_similarity(p0, t1) + negative_cosine_similarity(p1, t0))
         image_aware = 0.5 * (self._image_aware(p0, z1, view_ids) + self._image_aware(p1, z0, view_ids))
         loss = pair + self.contrastive_weight * image_aware
-        self._check_finite(loss)
+        self._check_finite(loss, image_ids)
 
         for name, value in {"loss": loss, "pair_loss": pair, "image_aware_loss": image_aware}.items():
             self.log(f"train/{name}", value.detach(), prog_bar=name == "loss", batch_size=num_images)
@@ -154,6 +167,12 @@ class MultiLabelSSLModule(L.LightningModule):
 
     def _embed(self, views: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Views (N, C, S, S) of one branch → backbone features (N, D), projections and predictions (N, P)."""
+        if self.views_at_a_time is not None and len(views) > self.views_at_a_time:
+            f, z, p = in_parts(self, self._embed_at_once, views, self.views_at_a_time)
+            return f, z, p
+        return self._embed_at_once(views)
+
+    def _embed_at_once(self, views: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         f = self.backbone(self.normalize(views))
         z = self.projector(f)
         return f, z, self.predictor(z)
@@ -275,6 +294,12 @@ class MultiLabelSSLModule(L.LightningModule):
                 f"A step has {images * devices} image over all devices, and nothing to push it away from: "
                 "use a batch_size of at least 2."
             )
+        alone = sum(type(layer) is not nn.SyncBatchNorm and layer.training for layer in self._batch_norms())
+        if alone and devices > 1:
+            rank_zero_warn(
+                f"{alone} batch norms take their statistics from one device alone, so {devices} devices do not compute "
+                "what one would: pass sync_batchnorm=True to the Trainer (--trainer.sync_batchnorm true), on GPUs."
+            )
         if self.global_step == 0:
             anchors = branches * images * blocks
             positives = branches * blocks - 1
@@ -284,14 +309,18 @@ class MultiLabelSSLModule(L.LightningModule):
                 "Gradient accumulation adds none."
             )
 
-    def _check_finite(self, loss: Tensor) -> None:
-        if torch.isfinite(loss):
+    def _batch_norms(self) -> Iterator[nn.Module]:
+        return (layer for layer in self.modules() if isinstance(layer, _BatchNorm))
+
+    def _check_finite(self, loss: Tensor, image_ids: Tensor) -> None:
+        if not self.stops_at_loss_that_is_no_number or torch.isfinite(loss):
             return
         saver = self.trainer.checkpoint_callback
         last = getattr(saver, "last_model_path", "") or getattr(saver, "best_model_path", "")
         raise FloatingPointError(
-            f"The loss is {loss.item()} at step {self.global_step} (epoch {self.current_epoch}), and nothing of this "
-            f"step was kept; the last good checkpoint is {last or 'none yet'}. Lower base_lr, add warmup_epochs, or "
+            f"The loss is {loss.item()} at step {self.global_step} (epoch {self.current_epoch}) on rank {rank()}, "
+            f"whose images are {image_ids.tolist()}, and nothing of this step was kept; the last good checkpoint is "
+            f"{last or 'none yet'}. Lower base_lr, add warmup_epochs, or "
             "use precision 32-true."
         )
 

@@ -7,11 +7,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.loggers import CSVLogger, Logger
 
-from mlssl.callbacks import BackboneExport, CollapseMonitor, OnlineLinearProbe, Throughput, ViewGridLogger
-from mlssl.checkpoint import AtomicCheckpointIO
+from mlssl.callbacks import (
+    BackboneExport,
+    CollapseMonitor,
+    FiniteSteps,
+    OnlineLinearProbe,
+    RandomState,
+    Throughput,
+    ViewGridLogger,
+)
+from mlssl.checkpoint import AtomicCheckpointIO, RunCheckpoint
 
 RUN_FOLDER_VARIABLE = "MLSSL_RUN_FOLDER"
 """Environment variable by which the processes of one run agree on its folder."""
@@ -95,9 +103,12 @@ def _with_defaults(folder: Path, given: list[Callback], settings: dict[str, Any]
         ViewGridLogger(),
         Throughput(),
         BackboneExport(),
+        FiniteSteps(),
+        RandomState(),
     ]
-    if settings.get("enable_checkpointing") is not False:
-        defaults.append(ModelCheckpoint(dirpath=folder / "checkpoints", filename="{epoch}-{step}", save_last=True))
+    has_own = any(isinstance(one, Checkpoint) for one in given)
+    if settings.get("enable_checkpointing") is not False and not has_own:
+        defaults.append(RunCheckpoint(dirpath=folder / "checkpoints", filename="{epoch}-{step}", save_last=True))
     missing = [callback for callback in defaults if not any(isinstance(one, type(callback)) for one in given)]
     return given + missing
 

@@ -17,7 +17,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.demos.boring_classes import BoringModel
 
-from mlssl.checkpoint import AtomicCheckpointIO
+from mlssl.checkpoint import AtomicCheckpointIO, RunCheckpoint
 
 # Lightning's word on resuming in the folder of a run.
 pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
@@ -122,3 +122,75 @@ def test_other_file_systems_are_left_to_lightning(tmp_path: Path) -> None:
 def test_storage_options_are_refused_as_by_lightning(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="storage_options"):
         AtomicCheckpointIO().save_checkpoint({}, tmp_path / "last.ckpt", storage_options={})
+
+
+# ---------------------------------------------------------------------- the end of a run that was not planned
+
+
+class Fails(BoringModel):
+    """Raises in the fourth step, or where a checkpoint is restored."""
+
+    def __init__(self, error: BaseException | None = None, restoring: bool = False) -> None:
+        super().__init__()
+        self.error, self.restoring = error, restoring
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        if self.error is not None and self.global_step == 3:
+            raise self.error
+        return super().training_step(batch, batch_idx)
+
+    def configure_optimizers(self) -> Any:
+        class Unrestorable(torch.optim.SGD):
+            def load_state_dict(self, state_dict: Any) -> None:
+                raise ValueError("no such optimizer")
+
+        return (Unrestorable if self.restoring else torch.optim.SGD)(self.layer.parameters(), lr=0.1)
+
+
+def ending(folder: Path) -> L.Trainer:
+    saver = RunCheckpoint(dirpath=folder, filename="{step}", save_last=True)
+    silent: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+    return L.Trainer(
+        accelerator="cpu", max_epochs=2, limit_train_batches=5, limit_val_batches=0, callbacks=[saver],
+        plugins=[AtomicCheckpointIO()], default_root_dir=folder, **silent,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("error", [RuntimeError("out of memory"), SystemExit(1)])
+def test_a_run_that_fails_saves_the_steps_it_has_done(error: BaseException, tmp_path: Path) -> None:
+    with pytest.raises(type(error)):
+        ending(tmp_path).fit(Fails(error))
+    assert AtomicCheckpointIO().load_checkpoint(tmp_path / "last.ckpt")["global_step"] == 3
+    with pytest.warns(match="your dataloader is not resumable"):  # Lightning's word on a plain loader
+        ending(tmp_path).fit(Fails(), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+
+
+def test_nothing_is_saved_after_a_number_that_is_not_finite(tmp_path: Path) -> None:
+    with pytest.raises(FloatingPointError):
+        ending(tmp_path).fit(Fails(FloatingPointError("nan")))
+    assert file_names(tmp_path) == []
+
+
+def test_nothing_is_saved_by_one_of_several_processes(tmp_path: Path) -> None:
+    failing = ending(tmp_path)
+    failing.strategy.world_size = 2  # type: ignore[attr-defined]
+    saver = failing.checkpoint_callback
+    assert isinstance(saver, RunCheckpoint)
+    saver.on_train_start(failing, BoringModel())
+    saver.on_exception(failing, BoringModel(), RuntimeError())
+    assert file_names(tmp_path) == []
+
+
+def test_a_run_that_cannot_be_restored_leaves_its_checkpoint_alone(tmp_path: Path) -> None:
+    ending(tmp_path).fit(Fails())
+    before = (tmp_path / "last.ckpt").read_bytes()
+    with pytest.raises(ValueError, match="no such optimizer"):
+        ending(tmp_path).fit(Fails(restoring=True), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
+    assert (tmp_path / "last.ckpt").read_bytes() == before
+
+
+def test_a_full_disk_at_the_end_is_said_beside_the_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "write_bytes", fill_the_disk)
+    with pytest.warns(match="could not be saved .*No space left"), pytest.raises(RuntimeError, match="out of memory"):
+        ending(tmp_path).fit(Fails(RuntimeError("out of memory")))
+    assert file_names(tmp_path) == []

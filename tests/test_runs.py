@@ -10,8 +10,8 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
-from mlssl.callbacks import BackboneExport, CollapseMonitor, OnlineLinearProbe
-from mlssl.checkpoint import AtomicCheckpointIO
+from mlssl.callbacks import BackboneExport, CollapseMonitor, FiniteSteps, OnlineLinearProbe, RandomState
+from mlssl.checkpoint import AtomicCheckpointIO, RunCheckpoint
 from mlssl.runs import RUN_FOLDER_VARIABLE, default_precision, new_run_folder, run_settings
 
 
@@ -62,7 +62,7 @@ def test_missing_settings_are_added(tmp_path):
     assert settings["precision"] == default_precision("auto")
     assert Path(settings["logger"][0].log_dir) == tmp_path
     kinds = [type(callback) for callback in settings["callbacks"]]
-    assert {OnlineLinearProbe, CollapseMonitor, BackboneExport, ModelCheckpoint} <= set(kinds)
+    assert {OnlineLinearProbe, CollapseMonitor, BackboneExport, FiniteSteps, RandomState, RunCheckpoint} <= set(kinds)
     assert [type(plugin) for plugin in settings["plugins"]] == [AtomicCheckpointIO]
 
 

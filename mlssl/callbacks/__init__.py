@@ -2,6 +2,8 @@
 
 from mlssl.callbacks.collapse import CollapseMonitor as CollapseMonitor
 from mlssl.callbacks.export import BackboneExport as BackboneExport
+from mlssl.callbacks.finite import FiniteSteps as FiniteSteps
 from mlssl.callbacks.probe import OnlineLinearProbe as OnlineLinearProbe
+from mlssl.callbacks.random_state import RandomState as RandomState
 from mlssl.callbacks.throughput import Throughput as Throughput
 from mlssl.callbacks.view_grid import ViewGridLogger as ViewGridLogger

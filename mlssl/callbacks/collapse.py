@@ -55,6 +55,8 @@ class CollapseMonitor(L.Callback):
                 self._said = True
             return
         z = outputs["projections"] if "projections" in outputs else outputs["features"]
+        if not z.isfinite().all():  # a step that is skipped for it
+            return
         measures = {name: value.item() for name, value in collapse_measures(z).items()}
         for name, value in measures.items():
             pl_module.log(f"collapse/{name}", value, batch_size=len(z))

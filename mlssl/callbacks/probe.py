@@ -89,7 +89,10 @@ class OnlineLinearProbe(L.Callback):
         if "labels" not in outputs:
             return self._say("the training images have no labels, so there is no probe.")
         features = outputs["features"].float().mean(dim=(1, 2))
-        loss = self._probe_for(features, outputs["labels"], "training images").step(features, outputs["labels"])
+        # A step that is skipped because its numbers are not finite teaches nothing.
+        labels = outputs["labels"].where(features.isfinite().all(dim=1, keepdim=True), -1)
+        features = features.nan_to_num(0, 0, 0)
+        loss = self._probe_for(features, labels, "training images").step(features, labels)
         pl_module.log("probe/loss", loss, batch_size=len(features))
         return None
 

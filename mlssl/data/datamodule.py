@@ -14,6 +14,7 @@ from mlssl.data.coco import read_coco
 from mlssl.data.corel5k import frequent_labels, read_corel5k
 from mlssl.data.datasets import EpochSampler, ImageDataset, ViewDataset
 from mlssl.data.files import read_folder
+from mlssl.data.loader import ResumableLoader
 from mlssl.data.records import Records
 from mlssl.data.synthetic import synthetic_scenes
 from mlssl.views.blocks import BlockViews
@@ -31,6 +32,7 @@ class MultiLabelDataModule(L.LightningDataModule):
     """Block-wise augmented view groups for training, whole images for evaluation.
 
     The views of an image depend on (seed, epoch, index) alone: number of workers, devices and a resume change nothing.
+    A run that is resumed in the middle of an epoch goes on with the batch after the last one that was used.
 
     Args:
         dataset: Format of ``root``: ``synthetic`` (drawn, needs no files), ``coco``, ``corel5k``, or ``folder`` (any
@@ -43,6 +45,7 @@ class MultiLabelDataModule(L.LightningDataModule):
         overlap: γ in 0–0.5, share of the image side by which blocks overlap (paper: 0.2; its COCO run: 0.3).
         eval_size: Height and width, or one side, that whole images are resized to for evaluation; ``size`` by default.
         num_workers: Loader processes; by default one less than a device's share of the cores, at least 1 and at most 8.
+        timeout: Seconds ≥ 0 that loader processes may take for a batch; 0 waits for ever, also for a disk that hangs.
         train_split: Split to train on; by default ``train2017`` of COCO, ``train`` of Corel-5K and drawn scenes, the
             whole of a ``folder``, whose splits are the folders in it.
         val_split: Split to evaluate on, ``""`` for none; by default ``val2017`` of COCO, ``test`` of Corel-5K and the
@@ -71,6 +74,7 @@ class MultiLabelDataModule(L.LightningDataModule):
         overlap: float = 0.2,
         eval_size: int | tuple[int, int] | None = None,
         num_workers: int | None = None,
+        timeout: float = 600,
         train_split: str | None = None,
         val_split: str | None = None,
         min_images_per_class: tuple[int, int] | None = None,
@@ -81,7 +85,7 @@ class MultiLabelDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         root = None if root is None else os.fspath(root)  # a Path in a checkpoint would not load with weights_only
-        _check_numbers(batch_size=(batch_size, 1), seed=(seed, 0), num_workers=(num_workers, 0))
+        _check_numbers(batch_size=(batch_size, 1), seed=(seed, 0), num_workers=(num_workers, 0), timeout=(timeout, 0))
         if train is None:
             _check_source(dataset, root, val, probe_train)
         else:
@@ -98,6 +102,7 @@ class MultiLabelDataModule(L.LightningDataModule):
         self.train_records = train
         self.val_records = val
         self.probe_records = probe_train
+        self._saved_by: dict[str, int] | None = None
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -139,7 +144,11 @@ class MultiLabelDataModule(L.LightningDataModule):
             seed=self.hparams["seed"],
             drop_last=True,
         )
-        return self._loader(dataset, sampler=sampler, drop_last=True, keep_workers=True)
+        loader = self._loader(dataset, kind=ResumableLoader, sampler=sampler, drop_last=True, keep_workers=True)
+        assert isinstance(loader, ResumableLoader)
+        if self.trainer:
+            loader.steps_done = self._steps_done
+        return loader
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
         """Whole images of the val records, see ``ImageBatch``; nothing where there are none."""
@@ -200,17 +209,51 @@ class MultiLabelDataModule(L.LightningDataModule):
         assert self.train_records is not None
         return self.train_records, self.val_records
 
-    def _loader(self, dataset: Dataset[Any], *, keep_workers: bool = False, **settings: Any) -> DataLoader[Any]:
+    def state_dict(self) -> dict[str, int]:
+        """What the place in an epoch depends on, kept in checkpoints: images, and those of a step over all devices."""
+        return {"images": len(self._records()[0]), "images_per_step": self._images_per_step()}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Keep what the checkpoint counted by until it is known whether it ends in the middle of an epoch."""
+        self._saved_by = state_dict
+
+    def _images_per_step(self) -> int:
+        batch_size: int = self.hparams["batch_size"]
+        return batch_size * (self.trainer.world_size if self.trainer else 1)
+
+    def _steps_done(self) -> int:
+        """Steps of this epoch that the Trainer has behind it, more than 0 where it goes on from a checkpoint."""
+        assert self.trainer is not None
+        steps = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        now = {"images": len(self._records()[0]), "images_per_step": self._images_per_step()}
+        saved = self._saved_by
+        if steps and saved is not None and saved != now:
+            raise ValueError(
+                f"The checkpoint was saved after {steps} steps of an epoch, with {saved['images_per_step']} of "
+                f"{saved['images']} images a step, and now a step takes {now['images_per_step']} of {now['images']}: "
+                "keep batch_size × devices and the images, or go on from a checkpoint at the end of an epoch."
+            )
+        return steps
+
+    def _loader(
+        self,
+        dataset: Dataset[Any],
+        *,
+        keep_workers: bool = False,
+        kind: type[DataLoader[Any]] = DataLoader,
+        **settings: Any,
+    ) -> DataLoader[Any]:
         workers = self.hparams["num_workers"]
         if workers is None:
             workers = _default_workers(self.trainer.num_devices if self.trainer else 1)
-        return DataLoader(
+        return kind(
             dataset,
             batch_size=self.hparams["batch_size"],
             num_workers=workers,
             persistent_workers=keep_workers and workers > 0,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=_one_thread,
+            timeout=self.hparams["timeout"] if workers else 0,
             generator=torch.Generator(),  # else every pass over a loader would draw from the model's random state
             **settings,
         )
@@ -249,7 +292,7 @@ def _one_thread(_worker: int) -> None:
     cv2.setNumThreads(0)
 
 
-def _check_numbers(**numbers: tuple[int | None, int]) -> None:
+def _check_numbers(**numbers: tuple[float | None, int]) -> None:
     for name, (value, least) in numbers.items():
         if value is not None and value < least:
             raise ValueError(f"{name}={value} was given: pass a number of at least {least}.")

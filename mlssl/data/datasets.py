@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -70,9 +71,23 @@ class EpochSampler(DistributedSampler[Any]):
     As a DistributedSampler it is left in place by the Trainer, which also tells it the epoch.
     """
 
+    _first_epoch, _first = 0, 0
+
+    def start_in(self, epoch: int, first: int) -> None:
+        """Begin `epoch` with the image `first` ≥ 0 of this device, and no earlier epoch: the rest of a stopped run."""
+        self._first_epoch, self._first = epoch, first
+
+    def go_on(self) -> tuple[int, int]:
+        """Settle the epoch of the next pass; gives it and the place of its first image on this device."""
+        # A loop that goes on need not have told the epoch yet.
+        if self.epoch <= self._first_epoch:
+            self.set_epoch(self._first_epoch)
+            return self._first_epoch, self._first
+        return self.epoch, 0
+
     def __iter__(self) -> Iterator[Any]:
-        epoch = self.epoch
-        return ((epoch, index) for index in super().__iter__())
+        epoch, first = self.go_on()
+        return ((epoch, index) for index in islice(super().__iter__(), first, None))
 
 
 def _identity(records: Records, index: int) -> dict[str, Any]:

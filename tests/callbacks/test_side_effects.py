@@ -11,7 +11,15 @@ import lightning as L
 import pytest
 import torch
 
-from mlssl.callbacks import BackboneExport, CollapseMonitor, OnlineLinearProbe, Throughput, ViewGridLogger
+from mlssl.callbacks import (
+    BackboneExport,
+    CollapseMonitor,
+    FiniteSteps,
+    OnlineLinearProbe,
+    RandomState,
+    Throughput,
+    ViewGridLogger,
+)
 from mlssl.data.records import Records
 from mlssl.data.synthetic import synthetic_scenes
 
@@ -21,6 +29,8 @@ CALLBACKS: dict[str, Callable[[], list[L.Callback]]] = {
     "views": lambda: [ViewGridLogger(2)],
     "export": lambda: [BackboneExport(every_n_epochs=1)],
     "throughput": lambda: [Throughput()],
+    "finite": lambda: [FiniteSteps(max_skipped=1)],
+    "random state": lambda: [RandomState()],
 }
 CALLBACKS["all"] = lambda: [make()[0] for name, make in CALLBACKS.items() if name != "all"]
 

@@ -99,6 +99,7 @@ def draws(data: MultiLabelDataModule, epoch: int = 0, rank: int = 0, devices: in
     """One {image id: digest of its views} a step, as a Trainer of so many devices would ask for them."""
     data.trainer = SimpleNamespace(world_size=devices, global_rank=rank, num_devices=devices)  # type: ignore[assignment]
     loader = data.train_dataloader()
+    loader.steps_done = None  # type: ignore[attr-defined]  # the Trainer's count
     loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
     return [digests(batch) for batch in loader]
 
@@ -259,6 +260,47 @@ def test_a_resumed_run_sees_what_the_uninterrupted_run_saw(labelled: Records, tm
     assert half.seen == {0: whole.seen[0]}
     assert rest.seen == {epoch: whole.seen[epoch] for epoch in (1, 2)}
     assert sorted(half.evaluated[-NUM_PHOTOS:]) == labelled.image_ids.tolist()
+
+
+class Stops(L.Callback):
+    """Saves after some steps of an epoch and ends the run there."""
+
+    def __init__(self, step: int, path: Path) -> None:
+        self.step, self.path = step, path
+
+    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            trainer.save_checkpoint(self.path)
+            trainer.should_stop = True
+
+
+@pytest.mark.parametrize(("step", "workers"), [(1, 0), (4, 2), (6, 0), (6, 2)])
+def test_a_run_that_is_resumed_in_an_epoch_sees_the_rest_of_it(
+    step: int, workers: int, labelled: Records, tmp_path: Path
+) -> None:
+    whole, rest = Recorder(), Recorder()
+    settings: dict[str, Any] = {"max_epochs": 3, "default_root_dir": tmp_path, **QUIET}
+    L.Trainer(**settings).fit(whole, module(labelled))
+    path = tmp_path / "part.ckpt"
+    first = module(labelled, num_workers=workers)
+    L.Trainer(callbacks=[Stops(step, path)], **settings).fit(Recorder(), first)
+    resumed = L.Trainer(**settings)
+    resumed.fit(rest, module(labelled, num_workers=workers), ckpt_path=path, weights_only=True)
+    assert resumed.global_step == 9
+    epoch, done = divmod(step, 3)
+    assert [len(rest.seen[later]) for later in range(epoch, 3)] == [9 - 3 * done] + [9] * (2 - epoch)
+    for later in range(epoch, 3):
+        assert rest.seen[later].items() <= whole.seen[later].items()
+
+
+def test_other_steps_are_refused_in_the_middle_of_an_epoch_alone(labelled: Records, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"max_epochs": 3, "default_root_dir": tmp_path, **QUIET}
+    for step in (2, 3):
+        path = tmp_path / f"{step}.ckpt"
+        L.Trainer(callbacks=[Stops(step, path)], **settings).fit(Recorder(), module(labelled))
+    with pytest.raises(ValueError, match=r"after 2 steps of an epoch, with 3 of 10 .* takes 2 of 10: keep batch_size"):
+        L.Trainer(**settings).fit(Recorder(), module(labelled, batch_size=2), ckpt_path=tmp_path / "2.ckpt")
+    L.Trainer(**settings).fit(Recorder(), module(labelled, batch_size=2), ckpt_path=tmp_path / "3.ckpt")
 
 
 @pytest.mark.filterwarnings("ignore:You requested to overfit")

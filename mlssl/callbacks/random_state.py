@@ -1,0 +1,44 @@
+"""Keep torch's random state in the checkpoint, so that dropout and stochastic depth go on where they stopped."""
+
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from mlssl.distributed import gather, rank
+
+KEY = "random_state"
+"""Name in the checkpoint: {"cpu": uint8 (devices, n), "device": uint8 (devices, m), only on GPUs}."""
+
+
+class RandomState(L.Callback):
+    """Save torch's random state, of every process and of its GPU, and restore it when a run is resumed.
+
+    The library's own views need none, because they depend on (seed, epoch, index) alone; a backbone with dropout or
+    stochastic depth does. Nothing is drawn. A process that the checkpoint does not know keeps the state it has.
+    """
+
+    def __init__(self) -> None:
+        self._restored: dict[str, Tensor] = {}
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Collect the states of all processes, which all save together."""
+        device = pl_module.device
+        states = {"cpu": torch.get_rng_state()}
+        if device.type == "cuda":
+            states["device"] = torch.cuda.get_rng_state(device)
+        checkpoint[KEY] = {name: gather(state.to(device)[None]).cpu() for name, state in states.items()}
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Keep the states for the start of training: to evaluate a checkpoint moves no random state."""
+        self._restored = checkpoint.get(KEY, {})
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Go on with this process's state, once nothing else can draw before the first step."""
+        states = {name: rows[rank()] for name, rows in self._restored.items() if rank() < len(rows)}
+        self._restored = {}
+        if "cpu" in states:
+            torch.set_rng_state(states["cpu"].cpu())
+        if "device" in states and pl_module.device.type == "cuda":
+            torch.cuda.set_rng_state(states["device"].cpu(), pl_module.device)

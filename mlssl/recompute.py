@@ -1,0 +1,54 @@
+"""A large batch in little memory: the network sees a part at a time, once for the loss and once for the gradient."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+
+def in_parts(
+    network: nn.Module, embed: Callable[[Tensor], tuple[Tensor, ...]], views: Tensor, most: int
+) -> list[Tensor]:
+    """Embed views part by part, and keep nothing but the embeddings until the backward pass, which embeds them again.
+
+    The gradient is that of the whole batch, as by GradCache (L. Gao et al., arXiv 2101.06983), for one more forward
+    pass. Batch norms take the statistics of each part; the second time they leave their running statistics alone.
+
+    Args:
+        network: What `embed` goes through.
+        embed: From views (n, …) to embeddings, a tuple of (n, …).
+        views: (N, …), N ≥ 1.
+        most: Views ≥ 1 of a part; the parts differ by one view at most.
+
+    Returns:
+        The embeddings (N, …).
+    """
+
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), _kept_statistics(network)
+
+    parts = [
+        checkpoint(embed, part, use_reentrant=False, context_fn=contexts)
+        for part in views.tensor_split(math.ceil(len(views) / most))
+    ]
+    return [torch.cat(column) for column in zip(*parts, strict=True)]
+
+
+@contextmanager
+def _kept_statistics(network: nn.Module) -> Iterator[None]:
+    layers = [layer for layer in network.modules() if isinstance(layer, _BatchNorm) and layer.training]
+    before = [(layer.momentum, layer.num_batches_tracked) for layer in layers]
+    for layer in layers:
+        layer.momentum = 0.0
+        layer.num_batches_tracked = None if layer.num_batches_tracked is None else layer.num_batches_tracked.clone()
+    try:
+        yield
+    finally:
+        for layer, (momentum, number) in zip(layers, before, strict=True):
+            layer.momentum, layer.num_batches_tracked = momentum, number

@@ -1,0 +1,129 @@
+"""A small run in a process of its own, which may kill itself at any point; for tests/test_resume.py."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import multiprocessing
+import os
+import random
+import signal
+import stat
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import CSVLogger
+from torch import Tensor
+
+from mlssl.callbacks import CollapseMonitor, OnlineLinearProbe, RandomState, Throughput
+from mlssl.checkpoint import AtomicCheckpointIO, RunCheckpoint
+from mlssl.data.datamodule import MultiLabelDataModule
+from mlssl.data.synthetic import synthetic_scenes
+from mlssl.module import MultiLabelSSLModule
+
+STEPS, EVERY = 5, 2
+"""Steps of an epoch, and steps between two checkpoints, which fall on every place of an epoch."""
+
+
+class Death(L.Callback):
+    """End the process by a signal at a random point of a random step: in a hook, or while a checkpoint is written."""
+
+    def __init__(self, seed: int, number: signal.Signals) -> None:
+        self.left = random.Random(seed).randint(1, 14)
+        self.number = number
+        self.flush = os.fsync
+        os.fsync = self.on_flush
+
+    def on_flush(self, descriptor: int) -> None:
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):  # not the folder's, when the file has its name already
+            self.strike()
+        self.flush(descriptor)
+
+    def strike(self, *_: Any, **__: Any) -> None:
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), self.number)
+
+    on_train_batch_start = on_before_optimizer_step = on_train_batch_end = strike
+    on_validation_batch_start = on_train_epoch_start = strike
+
+
+def run(folder: Path, name: str, epochs: int, seed: int | None, number: signal.Signals) -> None:
+    """Train from folder/last.ckpt, if there is one, to the end or to a death that `seed` chooses."""
+    multiprocessing.set_start_method("fork", force=True)  # of the loader's workers, as where nobody says otherwise
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    L.seed_everything(0, verbose=False)
+    model = MultiLabelSSLModule(
+        "test_vit", projection_dim=16, predictor_dim=8, backbone_kwargs={"drop_path_rate": 0.3, "proj_drop_rate": 0.1}
+    )
+    data = MultiLabelDataModule(
+        train=synthetic_scenes("train", size=32, count=4 * STEPS + 2),
+        val=synthetic_scenes("test", size=32, count=6),
+        batch_size=4,
+        size=32,
+        num_workers=2,
+    )
+    probe = OnlineLinearProbe()
+    callbacks = [probe, CollapseMonitor(), RandomState(), Throughput()]
+    if seed is not None:
+        callbacks.append(Death(seed, number))
+    saver = RunCheckpoint(dirpath=folder, filename="{step}", every_n_train_steps=EVERY, save_last=True)
+    trainer = L.Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        callbacks=[*callbacks, saver],
+        plugins=[AtomicCheckpointIO()],
+        logger=CSVLogger(folder, name="", version=name, flush_logs_every_n_steps=1),
+        log_every_n_steps=1,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+    )
+    last = folder / "last.ckpt"
+    trainer.fit(model, data, ckpt_path=last if last.exists() else None, weights_only=True)
+    everything = {
+        "weights": model.state_dict(),
+        "optimizer": trainer.optimizers[0].state_dict(),
+        "probe": probe.state_dict(),
+        "random": torch.get_rng_state(),
+        "steps": trainer.global_step,
+    }
+    (folder / "hash").write_text("".join(f"{name} {fingerprint(part)}\n" for name, part in everything.items()))
+
+
+def fingerprint(value: object) -> str:
+    """SHA-256 of everything in nested containers, tensors by their bytes."""
+    digest = hashlib.sha256()
+
+    def add(part: object) -> None:
+        if isinstance(part, dict):
+            for key in sorted(part, key=repr):
+                digest.update(repr(key).encode())
+                add(part[key])
+        elif isinstance(part, (list, tuple)):
+            for one in part:
+                add(one)
+        elif isinstance(part, Tensor):
+            digest.update(part.detach().contiguous().numpy().tobytes())
+        else:
+            digest.update(repr(part).encode())
+
+    add(value)
+    return digest.hexdigest()
+
+
+def log_of(folder: Path, names: list[str]) -> dict[tuple[int, str], str]:
+    """(step, metric) → what was logged, the later run's word where two logged a step; times are left out."""
+    logged = {}
+    for name in names:
+        path = folder / name / "metrics.csv"
+        if path.exists():
+            with path.open(newline="") as file:
+                for row in csv.DictReader(file):
+                    named = {key: value for key, value in row.items() if value and not key.startswith(("time", "thr"))}
+                    logged |= {(int(row["step"]), key): value for key, value in named.items()}
+    return logged

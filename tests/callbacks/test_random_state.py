@@ -1,0 +1,48 @@
+"""torch's random state in the checkpoint: restored for training, and for nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from _gloo import Processes
+
+from mlssl.callbacks import RandomState
+from mlssl.distributed import rank
+
+
+def test_evaluating_a_checkpoint_moves_no_random_state(
+    make_model: Callable[..., Any], make_data: Callable[..., Any], make_trainer: Callable[..., Any], tmp_path: Path
+) -> None:
+    first = make_trainer(RandomState(), max_epochs=1)
+    first.fit(make_model(), make_data())
+    first.save_checkpoint(tmp_path / "one.ckpt")
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    make_trainer(RandomState()).validate(make_model(), make_data(), tmp_path / "one.ckpt", weights_only=True)
+    torch.manual_seed(5)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def states() -> tuple[torch.Tensor, dict[str, Any]]:
+    torch.manual_seed(rank())
+    checkpoint: dict[str, Any] = {}
+    RandomState().on_save_checkpoint(L.Trainer(logger=False, accelerator="cpu"), L.LightningModule(), checkpoint)
+    return torch.get_rng_state(), checkpoint["random_state"]
+
+
+def test_every_process_finds_its_own_state_again(processes: Processes) -> None:
+    (first, saved), (second, also_saved) = processes.run(states)
+    assert not torch.equal(first, second)
+    assert torch.equal(saved["cpu"], torch.stack([first, second]))
+    assert torch.equal(saved["cpu"], also_saved["cpu"])
+
+
+def test_a_process_that_the_checkpoint_does_not_know_keeps_its_state() -> None:
+    callback, before = RandomState(), torch.get_rng_state()
+    callback.on_load_checkpoint(None, None, {"random_state": {"cpu": torch.zeros(0, len(before), dtype=torch.uint8)}})  # type: ignore[arg-type]
+    callback.on_train_start(None, None)  # type: ignore[arg-type]
+    assert torch.equal(torch.get_rng_state(), before)

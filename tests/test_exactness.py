@@ -1,0 +1,207 @@
+"""Several devices compute what one would: loss, every gradient, weights after twenty steps; and what they send."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+import torch.distributed as dist
+from _gloo import Processes
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
+
+from mlssl.data.datamodule import MultiLabelDataModule
+from mlssl.data.synthetic import synthetic_scenes
+from mlssl.distributed import rank, world_size
+from mlssl.module import MultiLabelSSLModule
+
+# A step outside a Trainer has nobody to log to, and Lightning says so.
+pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log")
+
+IMAGES, K, P, S = 4, 3, 16, 32
+"""Images of the whole batch, blocks, projection width and side of a view."""
+
+BACKBONES = {"batch norm, statistics frozen": "test_resnet", "layer norm": "test_vit"}
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
+"""Norm of the difference of two gradients by the norm of one."""
+
+SETTINGS: list[dict[str, Any]] = [
+    {},
+    {"stop_gradient": True, "chunk_size": 5},
+    {"positives": "mean_of_logs"},
+    {"positives": "mean_of_logs", "min_similarity": 0.9, "stop_gradient": True},
+]
+
+
+class Frozen(MultiLabelSSLModule):
+    """Batch norms of random scales whose statistics stay: SyncBatchNorm, which shares them, refuses the processor."""
+
+    def __init__(self, backbone: str, **settings: Any) -> None:
+        torch.manual_seed(0)
+        super().__init__(backbone, projection_dim=P, predictor_dim=8, **settings)
+        for layer in self.modules():
+            if isinstance(layer, _BatchNorm):
+                for values in (layer.weight, layer.running_var):  # a scale of 0 would hide the gradients behind it
+                    if values is not None:
+                        nn.init.uniform_(values.data, 0.5, 1.5)
+        self.train()
+
+    def train(self, mode: bool = True) -> Frozen:
+        super().train(mode)
+        for layer in self.modules():
+            if isinstance(layer, _BatchNorm):
+                layer.eval()
+        return self
+
+
+class Step(nn.Module):
+    """The step as DistributedDataParallel wants it: a network whose call is the loss."""
+
+    def __init__(self, module: MultiLabelSSLModule) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, batch: Any) -> Tensor:
+        loss: Tensor = self.module.training_step(batch, 0)["loss"]
+        return loss
+
+
+def own_share() -> Any:
+    """This process's part of the batch; its ids are in no order and have gaps."""
+    share = slice(rank() * IMAGES // world_size(), (rank() + 1) * IMAGES // world_size())
+    pixels = torch.randint(256, (IMAGES, 2, K, 3, S, S), generator=torch.Generator().manual_seed(1))
+    return {"views": pixels.byte()[share], "image_ids": torch.tensor([7, 1_000_003, -2, 5])[share]}
+
+
+def steps(backbone: str, dtype: torch.dtype) -> list[tuple[Tensor, dict[str, Tensor]]]:
+    """Loss and gradients under each of the settings, under DDP where there are several processes."""
+    results = []
+    for settings in SETTINGS:
+        module = Frozen(backbone, **settings).to(dtype).train()
+        step = Step(module)
+        call = step if world_size() == 1 else DistributedDataParallel(step, find_unused_parameters=False)
+        loss = call(own_share())
+        loss.backward()
+        results.append((loss.detach(), {name: p.grad for name, p in module.named_parameters() if p.grad is not None}))
+    return results
+
+
+@pytest.mark.parametrize("number", [2, 4])
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("backbone", BACKBONES.values(), ids=BACKBONES)
+def test_loss_and_every_gradient_are_those_of_one_device(
+    backbone: str, dtype: torch.dtype, number: int, processes: Processes
+) -> None:
+    expected, results = steps(backbone, dtype), processes.run(steps, backbone, dtype, processes=number)
+    names = [name for name, _ in Frozen(backbone).named_parameters()]
+    for place, (loss, gradients) in enumerate(expected):
+        mean = torch.stack([result[place][0] for result in results]).mean()
+        torch.testing.assert_close(mean, loss, rtol=TOLERANCE[dtype], atol=0)
+        assert list(gradients) == names
+        for name, gradient in gradients.items():
+            assert gradient.norm() > 0, name
+            for result in results:
+                difference = (result[place][1][name] - gradient).norm() / gradient.norm()
+                assert difference <= TOLERANCE[dtype], f"{name} differs by {difference:.1e} under {SETTINGS[place]}"
+
+
+def weights_after_20_steps(backbone: str, folder: Path) -> dict[str, Tensor]:
+    """A run of the Trainer on this process's share of the images; the starting weights too."""
+    module = Frozen(backbone)
+    start = {f"start.{name}": value.clone() for name, value in module.state_dict().items()}
+    data = MultiLabelDataModule(
+        train=synthetic_scenes("train", size=S, count=2 * IMAGES),
+        batch_size=IMAGES // world_size(),
+        size=S,
+        num_workers=0,
+    )
+    os.environ["LOCAL_RANK"] = str(rank())  # tells Lightning that somebody else started the processes
+    try:
+        trainer = L.Trainer(
+            accelerator="cpu",
+            devices=world_size(),
+            strategy="ddp" if world_size() > 1 else "auto",
+            precision="64-true",
+            max_steps=20,
+            logger=False,
+            default_root_dir=folder,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(module, data)
+    finally:
+        del os.environ["LOCAL_RANK"]
+    assert trainer.global_step == 20
+    return module.state_dict() | start
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Found .* module.s. in eval mode at the start of training")
+@pytest.mark.parametrize(("backbone", "number"), [("test_resnet", 2), ("test_vit", 4)])
+def test_weights_after_20_steps_are_those_of_one_device(
+    backbone: str, number: int, tmp_path: Path, processes: Processes
+) -> None:
+    expected = weights_after_20_steps(backbone, tmp_path)
+    for weights in processes.run(weights_after_20_steps, backbone, tmp_path, processes=number):
+        for name, value in expected.items():
+            if value.is_floating_point():
+                difference = (weights[name] - value).norm() / value.norm().clamp(min=1e-12)
+                assert difference <= 1e-9, f"{name} differs by {difference:.1e}"
+    moved = [
+        name
+        for name, _ in Frozen(backbone).named_parameters()
+        if not torch.equal(expected[name], expected[f"start.{name}"])
+    ]
+    assert len(moved) == len(list(Frozen(backbone).parameters())), "some weights never moved"
+
+
+def bytes_sent() -> tuple[int, int]:
+    """What this process hands to the others in the forward pass of a step: bytes of embeddings, and of all else."""
+    sizes: list[Tensor] = []
+    gather, reduce = dist.all_gather, dist.all_reduce
+    dist.all_gather = lambda parts, rows: (sizes.append(rows), gather(parts, rows))[1]
+    dist.all_reduce = lambda value: (sizes.append(value), reduce(value))[1]
+    try:
+        with torch.no_grad():
+            Frozen("test_resnet").training_step(own_share(), 0)
+    finally:
+        dist.all_gather, dist.all_reduce = gather, reduce
+    embeddings = sum(value.nbytes for value in sizes if value.shape[-1:] == (P,))
+    return embeddings, sum(value.nbytes for value in sizes) - embeddings
+
+
+def test_embeddings_and_ids_are_all_that_is_sent(processes: Processes) -> None:
+    """docs/reliability.md: 2·A·K·P numbers an image, 64 KB in bfloat16 and 128 KB in float32 at the paper's sizes."""
+    for embeddings, others in processes.run(bytes_sent):
+        images = IMAGES // 2
+        assert embeddings == images * (2 * 2 * K * P * 4)
+        assert others <= images * 2 * 2 * K * 8 + 2 * 8  # the ids of the anchors, and two counts
+    assert 2 * 2 * 4 * 2048 * 2 == 64 * 1024
+
+
+def first_step(sync: bool) -> list[str]:
+    import warnings
+
+    torch.manual_seed(0)
+    module = MultiLabelSSLModule("test_resnet", projection_dim=P, predictor_dim=8)
+    if sync:
+        module = Frozen("test_resnet").train()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        module.training_step(own_share(), 0)
+    return [str(warning.message) for warning in caught if "batch norms" in str(warning.message)]
+
+
+def test_batch_norms_that_are_not_synchronised_are_said(processes: Processes) -> None:
+    for said in processes.run(first_step, False):
+        assert len(said) == 1
+        assert "batch norms take their statistics from one device alone" in said[0]
+        assert "sync_batchnorm" in said[0]
+    assert processes.run(first_step, True) == [[], []]
+    assert first_step(False) == []
