@@ -62,7 +62,7 @@ class RunCheckpoint(ModelCheckpoint):
     """
 
     def __init__(self, *args: Any, save_on_exception: bool = True, **settings: Any) -> None:
-        super().__init__(*args, save_on_exception=save_on_exception, **settings)
+        super().__init__(*args, save_on_exception=save_on_exception, **settings)  # type: ignore[misc]
         self._began = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:

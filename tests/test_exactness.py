@@ -107,7 +107,9 @@ def test_loss_and_every_gradient_are_those_of_one_device(
             assert gradient.norm() > 0, name
             for result in results:
                 difference = (result[place][1][name] - gradient).norm() / gradient.norm()
-                assert difference <= TOLERANCE[dtype], f"{name} differs by {difference:.1e} under {SETTINGS[place]}"
+                # timm resizes the position embedding in float32, whatever the network is in.
+                most = max(TOLERANCE[dtype], 2e-8 if name.endswith("pos_embed") else 0)
+                assert difference <= most, f"{name} differs by {difference:.1e} under {SETTINGS[place]}"
 
 
 def weights_after_20_steps(backbone: str, folder: Path) -> dict[str, Tensor]:
@@ -199,9 +201,9 @@ def first_step(sync: bool) -> list[str]:
 
 
 def test_batch_norms_that_are_not_synchronised_are_said(processes: Processes) -> None:
-    for said in processes.run(first_step, False):
-        assert len(said) == 1
-        assert "batch norms take their statistics from one device alone" in said[0]
-        assert "sync_batchnorm" in said[0]
+    said, _ = processes.run(first_step, False)
+    assert len(said) == 1
+    assert "batch norms take their statistics from one device alone" in said[0]
+    assert "sync_batchnorm" in said[0]
     assert processes.run(first_step, True) == [[], []]
     assert first_step(False) == []

@@ -38,7 +38,7 @@ class FiniteSteps(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Take over the module's look at the loss, whose NaN is in the gradient too."""
         if self.max_skipped and hasattr(pl_module, "stops_at_loss_that_is_no_number"):
-            pl_module.stops_at_loss_that_is_no_number = False
+            pl_module.stops_at_loss_that_is_no_number = False  # type: ignore[assignment]
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -84,4 +84,4 @@ class FiniteSteps(L.Callback):
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Give the module's own look at the loss back."""
         if hasattr(pl_module, "stops_at_loss_that_is_no_number"):
-            pl_module.stops_at_loss_that_is_no_number = True
+            pl_module.stops_at_loss_that_is_no_number = True  # type: ignore[assignment]
