@@ -118,10 +118,11 @@ def _slim(entry: dict[str, Any]) -> object:
 
 
 def _integers(values: Sequence[Any], what: str, path: Path) -> _Ids:
-    wrong = next((value for value in values if type(value) is not int or not -(2**63) <= value < 2**63), None)
-    if wrong is not None:
+    wrong = [value for value in values if type(value) is not int or not -(2**63) <= value < 2**63]
+    if wrong:
         raise ValueError(
-            f"{str(path)!r} has {what} that are no integers of 64 bits, such as {wrong!r}: expected COCO's integer ids"
+            f"{str(path)!r} has {what} that are no integers, such as {wrong[0]!r}: "
+            "expected COCO's integer ids, of at most 64 bits"
         )
     return np.array(values, dtype=np.int64)
 
