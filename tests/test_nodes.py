@@ -11,6 +11,7 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.utilities import rank_zero_only
 from test_exactness import Frozen
 
 from mlssl.data.datamodule import MultiLabelDataModule
@@ -77,6 +78,7 @@ def test_slurms_variables_give_every_task_its_share(monkeypatch: pytest.MonkeyPa
         "JOB_ID": "7", "JOB_NAME": "pretrain", "NTASKS": "4", "NTASKS_PER_NODE": "2", "NNODES": "2", "PROCID": "3",
         "LOCALID": "1", "NODEID": "1", "NODELIST": "gpu[3-4]", "JOB_NODELIST": "gpu[3-4]",
     }  # fmt: skip
+    monkeypatch.setattr(rank_zero_only, "rank", 0)  # Lightning sets it to 3, and later tests would hear nothing
     for name, value in variables.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
     monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
