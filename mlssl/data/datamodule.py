@@ -141,8 +141,10 @@ class MultiLabelDataModule(L.LightningDataModule):
             train, val = self._read()
             _check_classes({"train": train, "val": val})
             self.train_records, self.val_records = train, val
+        else:  # readers have looked for the files already
+            for _, records in self._sets():
+                records.check_files()
         for name, records in self._sets():
-            records.check_files()
             _check_presence(name, records)
         if self.hparams["on_bad_image"] == "skip":
             self._bad = {name: BadImages(len(records)) for name, records in self._sets()}

@@ -151,7 +151,7 @@ def _check_fields(given: Iterable[str], where: str) -> None:
         if field not in FIELDS:
             near = difflib.get_close_matches(str(field), FIELDS, n=1)
             raise ValueError(
-                f"{where} has the column {field!r}{f', did you mean {near[0]!r}?' if near else ''}: "
+                f"{where} has the column {field!r}{f' (did you mean {near[0]!r}?)' if near else ''}: "
                 "expected path, labels and unknown, and nothing else"
             )
     if "path" not in fields:
@@ -172,7 +172,7 @@ def _column(name: str, column_of: dict[str, int], number: int, path: Path) -> in
     if name not in column_of:
         near = difflib.get_close_matches(name, column_of, n=1)
         raise ValueError(
-            f"line {number} of {str(path)!r} has the label {name!r}, which is none of the {len(column_of)} classes"
-            f"{f', did you mean {near[0]!r}?' if near else ''}: correct it, or add it to the classes"
+            f"line {number} of {str(path)!r} has the label {name!r}{f' (did you mean {near[0]!r}?)' if near else ''}, "
+            f"which is none of the {len(column_of)} classes: correct it, or add it to the classes"
         )
     return column_of[name]

@@ -90,12 +90,14 @@ def test_val_has_the_classes_of_train_whatever_it_shows(photos: Path) -> None:
     assert data.val_records.labels is not None
     assert data.val_records.labels.tolist() == [[0, 0, 1]]
     write(photos, "path,labels\n3.png,sunn\n", "val.csv")
-    with pytest.raises(ValueError, match="has the label 'sunn', which is none of the 3 classes, did you mean 'sun'"):
+    with pytest.raises(
+        ValueError, match=r"has the label 'sunn' \(did you mean 'sun'\?\), which is none of the 3 classes: correct it"
+    ):
         MultiLabelDataModule("manifest", photos).setup()
 
 
 WRONG: list[tuple[str, str, str]] = [
-    ("a.csv", "path,lables\n3.png,sun\n", "header of .*a.csv' has the column 'lables', did you mean 'labels'"),
+    ("a.csv", "path,lables\n3.png,sun\n", "header of .*a.csv' has the column 'lables' .did you mean 'labels'"),
     ("a.csv", "path,labels,weather\n3.png,sun,wet\n", "has the column 'weather': expected path, labels and unknown"),
     ("a.csv", "labels\nsun\n", "the header of .* has no path"),
     ("a.csv", "", "the header of .* has no path"),
@@ -111,7 +113,7 @@ WRONG: list[tuple[str, str, str]] = [
     ("a.csv", "path,labels,unknown\n3.png,a,a\n", "line 2 of .* has 'a' as a label and as unknown: keep one"),
     ("a.jsonl", "{path}\n", "line 1 of .* is not JSON .*: write one object a line"),
     ("a.jsonl", "[1]\n", "line 1 of .* is a list: write an object"),
-    ("a.jsonl", '{"path": "3.png", "label": []}\n', "line 1 of .* has the column 'label', did you mean 'labels'"),
+    ("a.jsonl", '{"path": "3.png", "label": []}\n', "line 1 of .* has the column 'label' .did you mean 'labels'"),
     ("a.jsonl", '{"labels": []}\n', "line 1 of .* has no path"),
     ("a.jsonl", '{"path": "3.png", "labels": "sun"}\n', "line 1 of .* has labels 'sun': write a list of names"),
     ("a.jsonl", '{"path": 3, "labels": ["sun"]}\n', "names the image 3: expected a path"),
