@@ -170,7 +170,7 @@ def _check_once(names: list[str], numbers: list[int], path: Path) -> None:
 
 def _column(name: str, column_of: dict[str, int], number: int, path: Path) -> int:
     if name not in column_of:
-        near = difflib.get_close_matches(name, column_of, n=1)
+        near = difflib.get_close_matches(name, column_of, n=1, cutoff=0.75)
         raise ValueError(
             f"line {number} of {str(path)!r} has the label {name!r}{f' (did you mean {near[0]!r}?)' if near else ''}, "
             f"which is none of the {len(column_of)} classes: correct it, or add it to the classes"
