@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mlssl.data.records import decode_rgb
+from mlssl.data.images import decode_rgb
 from mlssl.views.blocks import BlockViews
 from mlssl.visualize import draw_view_grid
 
