@@ -9,6 +9,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import pytest
+import tifffile
 import timm
 import torch
 from PIL import Image
@@ -25,26 +26,31 @@ from mlssl.visualize import draw_view_grid
 
 def read_bands(path: Path) -> np.ndarray:
     """Reflectances of 16 bits, of which 10,000 is white: what a user's reader does."""
-    return (np.load(path).clip(0, 10_000) * (255 / 10_000)).astype(np.uint8)
+    bands = tifffile.imread(path) if path.suffix == ".tif" else np.load(path)
+    bands = np.atleast_3d(bands)  # as a TIFF of one band is read flat
+    return (bands.clip(0, 10_000) * (255 / 10_000)).astype(np.uint8)
 
 
-def records(folder: Path, channels: int, count: int = 8) -> Records:
+def records(folder: Path, channels: int, count: int = 8, suffix: str = ".npy") -> Records:
     folder.mkdir(exist_ok=True)
     for index in range(count):
         bands = np.random.default_rng(index).integers(0, 12_000, (40, 48, channels)).astype(np.uint16)
-        np.save(folder / f"{index}.npy", bands)
-    found = read_folder(folder, [".npy"], decode=read_bands, channels=channels)
+        if suffix == ".tif":
+            tifffile.imwrite(folder / f"{index}.tif", bands, photometric="minisblack", planarconfig="contig")
+        else:
+            np.save(folder / f"{index}.npy", bands)
+    found = read_folder(folder, [suffix], decode=read_bands, channels=channels)
     names = [found.path(index).name for index in range(count)]
     labels = [[index % 2, 1] for index in range(count)]
     return Records(names, labels, ["roof", "road"], root=folder, decode=read_bands, channels=channels)
 
 
 @pytest.mark.filterwarnings("ignore:The number of training batches")
-@pytest.mark.parametrize("channels", [1, 2, 4, 13])
-def test_any_number_of_channels_trains_is_probed_drawn_and_exported(tmp_path: Path, channels: int) -> None:
+@pytest.mark.parametrize(("channels", "suffix"), [(1, ".npy"), (2, ".npy"), (4, ".npy"), (13, ".npy"), (13, ".tif")])
+def test_any_number_of_channels_trains_is_probed_drawn_and_exported(tmp_path: Path, channels: int, suffix: str) -> None:
     data = MultiLabelDataModule(
-        train=records(tmp_path / "train", channels),
-        val=records(tmp_path / "val", channels),
+        train=records(tmp_path / "train", channels, suffix=suffix),
+        val=records(tmp_path / "val", channels, suffix=suffix),
         batch_size=4,
         size=32,
         num_workers=0,
@@ -69,6 +75,14 @@ def test_any_number_of_channels_trains_is_probed_drawn_and_exported(tmp_path: Pa
     assert loaded(torch.rand(1, channels, 64, 64)).shape[0] == 1
     pictures = [decode_rgb(one) for one in (tmp_path / "views").iterdir()]
     assert len(pictures) == 2
+
+
+@pytest.mark.parametrize("channels", [1, 4, 13])
+def test_a_tiff_says_the_same_as_an_array(tmp_path: Path, channels: int) -> None:
+    one, other = (records(tmp_path / suffix, channels, 3, suffix) for suffix in (".npy", ".tif"))
+    for index in range(3):
+        assert one.image(index).shape == (40, 48, channels)
+        np.testing.assert_array_equal(one.image(index), other.image(index))
 
 
 def test_a_picture_of_views_shows_the_channels_that_are_asked_for() -> None:
