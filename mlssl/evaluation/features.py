@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from mlssl.backbones import Pooling, pooled_features
 from mlssl.data.records import check_image_batch
+from mlssl.evaluation.metrics import first_places
 
 
 class Features(NamedTuple):
@@ -119,11 +120,8 @@ def _gather(batches: list[Mapping[str, Tensor]]) -> Features:
     labels = torch.cat([batch["labels"].to(torch.int8) for batch in batches]) if all(labelled) else None
     if not features.isfinite().all():
         raise ValueError("features hold NaN or infinity: the backbone's weights or its input images are broken")
-    seen: dict[int, int] = {}
-    for line, image_id in enumerate(image_ids.tolist()):
-        seen.setdefault(image_id, line)
-    if len(seen) < len(image_ids):
-        keep = torch.tensor(list(seen.values()))
+    keep = first_places(image_ids)
+    if len(keep) < len(image_ids):
         features, image_ids = features[keep], image_ids[keep]
         labels = None if labels is None else labels[keep]
     return Features(features, labels, image_ids)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 NUM_NEIGHBORS = 20
-"""k of DINO's evaluation (arXiv 2104.14294, sec. 4.1: "20 NN … works consistently best")."""
+"""k, by which DINO (arXiv 2104.14294, sec. 4.1) evaluates."""
 
 TEMPERATURE = 0.07
 """τ of the votes, from Z. Wu et al., arXiv 1805.01978, sec. 3.4."""
