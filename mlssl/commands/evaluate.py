@@ -15,10 +15,11 @@ from mlssl.commands.results import Found, print_table, write_results
 from mlssl.data.datamodule import DatasetName, MultiLabelDataModule
 from mlssl.data.records import Records
 from mlssl.evaluation.features import Features, extract_features
-from mlssl.evaluation.few_labels import few_labels_probe
+from mlssl.evaluation.few_labels import check_fractions, few_labels_probe
 from mlssl.evaluation.logistic import PositiveWeight
 from mlssl.evaluation.metrics import (
     THRESHOLD,
+    MultiLabelScores,
     average_precision,
     bootstrap_interval,
     mean_average_precision,
@@ -91,6 +92,8 @@ def linear(
         eval_size, min_images_per_class = chosen.eval_size or 224, chosen.min_images_per_class
     data = _data(dataset, root, eval_size, min_images_per_class, train_split, val_split, batch_size, num_workers)
     train, test = _both(data)
+    MultiLabelScores(threshold=threshold)  # refuses one out of range before an image is read, as do those below
+    check_fractions(fractions or (), len(train))
     models = [(source, open_backbone(source, seed=seed)) for source in sources]
     if chosen is not None:
         print(describe(chosen, train, test, epochs if chosen.classifier == "sgd" else None))

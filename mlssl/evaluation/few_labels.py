@@ -82,11 +82,7 @@ def few_labels_probe(
     labels, _ = check_sets(train, test)
     if num_subsets < 1:
         raise ValueError(f"num_subsets={num_subsets} was given: pass at least 1")
-    for fraction in fractions:
-        if not 0 < fraction <= 1 or round(fraction * len(labels)) < 2:
-            raise ValueError(
-                f"fraction {fraction} of {len(labels)} training images was given: pass one of 0–1 that is two or more"
-            )
+    check_fractions(fractions, len(labels))
     orders = [
         torch.randperm(len(labels), generator=torch.Generator().manual_seed(1000 * seed + subset))
         for subset in range(num_subsets)
@@ -115,3 +111,16 @@ def few_labels_probe(
             )
         )
     return results
+
+
+def check_fractions(fractions: Sequence[float], num_images: int) -> None:
+    """Refuse shares of the training images that cannot be learned from.
+
+    Raises:
+        ValueError: If one is not in 0–1, or is less than two images.
+    """
+    for fraction in fractions:
+        if not 0 < fraction <= 1 or round(fraction * num_images) < 2:
+            raise ValueError(
+                f"fraction {fraction} of {num_images} training images was given: pass one of 0–1 that is two or more"
+            )
