@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -96,11 +97,13 @@ BAD_INPUT = {
     "a protocol that is unknown": (["linear", "test_resnet", "--protocol", "voc"], "coco-448"),
     "a protocol and a size": (
         ["linear", "test_resnet", "--protocol", "coco-448", "--root", ".", "--eval_size", "64"],
-        "coco-448 fixes data set, splits, sizes and classes",
+        "coco-448 fixes data set, splits, sizes, classes and threshold",
     ),
     "more neighbours than images": (["knn", "test_resnet", "--k", "2001", *SMALL], "k=2001 neighbours were asked for"),
     "a data set that is missing": (["linear", "test_resnet", "--dataset", "coco", "--root", "nowhere"], "nowhere"),
     "a threshold out of range": (["linear", "test_resnet", "--threshold", "2", *SMALL], "threshold=2.0 was given"),
+    "a weight of nothing": (["linear", "test_resnet", "--pos_weight", "0", *SMALL], "pos_weight=0"),
+    "a temperature of 0": (["knn", "test_resnet", "--temperature", "0", *SMALL], "temperature=0.0 was given"),
     "a share of nothing": (["linear", "test_resnet", "--fractions", "[0.0001]", *SMALL], "fraction 0.0001 of 2000"),
 }
 
@@ -122,3 +125,40 @@ def test_a_set_without_labels_is_refused(coco256: Path, capsys: pytest.CaptureFi
     folder = str(coco256 / "train2017")
     assert main(["linear", "test_resnet", "--dataset", "folder", "--root", folder, *SMALL]) == 2
     assert "an evaluation needs labelled training and test images" in capsys.readouterr().err
+
+
+def voc_tree(root: Path, year: str, split: str, count: int, seed: int) -> None:
+    """A VOCdevkit with photographs whose colour says what is in them."""
+    generator = np.random.default_rng(seed)
+    base = root / f"VOC{year}"
+    for name in ("ImageSets/Main", "Annotations", "JPEGImages"):
+        (base / name).mkdir(parents=True, exist_ok=True)
+    stems = [f"{seed * 1000 + index:06}" for index in range(count)]
+    (base / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(stems) + "\n")
+    for stem in stems:
+        there = generator.random(3) < 0.5
+        pixels = generator.integers(0, 60, (48, 64, 3)) + 190 * there
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(base / "JPEGImages" / f"{stem}.jpg")
+        objects = "".join(
+            f"<object><name>{name}</name><difficult>{int(generator.random() < 0.1)}</difficult></object>"
+            for name, shown in zip(("cat", "dog", "sheep"), there, strict=True)
+            if shown
+        )
+        (base / "Annotations" / f"{stem}.xml").write_text(
+            f"<annotation><filename>{stem}.jpg</filename>{objects}</annotation>"
+        )
+
+
+@pytest.mark.parametrize("protocol", ["voc12-to-voc07", "voc07-svm"])
+def test_voc_protocols_run_on_a_tree_of_vocs(protocol: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("mlssl.data.voc", reason="no reader of VOC's format")
+    for number, (year, split) in enumerate((("2012", "trainval"), ("2007", "trainval"), ("2007", "test"))):
+        voc_tree(tmp_path / "VOCdevkit", year, split, 24, number)
+    words = ["linear", "test_resnet", "--protocol", protocol, "--root", str(tmp_path / "VOCdevkit"), "--num_workers"]
+    assert main([*words, "0", *(["--epochs", "2"] if protocol == "voc12-to-voc07" else [])]) == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first.startswith(f"{protocol}: 24 training images")
+    assert "20 classes" in first
+    _, written = results("linear")
+    assert written["results"][0]["classes"] == 3
+    assert 0.3 < written["results"][0]["mAP"] <= 1

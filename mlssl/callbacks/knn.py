@@ -13,7 +13,7 @@ from torch import Tensor
 from mlssl.data.records import check_image_batch
 from mlssl.evaluation.features import eval_mode, image_features
 from mlssl.evaluation.metrics import MultiLabelScores
-from mlssl.evaluation.neighbors import NUM_NEIGHBORS, TEMPERATURE, knn_scores
+from mlssl.evaluation.neighbors import NUM_NEIGHBORS, TEMPERATURE, check_temperature, knn_scores
 
 
 class OnlineKNN(L.Callback):
@@ -53,8 +53,7 @@ class OnlineKNN(L.Callback):
         for name, value in {"k": k, "every_n_epochs": every_n_epochs}.items():
             if value < 1:
                 raise ValueError(f"{name}={value} was given: pass at least 1.")
-        if not temperature > 0:
-            raise ValueError(f"temperature={temperature} was given: pass a number above 0, such as {TEMPERATURE}.")
+        check_temperature(temperature)
         if max_images < k:
             raise ValueError(f"max_images={max_images} was given: pass at least k={k}.")
         self.k = k

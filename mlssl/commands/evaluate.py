@@ -16,7 +16,7 @@ from mlssl.data.datamodule import DatasetName, MultiLabelDataModule
 from mlssl.data.records import Records
 from mlssl.evaluation.features import Features, extract_features
 from mlssl.evaluation.few_labels import check_fractions, few_labels_probe
-from mlssl.evaluation.logistic import PositiveWeight
+from mlssl.evaluation.logistic import PositiveWeight, check_pos_weight
 from mlssl.evaluation.metrics import (
     THRESHOLD,
     MultiLabelScores,
@@ -25,7 +25,14 @@ from mlssl.evaluation.metrics import (
     mean_average_precision,
     multilabel_scores,
 )
-from mlssl.evaluation.neighbors import NUM_NEIGHBORS, TEMPERATURE, knn_scores, label_jaccard, nearest_neighbors
+from mlssl.evaluation.neighbors import (
+    NUM_NEIGHBORS,
+    TEMPERATURE,
+    check_temperature,
+    knn_scores,
+    label_jaccard,
+    nearest_neighbors,
+)
 from mlssl.evaluation.probe import LinearProbeResult, linear_probe
 from mlssl.evaluation.protocols import (
     CropData,
@@ -87,12 +94,15 @@ def linear(
     settings = {name: value for name, value in locals().items() if value is not None}
     chosen = None if protocol is None else find_protocol(protocol)
     if chosen is not None:
-        _check_free(chosen, dataset, train_split, val_split, eval_size, min_images_per_class)
+        _check_free(chosen, dataset, train_split, val_split, eval_size, min_images_per_class, threshold)
         dataset, train_split, val_split = cast(Any, chosen.dataset), chosen.train_split, chosen.test_split
         eval_size, min_images_per_class = chosen.eval_size or 224, chosen.min_images_per_class
+        threshold = chosen.threshold
     data = _data(dataset, root, eval_size, min_images_per_class, train_split, val_split, batch_size, num_workers)
     train, test = _both(data)
-    MultiLabelScores(threshold=threshold)  # refuses one out of range before an image is read, as do those below
+    # What is out of range is refused before an image is read.
+    MultiLabelScores(threshold=threshold)
+    check_pos_weight(pos_weight)
     check_fractions(fractions or (), len(train))
     models = [(source, open_backbone(source, seed=seed)) for source in sources]
     if chosen is not None:
@@ -154,6 +164,7 @@ def knn(
     train, test = _both(data)
     if not 1 <= k <= len(train):
         raise ValueError(f"k={k} neighbours were asked for, and there are {len(train)} training images: pass fewer")
+    check_temperature(temperature)
     models = [(source, open_backbone(source, seed=seed)) for source in sources]
     print(f"{dataset}: {len(train)} voting and {len(test)} test images, {len(train.classes)} classes, k {k}")
     _say_missing(train, test)
@@ -205,9 +216,9 @@ def _both(data: MultiLabelDataModule) -> tuple[Records, Records]:
 
 
 def _check_free(protocol: Protocol, dataset: str, *given: object) -> None:
-    if dataset not in ("synthetic", protocol.dataset) or given != (None, None, 224, None):
+    if dataset not in ("synthetic", protocol.dataset) or given != (None, None, 224, None, THRESHOLD):
         raise ValueError(
-            f"{protocol.name} fixes data set, splits, sizes and classes: leave those arguments out, or the protocol"
+            f"{protocol.name} fixes data set, splits, sizes, classes and threshold: leave these out, or it"
         )
 
 

@@ -50,12 +50,12 @@ def write_results(
         {
             "source": one.source,
             **one.numbers,
-            "average_precision": {key: _number(value) for key, value in zip(classes, values, strict=True)},
+            "average_precision": dict(zip(classes, values, strict=True)),
         }
         for one, values in zip(found, by_class, strict=True)
     ]
     with written_aside(folder / "results.json") as aside:
-        aside.write_text(json.dumps({"settings": dict(settings), "results": results}, indent=1, default=str))
+        aside.write_text(json.dumps(_without_nan({"settings": dict(settings), "results": results}), indent=1))
     names = list(dict.fromkeys(name for one in found for name in one.columns))
     _write_csv(
         folder / "table.csv", ["backbone", *names], [[one.source, *map(one.columns.get, names)] for one in found]
@@ -119,8 +119,15 @@ def _write_csv(path: Path, header: list[str], rows: list[list[Any]]) -> None:
         writer.writerows(rows)
 
 
-def _number(value: float) -> float | None:
-    return None if math.isnan(value) else value  # JSON has no NaN
+def _without_nan(value: Any) -> Any:
+    """The same with None for NaN, which JSON does not have, and words for what it cannot hold."""
+    if isinstance(value, Mapping):
+        return {str(key): _without_nan(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(one) for one in value]
+    if isinstance(value, float):
+        return None if math.isnan(value) else value
+    return value if value is None or isinstance(value, (str, int, bool)) else str(value)
 
 
 def _short(source: str, most: int = 60) -> str:

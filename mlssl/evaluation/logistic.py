@@ -159,8 +159,7 @@ def logistic_regression(
     Raises:
         ValueError: If `pos_weight` is not above 0.
     """
-    if pos_weight != "balanced" and not 0 < float(pos_weight) < float("inf"):
-        raise ValueError(f"pos_weight={pos_weight!r} was given: pass a number above 0, or 'balanced'")
+    check_pos_weight(pos_weight)
     lines = features if isinstance(features, Lines) else Lines(features)
     device, num_labels, num_strengths = lines.device, labels.shape[1], len(strengths)
     labels = labels.to(device, torch.int8)
@@ -179,6 +178,16 @@ def logistic_regression(
     weights, bias = problem.solve(label, penalty, prior[label], max_iterations, tolerance * 1e-2)
     by_strength = weights.view(lines.width, num_strengths, num_labels).permute(1, 0, 2)
     return LinearClassifiers(lines.mean, lines.scale, by_strength, bias.view(num_strengths, num_labels))
+
+
+def check_pos_weight(pos_weight: PositiveWeight) -> None:
+    """Refuse a weight of positives that is none.
+
+    Raises:
+        ValueError: If it is neither above 0 and finite nor "balanced".
+    """
+    if pos_weight != "balanced" and not (isinstance(pos_weight, (int, float)) and 0 < pos_weight < float("inf")):
+        raise ValueError(f"pos_weight={pos_weight!r} was given: pass a number above 0, or 'balanced'")
 
 
 class _Problem:
