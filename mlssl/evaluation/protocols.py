@@ -132,7 +132,8 @@ class LinearEvaluation(L.LightningModule):
         super().__init__()
         if num_labels < 1:
             raise ValueError(f"num_labels={num_labels} was given: a linear evaluation needs labelled images")
-        self.model = model
+        # In a tuple, so that the Trainer neither saves it nor sets it to training.
+        self._model = (model,)
         self.lr = lr * batch_size / 256
         for parameter in model.backbone.parameters():
             parameter.requires_grad_(False)
@@ -145,11 +146,15 @@ class LinearEvaluation(L.LightningModule):
         nn.init.zeros_(self.classifier.bias)
         self._tested: list[tuple[Tensor, Tensor, Tensor]] = []
 
-    def train(self, mode: bool = True) -> LinearEvaluation:
-        """Keep the backbone in eval mode."""
-        super().train(mode)
-        self.model.backbone.eval()
-        return self
+    @property
+    def model(self) -> Any:
+        """With the frozen backbone."""
+        return self._model[0]
+
+    def setup(self, stage: str) -> None:  # noqa: ARG002  Lightning names it
+        """Bring the backbone to the device."""
+        module = self.model if isinstance(self.model, nn.Module) else self.model.backbone
+        module.to(self.trainer.strategy.root_device)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images uint8 (n, 3, H, W) to logits (n, L)."""

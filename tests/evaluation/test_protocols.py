@@ -91,8 +91,8 @@ def test_layer_starts_and_learns_as_published(model: FrozenBackbone) -> None:
     again = LinearEvaluation(model, 500, lr=10.0)
     assert torch.equal(again.classifier.weight, module.classifier.weight)
     module.train()
-    assert module.training
     assert not any(part.training for part in model.backbone.modules())
+    assert {name for name, _ in module.named_parameters()} == {"classifier.weight", "classifier.bias"}
 
 
 def test_a_protocol_runs_from_end_to_end_and_leaves_the_backbone(model: FrozenBackbone, tmp_path: Path) -> None:
