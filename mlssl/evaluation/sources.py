@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from mlssl.backbones import build_backbone, pixel_statistics, rebuild_backbone
-from mlssl.export import open_checkpoint
+from mlssl.export import misfit, open_checkpoint
 
 _PREFIXES = ("_orig_mod.", "module.", "backbone.")
 _NESTED = ("state_dict", "model")
@@ -141,20 +141,14 @@ def _with_weights(
 ) -> FrozenBackbone:
     plain = {_plain_name(key): value for key, value in weights.items()}
     own = network.state_dict()
-    missing = sorted(own.keys() - plain.keys())
-    unexpected = sorted(key for key in plain.keys() - own.keys() if not key.startswith(_CLASSIFIERS))
-    shapes = sorted(key for key in own.keys() & plain.keys() if own[key].shape != plain[key].shape)
-    if missing or unexpected or shapes:
-        found = [
-            f"{len(keys)} {what}, {', '.join(keys[:3])}{', …' if len(keys) > 3 else ''}"
-            for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
-            if keys
-        ]
+    plain = {key: value for key, value in plain.items() if key in own or not key.startswith(_CLASSIFIERS)}
+    wrong = misfit(network, plain)
+    if wrong:
         raise ValueError(
-            f"the weights in {file} do not fit the backbone {name!r} ({'; '.join(found)}): "
+            f"the weights in {file} do not fit the backbone {name!r} ({wrong}): "
             "pass the name of the network that they were saved from"
         )
-    network.load_state_dict({key: plain[key] for key in own})
+    network.load_state_dict(plain)
     own_mean, own_std = pixel_statistics(network)
     return FrozenBackbone(network, mean or own_mean, std or own_std)
 

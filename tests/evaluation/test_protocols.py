@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from sklearn.svm import LinearSVC
 from torch import nn
+from torchvision.transforms import RandomResizedCrop
 
 from mlssl.data.coco import read_coco
 from mlssl.data.records import Records
@@ -48,7 +49,7 @@ def voc_like(folder: Path, count: int, seed: int) -> Records:
     folder.mkdir()
     for index, row in enumerate(labels):
         height, width = generator.integers(40, 90, 2)
-        pixels = generator.integers(0, 60, (height, width, 3)) + 190 * row
+        pixels = generator.integers(0, 60, (height, width, 3)) + 190 * row.astype(int)
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{index:06}.jpg", quality=95)
     labels[::7, 1] = -1
     names = [f"{index:06}.jpg" for index in range(count)]
@@ -172,7 +173,9 @@ def test_random_crops_lie_inside_with_the_areas_and_aspects_of_the_recipe() -> N
         areas.append(height * width / (300 * 400))
     assert min(areas) < 0.1
     assert max(areas) > 0.9
-    assert np.mean(areas) == pytest.approx(0.5, abs=0.04)
+    blank = torch.zeros(3, 300, 400)
+    theirs = [RandomResizedCrop.get_params(blank, [0.08, 1.0], [3 / 4, 4 / 3]) for _ in range(2000)]
+    assert np.mean(areas) == pytest.approx(np.mean([box[2] * box[3] for box in theirs]) / (300 * 400), abs=0.03)
     top, left, height, width = random_crop(1000, 3, generator)  # no draw fits
     assert (left, width) == (0, 3)
     assert width / height == pytest.approx(3 / 4, abs=0.01)

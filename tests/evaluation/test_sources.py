@@ -78,7 +78,9 @@ def test_a_name_with_a_file_of_weights(prefix: str, suffix: str, tmp_path: Path)
 def test_a_torchvision_network_with_published_weights(tmp_path: Path) -> None:
     torch.manual_seed(5)
     network = torchvision.models.resnet18().eval()
-    torch.save(network.state_dict(), tmp_path / "resnet18.pth")
+    # As torchvision's older files: without the counters of batch norms.
+    weights = {name: value for name, value in network.state_dict().items() if "num_batches" not in name}
+    torch.save(weights, tmp_path / "resnet18.pth")
     opened = open_backbone(f"torchvision/resnet18={tmp_path / 'resnet18.pth'}")
     network.fc = torch.nn.Identity()
     with torch.no_grad():
@@ -137,9 +139,10 @@ def test_weights_of_another_architecture_are_named(trained: Any, tmp_path: Path)
     other = tmp_path / "other.ckpt"
     torch.save(content, other)
     with pytest.raises(
-        ValueError, match=r"(?s)do not fit its backbone 'resnet18'.*Missing key.*layer1\.0.*Unexpected key"
-    ):
+        ValueError, match=r"fit its backbone 'resnet18': \d+ missing, conv1\.weight, .*; \d+ unexpected, conv1\.0"
+    ) as caught:
         open_backbone(str(other))
+    assert len(str(caught.value)) < 500
 
     weights = timm.create_model("test_resnet", num_classes=0).state_dict()
     first = next(iter(weights))
