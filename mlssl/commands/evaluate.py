@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -46,14 +46,12 @@ from mlssl.evaluation.protocols import (
 )
 from mlssl.evaluation.sources import FrozenBackbone, open_backbone
 
-ProtocolName = Literal["coco-448", "voc12-to-voc07", "voc07-svm", "corel5k"]
-
 
 def linear(
     sources: list[str],
     dataset: DatasetName = "synthetic",
     root: str | None = None,
-    protocol: ProtocolName | None = None,
+    protocol: str | None = None,
     fractions: list[float] | None = None,
     eval_size: int | tuple[int, int] = 224,
     min_images_per_class: tuple[int, int] | None = None,
@@ -75,7 +73,8 @@ def linear(
         sources: Checkpoints of `mlssl fit`, exported files, names of backbones, which are then untrained, or NAME=FILE.
         dataset: Format of `root`.
         root: Folder that holds the images.
-        protocol: A published evaluation, which fixes data set, splits, sizes and classifier.
+        protocol: A published evaluation, which fixes data set, splits, sizes and classifier: coco-448, voc12-to-voc07,
+            voc07-svm or corel5k.
         fractions: Shares of the labels to learn from besides, such as '[0.01, 0.1, 1.0]'.
         eval_size: Height and width, or one side, that whole images are resized to.
         min_images_per_class: Keep only classes with at least so many train and so many val images.
