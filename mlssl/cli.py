@@ -12,7 +12,7 @@ from jsonargparse import ArgumentParser
 
 import mlssl
 from mlssl.commands.demo import demo
-from mlssl.commands.evaluate import linear
+from mlssl.commands.evaluate import knn, linear
 from mlssl.commands.export import export
 from mlssl.commands.run import TRAINER_COMMANDS, RunCLI
 from mlssl.commands.views import views
@@ -25,6 +25,7 @@ USAGE = """usage: mlssl COMMAND [ARGUMENTS]
   test        the same on the test set
   predict     features of every image, written to the run's folder
   linear      linear probe:              mlssl linear last.ckpt resnet18 --dataset corel5k --root FOLDER
+  knn         nearest images vote:       mlssl knn last.ckpt resnet18 --dataset corel5k --root FOLDER
   views       draw an image's views:     mlssl views photo.jpg -o grid.png
   export      take the backbone away:    mlssl export last.ckpt -o backbone.safetensors --format timm
 
@@ -57,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             _call(words[0], words[1:])
         else:
             raise ValueError(f"there is no command {words[0]!r}: mlssl --help lists them")
-    except (ValueError, TypeError, OSError, FloatingPointError) as error:
+    except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
         if traceback:
             raise
         print(f"mlssl: error: {_last_line(error)}", file=sys.stderr)
@@ -65,7 +66,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-_COMMANDS: dict[str, Callable[..., None]] = {"demo": demo, "linear": linear, "views": views, "export": export}
+_COMMANDS: dict[str, Callable[..., None]] = {
+    "demo": demo,
+    "linear": linear,
+    "knn": knn,
+    "views": views,
+    "export": export,
+}
 
 # Arguments that the signature alone does not describe: several words in a row, and a short name.
 _SPECIAL_ARGUMENTS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {

@@ -36,7 +36,8 @@ def records(folder: Path, channels: int, count: int = 8, suffix: str = ".npy") -
     for index in range(count):
         bands = np.random.default_rng(index).integers(0, 12_000, (40, 48, channels)).astype(np.uint16)
         if suffix == ".tif":
-            tifffile.imwrite(folder / f"{index}.tif", bands, photometric="minisblack", planarconfig="contig")
+            layout = {"planarconfig": "contig"} if channels > 1 else {}
+            tifffile.imwrite(folder / f"{index}.tif", bands, photometric="minisblack", **layout)
         else:
             np.save(folder / f"{index}.npy", bands)
     found = read_folder(folder, [suffix], decode=read_bands, channels=channels)
