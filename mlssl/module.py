@@ -53,6 +53,8 @@ class MultiLabelSSLModule(L.LightningModule):
         mean: Of the backbone's input, one number a channel in 0–1; the backbone's own by default.
         std: Likewise, above 0.
         channels_last: Keep images and weights channels-last in memory, which convolutions run faster on.
+        compile: Whether training compiles the three networks by ``torch.compile``, which takes a C++ compiler, and minutes at the
+            first step. Names of weights stay.
         backbone_kwargs: Passed to ``timm.create_model`` or the torchvision builder: ``pretrained``, ``in_chans``, …
 
     Raises:
@@ -86,6 +88,7 @@ class MultiLabelSSLModule(L.LightningModule):
         mean: list[float] | None = None,
         std: list[float] | None = None,
         channels_last: bool = True,
+        compile: bool = False,
         backbone_kwargs: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -123,6 +126,8 @@ class MultiLabelSSLModule(L.LightningModule):
         self.register_buffer("pixel_std", _per_channel(std), persistent=False)
         if channels_last:
             self.backbone.to(memory_format=torch.channels_last)
+        self.compiles = compile
+        self._late_loss: _LateLoss | None = None
 
     # ------------------------------------------------------------------ the method
 
@@ -137,12 +142,13 @@ class MultiLabelSSLModule(L.LightningModule):
 
         t0, t1 = (z0.detach(), z1.detach()) if self.stop_gradient else (z0, z1)
         pair = 0.5 * (negative_cosine_similarity(p0, t1) + negative_cosine_similarity(p1, t0))
-        image_aware = 0.5 * (self._image_aware(p0, z1, view_ids) + self._image_aware(p1, z0, view_ids))
+        image_aware = self._image_aware(torch.cat([p0, z1]), torch.cat([p1, z0]), torch.cat([view_ids, view_ids]))
         loss = pair + self.contrastive_weight * image_aware
-        self._check_finite(loss)
 
         for name, value in {"loss": loss, "pair_loss": pair, "image_aware_loss": image_aware}.items():
-            self.log(f"train/{name}", value.detach(), prog_bar=name == "loss", batch_size=num_images)
+            self.log(f"train/{name}", value.detach(), batch_size=num_images)
+        self._check_finite()
+        self._late_loss = _LateLoss(loss, self.global_step, self.current_epoch)
         by_image = (num_images, num_blocks, -1)
         outputs = {
             "loss": loss,
@@ -158,38 +164,34 @@ class MultiLabelSSLModule(L.LightningModule):
         z = self.projector(f)
         return f, z, self.predictor(z)
 
-    def _image_aware(self, p: Tensor, z: Tensor, view_ids: Tensor) -> Tensor:
-        """The term on the set {p, z}, every anchor of this device against the keys of all devices.
+    def _image_aware(self, one: Tensor, other: Tensor, ids: Tensor) -> Tensor:
+        """Mean of the term on two sets (R, P), every anchor of this device against the keys of all devices.
 
         The sum over this device's anchors is divided by the number of anchors over all devices and multiplied by the
         number of devices, so that the mean of gradients that DDP takes is the gradient of the global mean.
         """
-        anchors = torch.cat([p, z])
-        ids = torch.cat([view_ids, view_ids])
-        keys, key_ids = gather_with_gradient(anchors), gather(ids)
-        self_index = rank() * len(anchors) + torch.arange(len(anchors), device=anchors.device)
-        number = count_anchors_with_positives(
-            anchors,
-            ids,
-            keys,
-            key_ids,
-            self_index=self_index,
-            min_similarity=self.image_aware_loss.min_similarity,
-            chunk_size=self.image_aware_loss.chunk_size,
-        )
-        normalizer = sum_over_devices(number).clamp(min=1) / world_size()
-        loss: Tensor = self.image_aware_loss(anchors, ids, keys, key_ids, self_index=self_index, normalizer=normalizer)
-        return loss
+        if world_size() == 1:
+            return 0.5 * (self.image_aware_loss(one, ids) + self.image_aware_loss(other, ids))
+        keys = gather_with_gradient(torch.cat([one, other], dim=1)).chunk(2, dim=1)
+        compared = [(anchors, ids, of_set, gather(ids)) for anchors, of_set in zip((one, other), keys, strict=True)]
+        self_index = rank() * len(ids) + torch.arange(len(ids), device=ids.device)
+        gate = {"min_similarity": self.image_aware_loss.min_similarity, "chunk_size": self.image_aware_loss.chunk_size}
+        numbers = [count_anchors_with_positives(*sets, self_index=self_index, **gate) for sets in compared]
+        normalizers = sum_over_devices(torch.stack(numbers)).clamp(min=1) / world_size()
+        terms = [
+            self.image_aware_loss(*sets, self_index=self_index, normalizer=normalizer)
+            for sets, normalizer in zip(compared, normalizers, strict=True)
+        ]
+        return 0.5 * (terms[0] + terms[1])
 
     # ------------------------------------------------------------------ features
 
     def normalize(self, images: Tensor) -> Tensor:
         """Images (n, C, H, W), uint8 or float in 0–1, to floats normalised by the backbone's mean and std."""
-        pixels = images.to(self.pixel_mean.dtype)
-        if images.dtype == torch.uint8:
-            pixels = pixels / 255
-        pixels = (pixels - self.pixel_mean) / self.pixel_std
-        return pixels.contiguous(memory_format=torch.channels_last) if self.channels_last else pixels
+        scale = 1 / self.pixel_std / (255 if images.dtype == torch.uint8 else 1)
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        pixels = images.to(self.pixel_mean.dtype, memory_format=layout)
+        return torch.addcmul(-self.pixel_mean / self.pixel_std, pixels, scale)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (n, C, H, W), uint8 or float in 0–1, to average-pooled features (n, D)."""
@@ -216,6 +218,12 @@ class MultiLabelSSLModule(L.LightningModule):
 
     # ------------------------------------------------------------------ optimisation
 
+    def configure_model(self) -> None:
+        """Compile the networks, where asked for, before they are trained."""
+        if self.compiles and self.trainer.training:
+            for network in (self.backbone, self.projector, self.predictor):
+                network.compile()
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The recipe's optimizer, and a cosine to 0 over the optimizer steps of the run."""
         self.trainer.fit_loop.setup_data()  # loads the train loader, which Lightning otherwise does later
@@ -230,7 +238,9 @@ class MultiLabelSSLModule(L.LightningModule):
             for part in ([self.backbone, self.projector], [self.predictor])
         ]
         lr = scaled_lr(self.base_lr, self._count_views_per_step())
-        optimizer = build_optimizer(self.optimizer_name, groups_of[0] + groups_of[1], lr, self.momentum)
+        # Lightning refuses to clip the gradients of fused optimizers.
+        fused = not self.trainer.gradient_clip_val
+        optimizer = build_optimizer(self.optimizer_name, groups_of[0] + groups_of[1], lr, self.momentum, fused=fused)
         cosine = cosine_with_warmup(max(1, int(total_steps)), self._warmup_steps())
         of_predictor = _constant if self.constant_predictor_lr else cosine
         factors = [cosine] * len(groups_of[0]) + [of_predictor] * len(groups_of[1])
@@ -284,21 +294,32 @@ class MultiLabelSSLModule(L.LightningModule):
                 "Gradient accumulation adds none."
             )
 
-    def _check_finite(self, loss: Tensor) -> None:
-        if torch.isfinite(loss):
+    def _check_finite(self) -> None:
+        """Look at the loss of the step before, so that nothing waits for the device; show it in the progress bar."""
+        late, self._late_loss = self._late_loss, None
+        if late is None:
+            return
+        loss = late.value()
+        if math.isfinite(loss):
+            self.log("loss", torch.tensor(loss), prog_bar=True, logger=False)
             return
         saver = self.trainer.checkpoint_callback
         last = getattr(saver, "last_model_path", "") or getattr(saver, "best_model_path", "")
         raise FloatingPointError(
-            f"The loss is {loss.item()} at step {self.global_step} (epoch {self.current_epoch}), and nothing of this "
+            f"The loss is {loss} at step {late.step} (epoch {late.epoch}), and nothing of this "
             f"step was kept; the last good checkpoint is {last or 'none yet'}. Lower base_lr, add warmup_epochs, or "
             "use precision 32-true."
         )
 
+    def on_train_epoch_end(self) -> None:
+        """Look at the loss of the epoch's last step too."""
+        self._check_finite()
+
     # ------------------------------------------------------------------ checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave out the prefix that torch.compile adds to names, and what would read pretrained weights once more."""
+        """Save nothing of a step whose loss is no number, no prefix of torch.compile, and no word to read weights."""
+        self._check_finite()
         checkpoint["state_dict"] = {_plain_name(name): value for name, value in checkpoint["state_dict"].items()}
         hparams, origin = checkpoint.get("hyper_parameters", {}), built_as(self.backbone)
         if origin is not None and hparams.get("backbone_kwargs"):
@@ -317,6 +338,23 @@ class MultiLabelSSLModule(L.LightningModule):
                 "The backbone of this checkpoint was given as a network, which no checkpoint holds: pass the same one, "
                 "MultiLabelSSLModule.load_from_checkpoint(path, backbone=net)."
             )
+
+
+class _LateLoss:
+    """A loss on its way from the device to the host, which nobody waits for until it is asked for."""
+
+    def __init__(self, loss: Tensor, step: int, epoch: int) -> None:
+        self.step = step
+        self.epoch = epoch
+        self._loss = loss.detach().to("cpu", non_blocking=True)
+        self._arrived = torch.cuda.Event() if loss.is_cuda else None
+        if self._arrived is not None:
+            self._arrived.record()
+
+    def value(self) -> float:
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._loss.item()
 
 
 def _check_at_least(least: int, **settings: float) -> None:

@@ -34,6 +34,7 @@ FLOORS = {
     ],
     1: [
         "views/blocks",
+        "views/draws",
         "data/coco",
         "data/corel5k",
         "data/datasets",
@@ -46,6 +47,7 @@ FLOORS = {
     ],
     0: [
         "losses",
+        "contrastive_sums",
         "heads",
         "distributed",
         "optim",
@@ -54,6 +56,7 @@ FLOORS = {
         "views/__init__",
         "views/grid",
         "views/photometric",
+        "views/pixels",
         "data/__init__",
         "data/records",
         "evaluation/__init__",
@@ -72,6 +75,8 @@ BESIDE = {
     ("commands/demo", "commands/evaluate"),
     ("commands/demo", "commands/run"),
     ("data/datasets", "views/blocks"),
+    ("views/blocks", "views/draws"),
+    ("losses", "contrastive_sums"),
     ("runs", "callbacks/__init__"),
     ("runs", "checkpoint"),
     ("evaluation/probe", "evaluation/features"),
