@@ -16,6 +16,10 @@ _FINITE_EXPONENTS = {torch.float32: 80.0, torch.float64: 700.0}
 """exp(−x) of at most this is not rounded to 0."""
 
 
+_SHORTEST = 1e-12
+"""Length below which a line is not stretched to 1, as in torch's normalize, because its gradient would be huge."""
+
+
 class Form(NamedTuple):
     """Which of the term's forms: temperature τ, positives summed inside the logarithm or outside, gate or None."""
 
@@ -103,10 +107,10 @@ class _SumOverAnchors(torch.autograd.Function):
 
 
 def _units(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Lines of length 1 (a line of zeros stays), and 1 / length (R, 1) (0 of a line of zeros)."""
+    """Lines of length 1 (a line of zeros stays), and what they were multiplied by (R, 1)."""
     wide = features if features.dtype == torch.float64 else features.float()
     length = torch.linalg.vector_norm(wide, dim=1, keepdim=True)
-    inverse = torch.where(length == 0, 0, 1 / length)
+    inverse = torch.where(length == 0, 0, 1 / length.clamp(min=_SHORTEST))
     return wide * inverse, inverse
 
 
@@ -142,7 +146,7 @@ def _among_themselves(
             sums[rows] += part.sum(dim=1)
             sums[right] += part[:, step:].sum(dim=0)
     has_positive = num_positives > 0
-    weight = has_positive / num_positives.clamp(min=1)
+    weight = has_positive.to(units.dtype) / num_positives.clamp(min=1)
     log_all = sum_all.masked_fill(sum_all == 0, 1).log()  # 0 where there is no other key
     if form.sum_inside:
         sum_positive.masked_fill_(~has_positive, 1)
@@ -204,7 +208,7 @@ def _against_keys(
         logits.div_(form.temperature)
         num_positives = is_positive.sum(dim=1, keepdim=True)
         has_positive = num_positives > 0
-        weight = has_positive / num_positives.clamp(min=1)
+        weight = has_positive.to(units.dtype) / num_positives.clamp(min=1)
         # Lines that are left out keep all their entries, so that no logsumexp runs over nothing (−∞).
         kept = logits.masked_fill(is_self & has_positive, -math.inf)
         log_all = kept.logsumexp(dim=1, keepdim=True)

@@ -53,8 +53,8 @@ class MultiLabelSSLModule(L.LightningModule):
         mean: Of the backbone's input, one number a channel in 0–1; the backbone's own by default.
         std: Likewise, above 0.
         channels_last: Keep images and weights channels-last in memory, which convolutions run faster on.
-        compile: Whether training compiles the three networks by ``torch.compile``, which takes a C++ compiler, and minutes at the
-            first step. Names of weights stay.
+        compile: Whether training compiles the three networks by ``torch.compile``, which needs a C++ compiler, and
+            minutes at the first step. Names of weights stay.
         backbone_kwargs: Passed to ``timm.create_model`` or the torchvision builder: ``pretrained``, ``in_chans``, …
 
     Raises:
@@ -127,7 +127,8 @@ class MultiLabelSSLModule(L.LightningModule):
         if channels_last:
             self.backbone.to(memory_format=torch.channels_last)
         self.compiles = compile
-        self._late_loss: _LateLoss | None = None
+        self._late_loss: _LateLoss | None = None  # of the step before
+        self._last_checkpoint = ""
 
     # ------------------------------------------------------------------ the method
 
@@ -147,7 +148,9 @@ class MultiLabelSSLModule(L.LightningModule):
 
         for name, value in {"loss": loss, "pair_loss": pair, "image_aware_loss": image_aware}.items():
             self.log(f"train/{name}", value.detach(), batch_size=num_images)
-        self._check_finite()
+        before = self._check_finite()
+        if before is not None:
+            self.log("loss", torch.tensor(before), prog_bar=True, logger=False)
         self._late_loss = _LateLoss(loss, self.global_step, self.current_epoch)
         by_image = (num_images, num_blocks, -1)
         outputs = {
@@ -188,10 +191,11 @@ class MultiLabelSSLModule(L.LightningModule):
 
     def normalize(self, images: Tensor) -> Tensor:
         """Images (n, C, H, W), uint8 or float in 0–1, to floats normalised by the backbone's mean and std."""
-        scale = 1 / self.pixel_std / (255 if images.dtype == torch.uint8 else 1)
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         pixels = images.to(self.pixel_mean.dtype, memory_format=layout)
-        return torch.addcmul(-self.pixel_mean / self.pixel_std, pixels, scale)
+        if images.dtype == torch.uint8:
+            pixels.div_(255)
+        return (pixels - self.pixel_mean).div_(self.pixel_std)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (n, C, H, W), uint8 or float in 0–1, to average-pooled features (n, D)."""
@@ -218,9 +222,9 @@ class MultiLabelSSLModule(L.LightningModule):
 
     # ------------------------------------------------------------------ optimisation
 
-    def configure_model(self) -> None:
+    def on_fit_start(self) -> None:
         """Compile the networks, where asked for, before they are trained."""
-        if self.compiles and self.trainer.training:
+        if self.compiles:
             for network in (self.backbone, self.projector, self.predictor):
                 network.compile()
 
@@ -294,22 +298,24 @@ class MultiLabelSSLModule(L.LightningModule):
                 "Gradient accumulation adds none."
             )
 
-    def _check_finite(self) -> None:
-        """Look at the loss of the step before, so that nothing waits for the device; show it in the progress bar."""
-        late, self._late_loss = self._late_loss, None
+    def _check_finite(self) -> float | None:
+        """Look at the loss of the last step that was made, which by now has arrived without anything waiting for it."""
+        late = self._late_loss
         if late is None:
-            return
+            return None
         loss = late.value()
         if math.isfinite(loss):
-            self.log("loss", torch.tensor(loss), prog_bar=True, logger=False)
-            return
-        saver = self.trainer.checkpoint_callback
-        last = getattr(saver, "last_model_path", "") or getattr(saver, "best_model_path", "")
+            return loss
         raise FloatingPointError(
-            f"The loss is {loss} at step {late.step} (epoch {late.epoch}), and nothing of this "
-            f"step was kept; the last good checkpoint is {last or 'none yet'}. Lower base_lr, add warmup_epochs, or "
+            f"The loss is {loss} at step {late.step} (epoch {late.epoch}), and nothing of this step was kept; "
+            f"the last good checkpoint is {self._last_checkpoint or 'none yet'}. Lower base_lr, add warmup_epochs, or "
             "use precision 32-true."
         )
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:  # noqa: ARG002 - Lightning names them
+        """Note the last checkpoint, as its callback names the next one before that is saved."""
+        saver = self.trainer.checkpoint_callback
+        self._last_checkpoint = getattr(saver, "last_model_path", "") or getattr(saver, "best_model_path", "")
 
     def on_train_epoch_end(self) -> None:
         """Look at the loss of the epoch's last step too."""
