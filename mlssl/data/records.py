@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias, TypedDict
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -73,6 +72,8 @@ def _decoded_jpeg(path: Path) -> ImageArray | None:
 
     OpenCV fills what a file lacks with gray, so one that does not end as a JPEG does is left to Pillow.
     """
+    import cv2  # changes the process's environment, which a mere import of the package should not
+
     data = Path(path).read_bytes()
     if not data.endswith(_END_OF_JPEG):
         return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -11,7 +11,9 @@ import torch
 from mlssl.views.draws import NUM_UNIFORMS, draw_operations
 from mlssl.views.grid import Box, block_grid
 from mlssl.views.photometric import BRANCH_RECIPES, Recipe, check_channels, check_size
-from mlssl.views.pixels import Renderer
+
+if TYPE_CHECKING:
+    from mlssl.views.pixels import Renderer
 
 
 class BlockViews:
@@ -92,6 +94,8 @@ class BlockViews:
         if generator is None:
             generator = np.random.default_rng()
         if self._renderer is None:
+            from mlssl.views.pixels import Renderer  # imports OpenCV, which changes the process's environment
+
             self._renderer = Renderer(self.size, self.channels)
         uniforms = generator.random((self.num_branches, self.num_blocks, NUM_UNIFORMS)).tolist()
         views = np.empty((self.num_branches, self.num_blocks, self.channels, self.size, self.size), np.uint8)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import permutations
+from typing import Literal, NamedTuple
 
 from mlssl.views.photometric import REFERENCE_SIZE, Recipe
-from mlssl.views.pixels import Jitter, Operations
+
+Jitter = Literal["brightness", "contrast", "saturation", "hue"]
 
 CROP_ATTEMPTS = 10
 """Draws of a crop before the largest one in the middle is taken; torchvision's number."""
@@ -16,6 +18,32 @@ NUM_UNIFORMS = 2 * CROP_ATTEMPTS + 13
 """Numbers that one view is drawn from, however many of them it needs: no draw depends on what another one was."""
 
 _ORDERS: tuple[tuple[Jitter, ...], ...] = tuple(permutations(("brightness", "contrast", "saturation", "hue")))
+
+
+class Operations(NamedTuple):
+    """What is done to one view, in this order.
+
+    Attributes:
+        top: First line of the crop in the block.
+        left: First column.
+        height: Lines of the crop, at least 1.
+        width: Columns, at least 1.
+        jitters: Operations in their order, each with its factor; of the hue, its shift in turns of the colour circle.
+        gray: Whether the colours are taken out.
+        blur_sigma: In pixels of the view; 0 for none.
+        solarize_from: Values of at least this are inverted; None for none.
+        flip: Whether left and right change places.
+    """
+
+    top: int
+    left: int
+    height: int
+    width: int
+    jitters: tuple[tuple[Jitter, float], ...] = ()
+    gray: bool = False
+    blur_sigma: float = 0.0
+    solarize_from: int | None = None
+    flip: bool = False
 
 
 def draw_operations(recipe: Recipe, height: int, width: int, size: int, uniforms: Sequence[float]) -> Operations:

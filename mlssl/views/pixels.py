@@ -2,46 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
-
 import cv2
 import numpy as np
 import numpy.typing as npt
 
+from mlssl.views.draws import Jitter, Operations
+
 Pixels = npt.NDArray[np.uint8]
-Jitter = Literal["brightness", "contrast", "saturation", "hue"]
 
 LUMA = (0.299, 0.587, 0.114)
 """Shares of red, green and blue in gray (ITU-R BT.601), as Pillow and torchvision have them."""
 
 _KERNEL_REACH = 3.5
 """Standard deviations that a blur's kernel reaches to each side."""
-
-
-class Operations(NamedTuple):
-    """What is done to one view, in this order.
-
-    Attributes:
-        top: First line of the crop in the block.
-        left: First column.
-        height: Lines of the crop, at least 1.
-        width: Columns, at least 1.
-        jitters: Operations in their order, each with its factor; of the hue, its shift in turns of the colour circle.
-        gray: Whether the colours are taken out.
-        blur_sigma: In pixels of the view; 0 for none.
-        solarize_from: Values of at least this are inverted; None for none.
-        flip: Whether left and right change places.
-    """
-
-    top: int
-    left: int
-    height: int
-    width: int
-    jitters: tuple[tuple[Jitter, float], ...] = ()
-    gray: bool = False
-    blur_sigma: float = 0.0
-    solarize_from: int | None = None
-    flip: bool = False
 
 
 class Renderer:

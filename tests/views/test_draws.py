@@ -7,9 +7,8 @@ import pytest
 import torch
 from torchvision import transforms as T
 
-from mlssl.views.draws import NUM_UNIFORMS, draw_operations
+from mlssl.views.draws import NUM_UNIFORMS, Operations, draw_operations
 from mlssl.views.photometric import BRANCH_RECIPES
-from mlssl.views.pixels import Operations
 
 NUM = 4000
 SIZE = 224

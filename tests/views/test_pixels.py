@@ -16,9 +16,10 @@ from PIL import Image, ImageOps
 from torchvision.transforms import functional as F
 
 from mlssl.views.blocks import BlockViews
+from mlssl.views.draws import Operations
 from mlssl.views.grid import block_grid
 from mlssl.views.photometric import branch_recipe
-from mlssl.views.pixels import Operations, Renderer
+from mlssl.views.pixels import Renderer
 
 S = 64
 WHOLE = {"top": 0, "left": 0, "height": S, "width": S}
