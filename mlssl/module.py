@@ -53,8 +53,8 @@ class MultiLabelSSLModule(L.LightningModule):
         mean: Of the backbone's input, one number a channel in 0–1; the backbone's own by default.
         std: Likewise, above 0.
         channels_last: Keep images and weights channels-last in memory, which convolutions run faster on.
-        compile: Whether training compiles the three networks by ``torch.compile``, which needs a C++ compiler, and
-            minutes at the first step. Names of weights stay.
+        compile: Whether training compiles the backbone by ``torch.compile``, which needs a C++ compiler, and minutes at
+            the first step. Names of weights stay.
         backbone_kwargs: Passed to ``timm.create_model`` or the torchvision builder: ``pretrained``, ``in_chans``, …
 
     Raises:
@@ -223,10 +223,9 @@ class MultiLabelSSLModule(L.LightningModule):
     # ------------------------------------------------------------------ optimisation
 
     def on_fit_start(self) -> None:
-        """Compile the networks, where asked for, before they are trained."""
+        """Compile the backbone, where asked for, before it is trained."""
         if self.compiles:
-            for network in (self.backbone, self.projector, self.predictor):
-                network.compile()
+            self.backbone.compile()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The recipe's optimizer, and a cosine to 0 over the optimizer steps of the run."""
