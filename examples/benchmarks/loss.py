@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -24,7 +25,7 @@ from mlssl.losses import image_aware_contrastive_loss
 
 Way = Literal["ours", "plain", "nothing"]
 
-WAYS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+WAYS: dict[Way, Callable[[Tensor, Tensor], Tensor]] = {
     "ours": image_aware_contrastive_loss,
     "plain": plain_image_aware_loss,
 }
@@ -47,7 +48,7 @@ def main(anchors: int = 8192, width: int = 2048, views: int = 8, rounds: int = 5
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = torch.cuda.get_device_name() if device.type == "cuda" else "one core"
     features, ids = drawn(anchors, width, views, device)
-    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+    seconds: dict[Way, list[float]] = {way: [] for way in WAYS}
     for number in range(-1, rounds):
         for way, loss in WAYS.items():
             began = time.perf_counter()
@@ -78,14 +79,16 @@ def peak_on_gpu(loss: Callable[[Tensor, Tensor], Tensor], features: Tensor, ids:
     return (torch.cuda.max_memory_allocated() - before - 2 * features.nbytes) / 1e6
 
 
-def peak_of_process(way: str, features: Tensor) -> float:
+def peak_of_process(way: Way, features: Tensor) -> float:
     """MB."""
-    words = ["--anchors", str(len(features)), "--width", str(features.shape[1]), "--only"]
-    with_term, without = (
-        float(subprocess.run([sys.executable, __file__, *words, only], check=True, capture_output=True).stdout)
-        for only in (way, "nothing")
-    )
-    return with_term - without
+    return largest_resident_set(way, *features.shape) - largest_resident_set("nothing", *features.shape)
+
+
+@cache
+def largest_resident_set(way: Way, anchors: int, width: int) -> float:
+    """MB, of a process of its own."""
+    words = ["--anchors", str(anchors), "--width", str(width), "--only", way]
+    return float(subprocess.run([sys.executable, __file__, *words], check=True, capture_output=True).stdout)
 
 
 def measure_once(way: Way, anchors: int, width: int, views: int) -> None:

@@ -70,7 +70,8 @@ class Renderer:
     def _other(self, view: Pixels) -> Pixels:
         """The buffer of the view's shape that the view does not lie in."""
         first, second = self._gray if view.ndim == 2 else self._colour
-        return second if np.may_share_memory(view, first) else first
+        other: Pixels = second if np.may_share_memory(view, first) else first
+        return other
 
     def _resized(self, block: Pixels, operations: Operations) -> Pixels:
         top, left, height, width = operations[:4]
@@ -79,9 +80,10 @@ class Renderer:
         shrinks_twofold = max(height, width) > 2 * self.size
         interpolation = cv2.INTER_AREA if shrinks_twofold else cv2.INTER_LINEAR
         size = (self.size, self.size)
-        view = self._gray[0] if self.channels == 1 else self._colour[0]
+        view: Pixels = self._gray[0] if self.channels == 1 else self._colour[0]
         if self.channels <= 4:
-            return cv2.resize(crop, size, dst=view, interpolation=interpolation)
+            cv2.resize(crop, size, dst=view, interpolation=interpolation)
+            return view
         for first in range(0, self.channels, 4):  # OpenCV resizes four channels at most
             part = np.ascontiguousarray(crop[:, :, first : first + 4])
             resized = cv2.resize(part, size, interpolation=interpolation)
@@ -111,7 +113,8 @@ class Renderer:
             return view
         red, green, blue = (b * share for share in LUMA)
         matrix = np.array([[a + red, green, blue, c], [red, a + green, blue, c], [red, green, a + blue, c]])
-        return cv2.transform(view, matrix, dst=self._other(view))
+        mapped: Pixels = cv2.transform(view, matrix, dst=self._other(view))
+        return mapped
 
     def _hue_turned(self, view: Pixels, turns: float) -> Pixels:
         steps = round(turns * 256) % 256
@@ -120,7 +123,8 @@ class Renderer:
         hsv = cv2.cvtColor(view, cv2.COLOR_RGB2HSV_FULL, dst=self._other(view))
         np.multiply(self._hue, np.uint8(steps), out=view)
         np.add(hsv, view, out=hsv)  # 8 bits wrap round as the circle does
-        return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL, dst=view)
+        turned: Pixels = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL, dst=view)
+        return turned
 
     def _jitter_channels(self, view: Pixels, jitters: tuple[tuple[Jitter, float], ...]) -> None:
         wanted = [jitter for jitter in jitters if jitter[0] in ("brightness", "contrast")]
@@ -137,11 +141,13 @@ class Renderer:
         if reach == 0:
             return view
         kernel = cv2.getGaussianKernel(2 * reach + 1, sigma)
-        return cv2.sepFilter2D(view, -1, kernel, kernel, dst=self._other(view))
+        blurred: Pixels = cv2.sepFilter2D(view, -1, kernel, kernel, dst=self._other(view))
+        return blurred
 
     def _solarized(self, view: Pixels, threshold: int) -> Pixels:
         inverted = cv2.threshold(view, threshold - 1, 255, cv2.THRESH_BINARY, dst=self._other(view))[1]
-        return cv2.bitwise_xor(view, inverted, dst=view)
+        solarized: Pixels = cv2.bitwise_xor(view, inverted, dst=view)
+        return solarized
 
 
 def _mean_luma(view: Pixels) -> float:
