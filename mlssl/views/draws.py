@@ -56,8 +56,7 @@ def draw_operations(recipe: Recipe, height: int, width: int, size: int, uniforms
         size: Side S of the view, which the blur's σ scales with.
         uniforms: `NUM_UNIFORMS` numbers, each in 0–1 without 1.
     """
-    top, left, *values = uniforms[2 * CROP_ATTEMPTS :]
-    crop_height, crop_width = _crop_sides(recipe, height, width, uniforms)
+    values = uniforms[2 * CROP_ATTEMPTS + 2 :]
     jittered, order, brightness, contrast, saturation, hue, grayed, blurred, sigma, solarized, flipped = values
     factors: dict[Jitter, float] = {
         "brightness": _between(1 - recipe.brightness, 1 + recipe.brightness, brightness),
@@ -67,10 +66,7 @@ def draw_operations(recipe: Recipe, height: int, width: int, size: int, uniforms
     }
     names = _ORDERS[int(order * len(_ORDERS))] if jittered < recipe.jitter_probability else ()
     return Operations(
-        top=int(top * (height - crop_height + 1)),
-        left=int(left * (width - crop_width + 1)),
-        height=crop_height,
-        width=crop_width,
+        *_crop(recipe, height, width, uniforms),
         jitters=tuple((name, factors[name]) for name in names),
         gray=grayed < recipe.gray_probability,
         blur_sigma=_between(*recipe.blur_sigma, sigma) * size / REFERENCE_SIZE
@@ -81,17 +77,24 @@ def draw_operations(recipe: Recipe, height: int, width: int, size: int, uniforms
     )
 
 
-def _crop_sides(recipe: Recipe, height: int, width: int, uniforms: Sequence[float]) -> tuple[int, int]:
-    """Height and width of the first drawn crop that fits; else the largest of an allowed aspect."""
+def _crop(recipe: Recipe, height: int, width: int, uniforms: Sequence[float]) -> tuple[int, int, int, int]:
+    """Top, left, height and width of the first crop that fits; else the largest of an allowed aspect, in the middle."""
     narrowest, widest = recipe.crop_aspect
     for attempt in range(CROP_ATTEMPTS):
         area = height * width * _between(*recipe.crop_area, uniforms[2 * attempt])
         aspect = math.exp(_between(math.log(narrowest), math.log(widest), uniforms[2 * attempt + 1]))
         crop_height, crop_width = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
         if 0 < crop_height <= height and 0 < crop_width <= width:
-            return crop_height, crop_width
+            down, right = uniforms[2 * CROP_ATTEMPTS : 2 * CROP_ATTEMPTS + 2]
+            return (
+                int(down * (height - crop_height + 1)),
+                int(right * (width - crop_width + 1)),
+                crop_height,
+                crop_width,
+            )
     aspect = min(max(width / height, narrowest), widest)
-    return min(height, max(1, round(width / aspect))), min(width, max(1, round(height * aspect)))
+    crop_height, crop_width = min(height, max(1, round(width / aspect))), min(width, max(1, round(height * aspect)))
+    return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
 
 
 def _between(low: float, high: float, uniform: float) -> float:
