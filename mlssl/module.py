@@ -173,18 +173,23 @@ class MultiLabelSSLModule(L.LightningModule):
         The sum over this device's anchors is divided by the number of anchors over all devices and multiplied by the
         number of devices, so that the mean of gradients that DDP takes is the gradient of the global mean.
         """
+        term = self.image_aware_loss
+        terms: list[Tensor]
         if world_size() == 1:
-            return 0.5 * (self.image_aware_loss(one, ids) + self.image_aware_loss(other, ids))
+            terms = [term(one, ids), term(other, ids)]
+            return 0.5 * (terms[0] + terms[1])
         keys = gather_with_gradient(torch.cat([one, other], dim=1)).chunk(2, dim=1)
-        compared = [(anchors, ids, of_set, gather(ids)) for anchors, of_set in zip((one, other), keys, strict=True)]
-        self_index = rank() * len(ids) + torch.arange(len(ids), device=ids.device)
-        gate = {"min_similarity": self.image_aware_loss.min_similarity, "chunk_size": self.image_aware_loss.chunk_size}
-        numbers = [count_anchors_with_positives(*sets, self_index=self_index, **gate) for sets in compared]
-        normalizers = sum_over_devices(torch.stack(numbers)).clamp(min=1) / world_size()
-        terms = [
-            self.image_aware_loss(*sets, self_index=self_index, normalizer=normalizer)
-            for sets, normalizer in zip(compared, normalizers, strict=True)
+        key_ids = gather(ids)
+        compared = [(anchors, ids, of_set, key_ids) for anchors, of_set in zip((one, other), keys, strict=True)]
+        own = rank() * len(ids) + torch.arange(len(ids), device=ids.device)
+        numbers = [
+            count_anchors_with_positives(
+                *sets, self_index=own, min_similarity=term.min_similarity, chunk_size=term.chunk_size
+            )
+            for sets in compared
         ]
+        divisors = sum_over_devices(torch.stack(numbers)).clamp(min=1) / world_size()
+        terms = [term(*sets, self_index=own, normalizer=d) for sets, d in zip(compared, divisors, strict=True)]
         return 0.5 * (terms[0] + terms[1])
 
     # ------------------------------------------------------------------ features
@@ -352,7 +357,7 @@ class _LateLoss:
         self.step = step
         self.epoch = epoch
         self._loss = loss.detach().to("cpu", non_blocking=True)
-        self._arrived = torch.cuda.Event() if loss.is_cuda else None
+        self._arrived = torch.cuda.Event() if loss.is_cuda else None  # type: ignore[no-untyped-call]
         if self._arrived is not None:
             self._arrived.record()
 
