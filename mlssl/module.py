@@ -228,7 +228,8 @@ class MultiLabelSSLModule(L.LightningModule):
     # ------------------------------------------------------------------ optimisation
 
     def on_fit_start(self) -> None:
-        """Compile the backbone, where asked for, before it is trained."""
+        """Forget the last loss of another run, and compile the backbone where asked for."""
+        self._late_loss = None
         if self.compiles:
             self.backbone.compile()
 
@@ -360,6 +361,9 @@ class _LateLoss:
         self._arrived = torch.cuda.Event() if loss.is_cuda else None  # type: ignore[no-untyped-call]
         if self._arrived is not None:
             self._arrived.record()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_LateLoss":
+        return self  # an event of the device cannot be copied
 
     def value(self) -> float:
         if self._arrived is not None:
