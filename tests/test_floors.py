@@ -39,6 +39,8 @@ FLOORS = {
     1: [
         "views/blocks",
         "data/bad_images",
+        "views/draws",
+        "views/pixels",
         "data/coco",
         "data/corel5k",
         "data/datasets",
@@ -57,6 +59,7 @@ FLOORS = {
     ],
     0: [
         "losses",
+        "contrastive_sums",
         "heads",
         "distributed",
         "optim",
@@ -89,6 +92,10 @@ BESIDE = {
     ("data/datasets", "data/bad_images"),
     ("data/datasets", "views/blocks"),
     ("data/records", "data/images"),
+    ("views/blocks", "views/draws"),
+    ("views/blocks", "views/pixels"),
+    ("views/pixels", "views/draws"),
+    ("losses", "contrastive_sums"),
     ("runs", "callbacks/__init__"),
     ("runs", "checkpoint"),
     ("runs", "data/datamodule"),

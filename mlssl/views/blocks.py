@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import random
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from mlssl.views.draws import NUM_UNIFORMS, draw_operations
 from mlssl.views.grid import Box, block_grid
-from mlssl.views.photometric import BRANCH_RECIPES, Recipe, branch_recipe, check_channels, check_size
+from mlssl.views.photometric import BRANCH_RECIPES, Recipe, check_channels, check_size
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from albumentations import Compose
+    from mlssl.views.pixels import Renderer
 
 
 class BlockViews:
     """Cut an image in K = rows · cols overlapping blocks and augment each once by each of A branches.
 
     A call draws from the generator that it is given and from nothing else. Copies sent to other processes carry the
-    arguments only; each builds its own pipelines at its first image. Two threads must not call one object at once.
+    arguments only. Two threads must not call one object at once.
 
     Args:
         size: Side S of a view in pixels, at least 16.
@@ -61,7 +60,7 @@ class BlockViews:
         self.overlap = overlap
         self.recipes = tuple(recipes)
         self.channels = channels
-        self._pipelines: tuple[Compose, ...] | None = None
+        self._renderer: Renderer | None = None
 
     @property
     def num_blocks(self) -> int:
@@ -72,15 +71,6 @@ class BlockViews:
     def num_branches(self) -> int:
         """A, the number of branches."""
         return len(self.recipes)
-
-    @property
-    def pipelines(self) -> tuple[Compose, ...]:
-        """The A pipelines, built when first asked for; processes forked after that inherit them."""
-        if self._pipelines is None:
-            self._pipelines = tuple(
-                branch_recipe(i, self.size, self.recipes, self.channels) for i in range(self.num_branches)
-            )
-        return self._pipelines
 
     def boxes(self, height: int, width: int) -> list[Box]:
         """Give the K blocks of an image of this height and width, row by row."""
@@ -103,17 +93,21 @@ class BlockViews:
         _check_image(image, self.channels)
         if generator is None:
             generator = np.random.default_rng()
-        python_random = random.Random(int(generator.integers(2**63)))
-        blocks = [image[b.top : b.top + b.height, b.left : b.left + b.width] for b in self.boxes(*image.shape[:2])]
+        if self._renderer is None:
+            from mlssl.views.pixels import Renderer  # imports OpenCV, which changes the process's environment
+
+            self._renderer = Renderer(self.size, self.channels)
+        uniforms = generator.random((self.num_branches, self.num_blocks, NUM_UNIFORMS)).tolist()
         views = np.empty((self.num_branches, self.num_blocks, self.channels, self.size, self.size), np.uint8)
-        for branch, pipeline in enumerate(self.pipelines):
-            pipeline.set_random_state(generator, python_random)
-            for i, block in enumerate(blocks):
-                views[branch, i] = pipeline(image=block)["image"].transpose(2, 0, 1)
+        for k, (top, left, height, width) in enumerate(self.boxes(*image.shape[:2])):
+            block = image[top : top + height, left : left + width]
+            for branch, recipe in enumerate(self.recipes):
+                operations = draw_operations(recipe, height, width, self.size, uniforms[branch][k])
+                self._renderer(block, operations, views[branch, k])
         return torch.from_numpy(views)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_pipelines": None}
+        return {**self.__dict__, "_renderer": None}
 
 
 def _check_image(image: object, channels: int) -> None:
