@@ -58,6 +58,7 @@ FLOORS = {
         "data/records",
         "evaluation/__init__",
         "evaluation/metrics",
+        "evaluation/neighbors",
     ],
 }
 """Every file of the library, without its ending."""
