@@ -14,6 +14,7 @@ import mlssl
 from mlssl.commands.demo import demo
 from mlssl.commands.evaluate import linear
 from mlssl.commands.export import export
+from mlssl.commands.report import report
 from mlssl.commands.run import TRAINER_COMMANDS, RunCLI
 from mlssl.commands.views import views
 
@@ -25,6 +26,7 @@ USAGE = """usage: mlssl COMMAND [ARGUMENTS]
   test        the same on the test set
   predict     features of every image, written to the run's folder
   linear      linear probe:              mlssl linear last.ckpt resnet18 --dataset corel5k --root FOLDER
+  report      a page about a run:        mlssl report runs/fit-20250101-120000
   views       draw an image's views:     mlssl views photo.jpg -o grid.png
   export      take the backbone away:    mlssl export last.ckpt -o backbone.safetensors --format timm
 
@@ -65,7 +67,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-_COMMANDS: dict[str, Callable[..., None]] = {"demo": demo, "linear": linear, "views": views, "export": export}
+_COMMANDS: dict[str, Callable[..., None]] = {
+    "demo": demo,
+    "linear": linear,
+    "views": views,
+    "export": export,
+    "report": report,
+}
 
 # Arguments that the signature alone does not describe: several words in a row, and a short name.
 _SPECIAL_ARGUMENTS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger
 
 from mlssl.callbacks import BackboneExport, CollapseMonitor, OnlineLinearProbe, Throughput, ViewGridLogger
@@ -94,6 +94,7 @@ def _with_defaults(folder: Path, given: list[Callback], settings: dict[str, Any]
         CollapseMonitor(),
         ViewGridLogger(),
         Throughput(),
+        LearningRateMonitor(logging_interval="step"),
         BackboneExport(),
     ]
     if settings.get("enable_checkpointing") is not False:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from mlssl.evaluation.geometry import effective_rank, pair_cosines
+from mlssl.evaluation.geometry import effective_rank, pair_cosines, spread
 
 MAX_ROWS = 1024
 """Views that are looked at: the singular values of 1024 rows cost less than a step."""
@@ -97,8 +97,5 @@ def collapse_measures(z: Tensor) -> dict[str, Tensor]:
     branches, blocks = z.shape[1:3]
     z = z[: max(2, MAX_ROWS // (branches * blocks))]
     rows = F.normalize(z.float().flatten(0, 2), dim=1)
-    measures = {
-        "std": rows.std(0, correction=0).mean() * rows.shape[1] ** 0.5,
-        "rank": effective_rank(torch.linalg.svdvals(rows)),
-    }
+    measures = {"std": spread(rows), "rank": effective_rank(torch.linalg.svdvals(rows))}
     return measures | {name: cosines.mean() for name, cosines in pair_cosines(z).items()}

@@ -37,6 +37,21 @@ def pair_cosines(z: Tensor) -> dict[str, Tensor]:
     return {name: cosines[pair] for name, pair in pairs.items() if pair.any()}
 
 
+def spread(z: Tensor) -> Tensor:
+    """Standard deviation over the views of each channel of the L2-normalised z, mean over channels, times √P.
+
+    Args:
+        z: (n, P), finite.
+
+    Returns:
+        Scalar: 1 where the views spread evenly over the sphere, 0 where all are one point (SimSiam, arXiv 2011.10566,
+        sec. 4.1).
+    """
+    deviation: Tensor = F.normalize(z.float(), dim=1).std(0, correction=0)
+    scaled: Tensor = deviation.mean() * z.shape[1] ** 0.5
+    return scaled
+
+
 def effective_rank(singular_values: Tensor) -> Tensor:
     """Exp of the entropy of the singular values' shares (RankMe, arXiv 2210.02885, eq. 1).
 
@@ -51,7 +66,8 @@ def effective_rank(singular_values: Tensor) -> Tensor:
         2.0
     """
     shares = singular_values / singular_values.sum().clamp(min=torch.finfo(singular_values.dtype).tiny)
-    return torch.special.entr(shares).sum().exp()
+    rank: Tensor = torch.special.entr(shares).sum().exp()
+    return rank
 
 
 def feature_spectrum(features: Tensor) -> Tensor:
@@ -64,7 +80,8 @@ def feature_spectrum(features: Tensor) -> Tensor:
         (min(n, D),).
     """
     centred = features.float() - features.float().mean(0)
-    return torch.linalg.svdvals(centred)
+    values: Tensor = torch.linalg.svdvals(centred)
+    return values
 
 
 def map_2d(features: Tensor) -> tuple[Tensor, tuple[float, float]]:
