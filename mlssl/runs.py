@@ -10,7 +10,14 @@ import torch
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger
 
-from mlssl.callbacks import BackboneExport, CollapseMonitor, OnlineLinearProbe, Throughput, ViewGridLogger
+from mlssl.callbacks import (
+    BackboneExport,
+    CollapseMonitor,
+    OnlineLinearProbe,
+    RepresentationLogger,
+    Throughput,
+    ViewGridLogger,
+)
 from mlssl.checkpoint import AtomicCheckpointIO
 
 RUN_FOLDER_VARIABLE = "MLSSL_RUN_FOLDER"
@@ -96,6 +103,7 @@ def _with_defaults(folder: Path, given: list[Callback], settings: dict[str, Any]
         Throughput(),
         LearningRateMonitor(logging_interval="step"),
         BackboneExport(),
+        RepresentationLogger(),
     ]
     if settings.get("enable_checkpointing") is not False:
         defaults.append(ModelCheckpoint(dirpath=folder / "checkpoints", filename="{epoch}-{step}", save_last=True))

@@ -30,6 +30,8 @@ def linear(
 ) -> None:
     """Compare backbones by a linear probe on their frozen features of whole images.
 
+    Example: mlssl linear last.ckpt resnet18 --dataset corel5k --root FOLDER
+
     Args:
         sources: Checkpoints of `mlssl fit`, or names of backbones, which are then untrained.
         dataset: Format of `root`.

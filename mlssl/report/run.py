@@ -424,7 +424,7 @@ def _notes(start: Snapshot, end: Snapshot, data: MultiLabelDataModule, train: Re
             "Without labels in the training and the val set there is no probe. What the features are good for shows in "
             "the neighbours below."
         ]
-    strengths = f"{start.probe.strength:g} at the start, {end.probe.strength:g} at the end"
+    strengths = f"{start.probe.strength:.2g} at the start, {end.probe.strength:.2g} at the end"
     return [
         f"The probe learned from {len(train):,} of {len(_train(data)):,} training images and was scored on "
         f"{len(shown):,} val images, in {end.probe.num_classes} classes that these show, with average pooling; how "
