@@ -13,9 +13,16 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from mlssl.data.records import Records
 from mlssl.evaluation.geometry import map_2d, pair_cosines
-from mlssl.evaluation.neighbors import nearest_neighbors
 from mlssl.report.figures import figure_of_classes, figure_of_cosines, figure_of_map
-from mlssl.report.measure import Snapshot, measure, some_images, view_projections
+from mlssl.report.measure import (
+    Snapshot,
+    label_names,
+    measure,
+    nearest_of_some,
+    some_images,
+    spread_lines,
+    view_projections,
+)
 from mlssl.views.blocks import BlockViews
 
 NUM_QUERIES = 12
@@ -136,15 +143,11 @@ def _log_snapshot(logger: WandbLogger, snapshot: Snapshot, shown: Records, step:
 def _neighbor_table(snapshot: Snapshot, shown: Records) -> Any:
     import wandb
 
-    queries = np.unique(np.linspace(0, len(shown) - 1, NUM_QUERIES).round().astype(int))
     near = min(NUM_NEAREST, len(shown) - 1)
     table = wandb.Table(["image", "labels", *(f"nearest {place + 1}" for place in range(near))])
     if near < 1:
         return table
-    lines, ids = torch.from_numpy(queries), snapshot.features.image_ids
-    found = nearest_neighbors(
-        snapshot.features.features[lines], snapshot.features.features, near, query_ids=ids[lines], bank_ids=ids
-    )
+    queries, found = nearest_of_some(snapshot.features, NUM_QUERIES, NUM_NEAREST)
     for query, nearest, cosines in zip(queries.tolist(), found.indices, found.similarities, strict=True):
         others = [
             wandb.Image(shown.image(line), caption=f"{cosine:.2f} {_words(shown, line)}")
@@ -157,7 +160,7 @@ def _neighbor_table(snapshot: Snapshot, shown: Records) -> Any:
 def _map_entries(snapshot: Snapshot, shown: Records) -> dict[str, Any]:
     import wandb
 
-    lines = np.unique(np.linspace(0, len(shown) - 1, MAX_POINTS).round().astype(int))
+    lines = spread_lines(len(shown), MAX_POINTS)
     places, shares = map_2d(snapshot.features.features[torch.from_numpy(lines)])
     rows = [
         [shown.path(line).name, _words(shown, line), *place]
@@ -171,9 +174,7 @@ def _map_entries(snapshot: Snapshot, shown: Records) -> dict[str, Any]:
 
 
 def _words(records: Records, line: int) -> str:
-    if records.labels is None:
-        return ""
-    return ", ".join(records.classes[column] for column in np.flatnonzero(records.labels[line] == 1))
+    return ", ".join(label_names(records, line))
 
 
 def _wandb_loggers(trainer: L.Trainer) -> list[WandbLogger]:

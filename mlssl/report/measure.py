@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -17,7 +18,7 @@ from mlssl.data.records import Records
 from mlssl.evaluation.features import Features, extract_features
 from mlssl.evaluation.geometry import effective_rank, feature_spectrum, pair_cosines, spread
 from mlssl.evaluation.metrics import mean_average_precision
-from mlssl.evaluation.neighbors import NUM_NEIGHBORS, knn_scores
+from mlssl.evaluation.neighbors import NUM_NEIGHBORS, Neighbors, knn_scores, nearest_neighbors
 from mlssl.evaluation.probe import LinearProbeResult, linear_probe
 from mlssl.views.blocks import BlockViews
 
@@ -54,9 +55,35 @@ class Snapshot:
 
 def some_images(records: Records, most: int) -> Records:
     """At most so many images, evenly spread over the records."""
-    if len(records) <= most:
-        return records
-    return records.subset(np.unique(np.linspace(0, len(records) - 1, most).round().astype(int)))
+    return records if len(records) <= most else records.subset(spread_lines(len(records), most))
+
+
+def spread_lines(number: int, most: int) -> npt.NDArray[np.int64]:
+    """At most so many of the lines 0 … number − 1, evenly spread and ascending."""
+    return np.unique(np.linspace(0, number - 1, min(most, number)).round().astype(np.int64))
+
+
+def nearest_of_some(features: Features, num_queries: int, k: int) -> tuple[npt.NDArray[np.int64], Neighbors]:
+    """Lines of some images, evenly spread, and the k nearest of each among all others; fewer where there are fewer.
+
+    Args:
+        features: Of at least two images.
+        num_queries: Images at most.
+        k: Neighbours at most.
+    """
+    queries = spread_lines(len(features.features), num_queries)
+    lines, ids = torch.from_numpy(queries), features.image_ids
+    near = min(k, len(features.features) - 1)
+    return queries, nearest_neighbors(
+        features.features[lines], features.features, near, query_ids=ids[lines], bank_ids=ids
+    )
+
+
+def label_names(records: Records, line: int) -> list[str]:
+    """Classes that an image is known to show."""
+    if records.labels is None:
+        return []
+    return [records.classes[column] for column in np.flatnonzero(records.labels[line] == 1)]
 
 
 def measure(

@@ -14,6 +14,7 @@ from PIL import Image
 
 from mlssl.atomic import written_aside
 from mlssl.data.records import ImageArray
+from mlssl.report.verdicts import Verdict
 
 THUMBNAIL = 56
 """Side in pixels of a picture that the map shows under the pointer."""
@@ -61,7 +62,7 @@ class Page:
 
     title: str
     subtitle: str
-    verdicts: Sequence[Any]
+    verdicts: Sequence[Verdict]
     facts: Mapping[str, str]
     curves: Sequence[Plot]
     quality: Sequence[Plot]
