@@ -62,7 +62,7 @@ def write_report(
     val = None if data.val_records is None else some_images(data.val_records, max_images)
     settings: dict[str, Any] = {
         "batch_size": config["data"]["batch_size"],
-        "num_workers": (config["data"].get("num_workers") or 0) if num_workers is None else num_workers,
+        "num_workers": data.image_dataloader("train").num_workers if num_workers is None else num_workers,
         "seed": seed,
         "progress": progress,
     }
