@@ -27,7 +27,7 @@ def pair_cosines(z: Tensor) -> dict[str, Tensor]:
     image, _, block = torch.meshgrid(*(torch.arange(n, device=z.device) for n in z.shape[:3]), indexing="ij")
     image, block = image.flatten(), block.flatten()
     rows = F.normalize(z.float().flatten(0, 2), dim=1)
-    cosines = rows @ rows.T
+    cosines = (rows @ rows.T).clamp(-1, 1)  # rounding goes beyond
     of_one_image, of_one_block = image[:, None] == image, block[:, None] == block
     pairs = {
         "same_block": of_one_image & of_one_block & ~torch.eye(len(rows), dtype=torch.bool, device=z.device),
