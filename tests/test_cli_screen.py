@@ -31,6 +31,13 @@ def _work_in(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.fixture
+def _heed_interrupts_again():
+    before = signal.getsignal(signal.SIGINT)  # which Lightning ignores after the first one
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("command", [*_COMMANDS, *TRAINER_COMMANDS])
 def test_help_of_a_command_fits_a_screen_and_shows_an_example(command, capsys):
     if command in TRAINER_COMMANDS:
@@ -154,6 +161,7 @@ def test_ctrl_c_ends_cleanly_and_names_the_last_checkpoint(tmp_path):
     assert f"--ckpt_path {checkpoint}" in last
 
 
+@pytest.mark.usefixtures("_heed_interrupts_again")
 def test_an_interrupt_before_anything_is_written_says_so(monkeypatch, capsys):
     def interrupted(*_):
         raise KeyboardInterrupt

@@ -101,8 +101,8 @@ def test_an_export_is_an_artifact_with_the_metrics(offline):
     assert artifact.type == "model"
     assert [entry.path for entry in artifact.manifest.contents] == ["backbone.safetensors"]
     metrics = json.loads(artifact.metadata)
-    assert metrics["train/loss"] == pytest.approx(metrics["train/loss"])
-    assert {"collapse/std", "train/pair_loss"} <= metrics.keys()
+    assert {"train/loss", "collapse/std", "train/pair_loss"} <= metrics.keys()
+    assert all(isinstance(value, float) for value in metrics.values())
 
 
 def test_weights_are_the_same_with_and_without(offline, make_model, make_data, make_trainer):

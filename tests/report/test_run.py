@@ -87,7 +87,7 @@ def test_some_images_are_spread_over_all():
 @pytest.mark.parametrize(
     ("prepare", "message"),
     [
-        (lambda folder: None, "no folder .*pass that of a run"),
+        (lambda folder: None, "no folder .*pass the folder of a run"),
         (lambda folder: folder.mkdir(), "no config.yaml in"),
         (lambda folder: _config(folder, {"a": 1}), "is not the config of a run"),
         (
@@ -162,6 +162,7 @@ def test_theme_map_and_class_answer_to_mouse_and_keyboard(page, browser):
     assert tab.locator("#tip").is_visible()
     assert re.match(r"\d{6}: \w+", tab.locator("#tip span").inner_text())
     tab.focus("#map-box")
+    tab.keyboard.press("ArrowRight")
     first = tab.locator("#tip span").inner_text()
     tab.keyboard.press("ArrowRight")
     assert tab.locator("#tip span").inner_text() != first
