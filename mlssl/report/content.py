@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,8 +58,6 @@ def build_page(
         end: The network that it ended with.
         sets: Of the run.
     """
-    from mlssl import __version__
-
     times = (_median(log, name) for name in ("time/data", "time/step", "throughput/images_per_s"))
     return Page(
         title=folder.resolve().name,
@@ -76,7 +75,7 @@ def build_page(
         neighbors=_neighbors(end, sets.shown),
         feature_map=_feature_map(end, sets.shown),
         notes=_notes(start, end, sets),
-        version=__version__,
+        version=version("mlssl"),
     )
 
 
