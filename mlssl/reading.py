@@ -99,7 +99,7 @@ def draw_similarities(
     table_part, maps_part = figure.subfigures(1, 2, width_ratios=(1.25, columns))
     table = table_part.subplots()
     low, high = similarities.maps.min().item(), similarities.maps.max().item()
-    values = similarities.blocks.cpu()
+    values = similarities.blocks.cpu().numpy()
     table.imshow(values, cmap="viridis", vmin=values.min().item(), vmax=1)
     table.set(xticks=range(number), yticks=range(number), xlabel="block", ylabel="block")
     table.set_title("cosine of two blocks", fontsize=9)
@@ -118,7 +118,7 @@ def draw_similarities(
         gray = image @ np.array([0.299, 0.587, 0.114])
         axes.imshow(gray, cmap="gray", vmin=0, vmax=255, extent=(0, width, height, 0))
         drawn = axes.imshow(
-            similarities.maps[place].cpu(),
+            similarities.maps[place].cpu().numpy(),
             cmap="turbo",
             alpha=0.5,
             vmin=low,

@@ -121,7 +121,7 @@ def test_bash_completes_commands_options_and_choices(capsys):
     ):
         given = " ".join(f"'{word}'" for word in words)
         program = (
-            f"source script; COMP_WORDS=({given}); COMP_CWORD={len(words) - 1}; "
+            f"source ./script; COMP_WORDS=({given}); COMP_CWORD={len(words) - 1}; "
             f"$(complete -p mlssl | sed 's/.*-F \\([^ ]*\\) .*/\\1/') mlssl '{words[-1]}' '{words[-2]}'; "
             'echo "${COMPREPLY[@]}"'
         )
@@ -163,7 +163,7 @@ def test_ctrl_c_ends_cleanly_and_names_the_last_checkpoint(tmp_path):
 
 @pytest.mark.usefixtures("_heed_interrupts_again")
 def test_an_interrupt_before_anything_is_written_says_so(monkeypatch, capsys):
-    def interrupted(*_):
+    def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("mlssl.commands.run.MultiLabelDataModule.setup", interrupted)

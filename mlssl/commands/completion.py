@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import lightning as L
 
-from mlssl.commands.run import TRAINER_COMMANDS
+from mlssl.commands.run import TRAINER_COMMANDS, TRAINER_HELP
 from mlssl.data.datamodule import MultiLabelDataModule
 from mlssl.module import MultiLabelSSLModule
 
@@ -34,9 +34,11 @@ def completion_script(shell: Shell, commands: Mapping[str, Callable[..., None]])
     parser.add_argument("--version", action="store_true")
     chosen = parser.add_subparsers()
     for name, function in commands.items():
-        _add(chosen.add_parser(name), _arguments(function), positional=True)
+        # shtab passes over a command without help.
+        command = chosen.add_parser(name, help=(function.__doc__ or name).partition("\n")[0])
+        _add(command, _arguments(function), positional=True)
     for name in TRAINER_COMMANDS:
-        command = chosen.add_parser(name)
+        command = chosen.add_parser(name, help=TRAINER_HELP[name].splitlines()[2])
         _add(command, dict.fromkeys(("config", "name", "runs", "seed_everything", "ckpt_path"), (Any, None)))
         command.add_argument("--print_config", action="store_true")
         command.add_argument("--help_all", action="store_true")

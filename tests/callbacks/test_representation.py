@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import wandb
 from lightning.pytorch.loggers import WandbLogger
 
 from mlssl.callbacks import BackboneExport, RepresentationLogger
@@ -26,6 +28,7 @@ def offline(make_model: Any, make_data: Any, make_trainer: Any, tmp_path: Path, 
         model = make_model()
         make_trainer(*callbacks, logger=logger, num_sanity_val_steps=1).fit(model, make_data(**data))
         logger.experiment.finish()
+        wandb.teardown()  # waits until the service has written everything
         (folder,) = tmp_path.glob("wandb/offline-run-*")
         (file,) = folder.glob("*.wandb")
         return _records(file), folder, model
@@ -34,16 +37,22 @@ def offline(make_model: Any, make_data: Any, make_trainer: Any, tmp_path: Path, 
 
 
 def _records(file: Path) -> list[Any]:
+    """Records of a .wandb file: blocks of 32 KiB in LevelDB's log format after a header, protobuf inside."""
     from wandb.proto.wandb_internal_pb2 import Record
-    from wandb.sdk.internal.datastore import DataStore
 
-    store = DataStore()
-    store.open_for_scan(str(file))
-    records = []
-    while (data := store.scan_data()) is not None:
-        record = Record()
-        record.ParseFromString(data)
-        records.append(record)
+    block, content = 2**15, file.read_bytes()
+    at, whole, records = 7, b"", []
+    while at + 7 <= len(content):
+        left = block - at % block
+        if left < 7:  # too few bytes for a header fill the block
+            at += left
+            continue
+        _, length, kind = struct.unpack("<IHB", content[at : at + 7])
+        whole += content[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            records.append(Record.FromString(whole))
+            whole = b""
     return records
 
 
