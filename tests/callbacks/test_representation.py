@@ -57,12 +57,20 @@ def _records(file: Path) -> list[Any]:
 
 
 def _history(records: list[Any]) -> dict[str, list[Any]]:
+    """Name → what was logged under it, each picture, table or histogram as a mapping."""
     history: dict[str, list[Any]] = {}
     for record in records:
-        if record.WhichOneof("record_type") == "history":
-            for item in record.history.item:
-                name = item.key or "/".join(item.nested_key)
-                history.setdefault(name, []).append(json.loads(item.value_json))
+        if record.WhichOneof("record_type") != "history":
+            continue
+        logged: dict[str, Any] = {}
+        for item in record.history.item:
+            *outer, last = item.nested_key or [item.key]
+            place = logged
+            for key in outer:
+                place = place.setdefault(key, {})
+            place[last] = json.loads(item.value_json)
+        for name, value in logged.items():
+            history.setdefault(name, []).append(value)
     return history
 
 
