@@ -14,7 +14,7 @@ from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
 import mlssl
 from mlssl.commands.completion import Shell, completion_script
 from mlssl.commands.demo import demo
-from mlssl.commands.evaluate import linear
+from mlssl.commands.evaluate import knn, linear
 from mlssl.commands.export import export
 from mlssl.commands.neighbors import neighbors
 from mlssl.commands.report import report
@@ -30,6 +30,7 @@ USAGE = """usage: mlssl COMMAND [ARGUMENTS]
   predict     features of every image, written to the run's folder
   report      a page about a run:        mlssl report runs/fit-20250101-120000
   linear      linear probe:              mlssl linear last.ckpt resnet18 --dataset corel5k --root FOLDER
+  knn         nearest images vote:       mlssl knn last.ckpt resnet18 --dataset corel5k --root FOLDER
   views       draw an image's views:     mlssl views photo.jpg -o grid.png
   neighbors   the most alike images:     mlssl neighbors photo.jpg FOLDER --backbone last.ckpt
   export      take the backbone away:    mlssl export last.ckpt -o backbone.safetensors --format timm
@@ -70,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as interrupt:
         print(f"mlssl: interrupted{f'; {interrupt}' if str(interrupt) else ''}", file=sys.stderr)
         return INTERRUPTED
-    except (ValueError, TypeError, OSError, FloatingPointError, ArgumentError) as error:
+    except (ValueError, TypeError, OSError, ImportError, FloatingPointError, ArgumentError) as error:
         if traceback:
             raise
         print(f"mlssl: error: {_last_line(error)}", file=sys.stderr)
@@ -93,6 +94,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "demo": demo,
     "report": report,
     "linear": linear,
+    "knn": knn,
     "views": views,
     "neighbors": neighbors,
     "export": export,
@@ -110,7 +112,7 @@ class _Help(DefaultHelpFormatter):
     """Help that fits a screen: no types, which choices and defaults tell, and no defaults that say nothing."""
 
     def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=26, width=100)
+        super().__init__(prog, max_help_position=29, width=100)
 
     def _get_help_string(self, action: Any) -> str:
         text = str(action.help or "").replace("%", "%%")
@@ -118,8 +120,10 @@ class _Help(DefaultHelpFormatter):
         return text if quiet else f"{text.rstrip('.')} (default: {action.default})"
 
     def _format_args(self, action: Any, default_metavar: str) -> str:
+        if action.nargs == 0 or not action.option_strings:
+            return super()._format_args(action, default_metavar)
         choices = "" if action.choices is None else "{" + ",".join(map(str, action.choices)) + "}"
-        return choices if len(choices) in range(1, 30) else super()._format_args(action, default_metavar)
+        return choices if len(choices) in range(1, 20) else "…"
 
 
 def _call(name: str, words: list[str]) -> None:

@@ -131,6 +131,21 @@ def check_format(format: str | None) -> None:
         raise ValueError(f"Unknown export format {format!r}: choose {', '.join(map(repr, EXPORT_SUFFIXES))}.")
 
 
+def open_checkpoint(path: str | os.PathLike[str]) -> tuple[nn.Module, Sequence[float], Sequence[float]]:
+    """Backbone of a Lightning checkpoint with its weights, and mean and standard deviation of its pixels.
+
+    Args:
+        path: Of a checkpoint of a `MultiLabelSSLModule` whose backbone was given by name.
+
+    Raises:
+        FileNotFoundError: If no checkpoint stands there.
+        ValueError: If it is none, is damaged, holds pickled code or no backbone, or its weights do not fit the backbone
+            that it names.
+    """
+    opened = _open_checkpoint(Path(path))
+    return opened.network, *opened.statistics
+
+
 class _Backbone(NamedTuple):
     network: nn.Module
     name: str | None

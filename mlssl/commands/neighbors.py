@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mlssl.commands.evaluate import _model
 from mlssl.data.files import read_folder
 from mlssl.data.records import decode_rgb
+from mlssl.evaluation.sources import open_backbone
 from mlssl.reading import draw_similar, find_similar
 from mlssl.views.grid import block_grid
 
@@ -32,7 +32,7 @@ def neighbors(
     Args:
         image: File to compare with; left out where it lies in the folder itself.
         folder: Searched, however deep.
-        backbone: Checkpoint of `mlssl fit`, or the name of a backbone, which is then untrained.
+        backbone: Checkpoint, exported file, NAME=FILE, or a name, which is then untrained.
         k: Images to find.
         block: Number of a block of the image, from 0, to compare with all blocks of all images.
         rows: Rows of the block grid.
@@ -44,7 +44,7 @@ def neighbors(
         output: PNG to write; an existing one is replaced.
     """
     pixels, records = decode_rgb(image), read_folder(folder)
-    model = _model(backbone, seed)
+    model = open_backbone(backbone, seed=seed)
     own = next((line for line in range(len(records)) if records.path(line).resolve() == image.resolve()), None)
     found = find_similar(
         model,

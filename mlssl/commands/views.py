@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mlssl.commands.evaluate import _model
 from mlssl.data.records import decode_rgb
+from mlssl.evaluation.sources import open_backbone
 from mlssl.reading import block_similarities, draw_similarities
 from mlssl.views.blocks import BlockViews
 from mlssl.visualize import draw_view_grid
@@ -33,7 +33,7 @@ def views(
         rows: Rows of the block grid.
         cols: Columns of the block grid.
         overlap: Share of the image side by which blocks overlap, 0–0.5.
-        backbone: Checkpoint of `mlssl fit`, or the name of a backbone, which is then untrained: draws OUTPUT-alike.png,
+        backbone: Checkpoint, exported file, NAME=FILE, or a name, which is then untrained: draws OUTPUT-alike.png,
             how alike it finds the blocks, and where in the picture it finds what is like each.
         seed: Of the augmentation and of untrained weights.
         output: PNG to write; an existing one is replaced.
@@ -46,6 +46,6 @@ def views(
     print(f"{output}: {image.name} with {cut.num_blocks} blocks and {cut.num_blocks * cut.num_branches} views")
     if backbone is not None:
         alike = output.with_name(f"{output.stem}-alike.png")
-        similarities = block_similarities(_model(backbone, seed), pixels, boxes, size)
+        similarities = block_similarities(open_backbone(backbone, seed=seed), pixels, boxes, size)
         draw_similarities(pixels, boxes, similarities, alike, f"{image.name} under {Path(backbone).name}")
         print(f"{alike}: which parts of it are alike")

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 NUM_NEIGHBORS = 20
-"""k of DINO's evaluation (arXiv 2104.14294, sec. 4.1: "20 NN … works consistently best")."""
+"""k, by which DINO (arXiv 2104.14294, sec. 4.1) evaluates."""
 
 TEMPERATURE = 0.07
 """τ of the votes, from Z. Wu et al., arXiv 1805.01978, sec. 3.4."""
@@ -126,8 +126,7 @@ def knn_scores(
         raise ValueError(
             f"labels of shape {tuple(bank_labels.shape)} do not fit a bank of {len(bank)} images: give (M, L)"
         )
-    if not temperature > 0:
-        raise ValueError(f"temperature={temperature} was given: pass a number above 0, such as {TEMPERATURE}")
+    check_temperature(temperature)
     neighbors = nearest_neighbors(queries, bank, k, query_ids=query_ids, bank_ids=bank_ids, chunk_size=chunk_size)
     scores = torch.zeros(len(queries), bank_labels.shape[1], device=queries.device)
     for rows in (slice(first, first + chunk_size) for first in range(0, len(queries), chunk_size)):
@@ -171,6 +170,16 @@ def label_jaccard(labels: Tensor, bank_labels: Tensor, indices: Tensor) -> Tenso
         own, theirs = (labels == 1) & known, (other == 1) & known
         result[:, place] = ((own & theirs).sum(1) / (own | theirs).sum(1)).cpu()
     return result
+
+
+def check_temperature(temperature: float) -> None:
+    """Refuse a temperature that is not above 0.
+
+    Raises:
+        ValueError: If it is 0, negative or NaN.
+    """
+    if not temperature > 0:
+        raise ValueError(f"temperature={temperature} was given: pass a number above 0, such as {TEMPERATURE}")
 
 
 def _nearest_in_piece(

@@ -135,7 +135,7 @@ def test_refuses_what_has_no_neighbours(data: tuple[Tensor, Tensor, Tensor]) -> 
     ids = torch.arange(50)
     with pytest.raises(ValueError, match="k=51 neighbours were asked for, and the bank has 50 images"):
         nearest_neighbors(queries, bank, 51)
-    with pytest.raises(ValueError, match="k=50 .* has 49 images beside the query: pass k from 1 to 49"):
+    with pytest.raises(ValueError, match=r"k=50 .* has 49 images beside the query: pass k from 1 to 49"):
         nearest_neighbors(bank, bank, 50, query_ids=ids, bank_ids=ids)
     with pytest.raises(ValueError, match="k=0 neighbours"):
         nearest_neighbors(queries, bank, 0)
