@@ -122,8 +122,8 @@ class _Help(DefaultHelpFormatter):
     def _format_args(self, action: Any, default_metavar: str) -> str:
         if action.nargs == 0 or not action.option_strings:
             return super()._format_args(action, default_metavar)
-        choices = "" if action.choices is None else "{" + ",".join(map(str, action.choices)) + "}"
-        return choices if len(choices) in range(1, 20) else "…"
+        text = super()._format_args(action, default_metavar)
+        return text if text.startswith("{") else "…"
 
 
 def _call(name: str, words: list[str]) -> None:

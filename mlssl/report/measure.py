@@ -126,7 +126,7 @@ def measure(
     if val is not None and shown.labels is not None and train.labels is not None and bool((shown.labels == 1).any()):
         bank = features_of(train)
         assert bank.labels is not None
-        probe = linear_probe(bank, shown, seed=seed)
+        probe = linear_probe(bank, shown, num_resamples=0, seed=seed)
         k = min(NUM_NEIGHBORS, len(bank.features))
         scores = knn_scores(shown.features, bank.features, bank.labels, k)
         knn, _ = mean_average_precision(scores, shown.labels)
