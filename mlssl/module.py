@@ -184,7 +184,17 @@ class MultiLabelSSLModule(L.LightningModule):
     # ------------------------------------------------------------------ features
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Images (n, C, H, W), uint8 or float in 0–1, to floats normalised by the backbone's mean and std."""
+        """Images (n, C, H, W), uint8 or float in 0–1, to floats normalised by the backbone's mean and std.
+
+        Raises:
+            ValueError: If they have another number of channels than the backbone takes.
+        """
+        if images.shape[1] != self.pixel_mean.shape[1]:
+            raise ValueError(
+                f"The images have {images.shape[1]} channels, and the backbone takes {self.pixel_mean.shape[1]}: pass "
+                f"backbone_kwargs={{'in_chans': {images.shape[1]}}} (--model.backbone_kwargs.in_chans), with mean and "
+                "std of as many numbers where they are given, or decode the images to as many channels."
+            )
         pixels = images.to(self.pixel_mean.dtype)
         if images.dtype == torch.uint8:
             pixels = pixels / 255
@@ -317,6 +327,22 @@ class MultiLabelSSLModule(L.LightningModule):
                 "The backbone of this checkpoint was given as a network, which no checkpoint holds: pass the same one, "
                 "MultiLabelSSLModule.load_from_checkpoint(path, backbone=net)."
             )
+        own = self.state_dict()
+        if not fits or any(name in own and own[name].shape != value.shape for name, value in state.items()):
+            raise ValueError(_other_architecture(checkpoint.get("hyper_parameters", {}), dict(self.hparams)))
+
+
+def _other_architecture(there: dict[str, Any], here: dict[str, Any]) -> str:
+    names = ("backbone", "backbone_kwargs", "projection_dim", "predictor_dim")
+    differing = [
+        f"{name}={there[name]!r} there, {here.get(name)!r} here"
+        for name in names
+        if name in there and there[name] != here.get(name)
+    ]
+    return (
+        f"The checkpoint does not fit this module: {'; '.join(differing) or 'its weights have other names or shapes'}. "
+        "Build the module as it was, or leave the checkpoint out."
+    )
 
 
 def _check_at_least(least: int, **settings: float) -> None:

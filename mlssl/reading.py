@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from mlssl.atomic import written_aside
-from mlssl.data.records import ImageArray, Records
+from mlssl.data.images import ImageArray
+from mlssl.data.records import Records
 from mlssl.evaluation.features import eval_mode, image_features
 from mlssl.views.grid import Box, block_grid
 

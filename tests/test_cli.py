@@ -127,6 +127,10 @@ def test_a_folder_of_photographs_trains_without_labels(tmp_path, capsys):
     for index in range(16):
         Image.fromarray(generator.integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(photos / f"{index}.jpg")
     assert main(["fit", "--data.dataset", "folder", "--data.root", str(tmp_path / "photos"), *SMALL]) == 0
+    long = ["--trainer.limit_train_batches", "1.0"]  # two steps, fewer than lie between two lines of the log
+    assert main(["fit", "--data.dataset", "folder", "--data.root", str(tmp_path / "photos"), *SMALL, *long]) == 0
+    for metrics in Path("runs").glob("*/metrics.csv"):
+        assert "train/loss" in metrics.read_text()
 
 
 @pytest.mark.parametrize(("name", "images"), [("corel5k_resnet18", "corel5k"), ("coco_resnet50", "coco256")])

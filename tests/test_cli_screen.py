@@ -158,7 +158,7 @@ def test_ctrl_c_ends_cleanly_and_names_the_last_checkpoint(tmp_path):
     assert "Traceback" not in said
     last = said.strip().splitlines()[-1]
     assert last.startswith("mlssl: interrupted; the last checkpoint is ")
-    assert f"--ckpt_path {checkpoint}" in last
+    assert last.endswith(f"mlssl fit --resume {checkpoint.parent.parent}")
 
 
 @pytest.mark.usefixtures("_heed_interrupts_again")

@@ -16,6 +16,8 @@ EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 SMALL = {
     "quickstart.py": ["--epochs", "1", "--size", "32", "--batch_size", "8"],
     "own_lightning_project.py": ["--count", "64", "--epochs", "1"],
+    "own_images.py": ["--epochs", "1", "--size", "32", "--batch_size", "8", "--backbone", "test_resnet"],
+    "log_to_wandb.py": ["--offline", "--epochs", "1", "--steps", "2"],
     "plain_pytorch.py": ["--count", "16", "--epochs", "1", "--batch_size", "8"],
 }
 
@@ -72,3 +74,33 @@ def test_a_config_opens_with_command_hardware_time_and_number(path):
     assert f"mlssl fit --config examples/configs/{path.name}" in opening
     assert all(word in opening.lower() for word in ("hardware", "time", "map"))
     assert yaml.safe_load(text)["name"] == path.stem
+
+
+@pytest.mark.filterwarnings("ignore:The number of training batches")
+@pytest.mark.parametrize("source", ["folder", "manifest"])
+def test_own_images_train_from_a_folder_and_from_a_manifest(source, photographs, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names = sorted(path.name for path in photographs.iterdir())
+    lines = [f"{name},{'odd' if index % 2 else 'even'}" for index, name in enumerate(names)]
+    (photographs / "train.csv").write_text("\n".join(["path,labels", *lines, ""]))
+    words = {
+        "folder": ["--folder", str(photographs)],
+        "manifest": ["--manifest", str(photographs / "train.csv"), "--val", str(photographs / "train.csv")],
+    }[source]
+    _run("own_images.py", [*SMALL["own_images.py"], *words], monkeypatch)
+    printed = capsys.readouterr().out
+    assert ("2 classes" if source == "manifest" else "unlabelled") in printed
+    assert ("mAP of the probe" in printed) == (source == "manifest")
+    assert list(tmp_path.glob("runs/own_images/exports/backbone.safetensors"))
+
+
+@pytest.mark.filterwarnings("ignore:The number of training batches")
+def test_a_run_is_logged_to_weights_and_biases_offline(tmp_path, monkeypatch, capsys):
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB_MODE", "offline")  # undone afterwards, where the logger would leave it behind
+    _run("log_to_wandb.py", SMALL["log_to_wandb.py"], monkeypatch)
+    wandb.teardown()
+    assert "the run: " in capsys.readouterr().out
+    assert list(tmp_path.glob("runs/wandb/offline-run-*/run-*.wandb"))

@@ -19,6 +19,7 @@ from mlssl.report.measure import (
     label_names,
     measure,
     nearest_of_some,
+    picture,
     some_images,
     spread_lines,
     view_projections,
@@ -77,9 +78,8 @@ class RepresentationLogger(L.Callback):
             snapshot = measure(
                 pl_module, train, val, views, eval_size, batch_size=_batch_size(trainer), num_workers=_workers(trainer)
             )
-        shown = train if val is None else val
         for logger in _wandb_loggers(trainer):
-            _log_snapshot(logger, snapshot, shown, trainer.global_step)
+            _log_snapshot(logger, snapshot, trainer.global_step)
 
     def _log_cosines(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         source = self._source(trainer)
@@ -121,9 +121,10 @@ def _log_histograms(logger: WandbLogger, cosines: dict[str, torch.Tensor], step:
     logger.experiment.log({**histograms, "trainer/global_step": step})
 
 
-def _log_snapshot(logger: WandbLogger, snapshot: Snapshot, shown: Records, step: int) -> None:
+def _log_snapshot(logger: WandbLogger, snapshot: Snapshot, step: int) -> None:
     import wandb
 
+    shown = snapshot.images
     entries: dict[str, Any] = {"similarity/figure": wandb.Image(figure_of_cosines({"end": snapshot.cosines}))}
     if snapshot.probe is not None and snapshot.features.labels is not None:
         precisions = snapshot.probe.average_precision
@@ -150,10 +151,10 @@ def _neighbor_table(snapshot: Snapshot, shown: Records) -> Any:
     queries, found = nearest_of_some(snapshot.features, NUM_QUERIES, NUM_NEAREST)
     for query, nearest, cosines in zip(queries.tolist(), found.indices, found.similarities, strict=True):
         others = [
-            wandb.Image(shown.image(line), caption=f"{cosine:.2f} {_words(shown, line)}")
+            wandb.Image(picture(shown, line), caption=f"{cosine:.2f} {_words(shown, line)}")
             for line, cosine in zip(nearest.tolist(), cosines.tolist(), strict=True)
         ]
-        table.add_data(wandb.Image(shown.image(query)), _words(shown, query), *others)
+        table.add_data(wandb.Image(picture(shown, query)), _words(shown, query), *others)
     return table
 
 

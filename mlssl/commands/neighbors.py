@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mlssl.data.files import read_folder
-from mlssl.data.records import decode_rgb
+from mlssl.data.images import decode_rgb
 from mlssl.evaluation.sources import open_backbone
 from mlssl.reading import draw_similar, find_similar
 from mlssl.views.grid import block_grid

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mlssl.data.records import decode_rgb
+from mlssl.data.images import decode_rgb
 from mlssl.evaluation.sources import open_backbone
 from mlssl.reading import block_similarities, draw_similarities
 from mlssl.views.blocks import BlockViews

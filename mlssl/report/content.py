@@ -14,7 +14,7 @@ from torch import Tensor
 from mlssl.data.records import Records
 from mlssl.evaluation.geometry import map_2d
 from mlssl.report import figures
-from mlssl.report.measure import Snapshot, label_names, nearest_of_some, spread_lines
+from mlssl.report.measure import Snapshot, label_names, nearest_of_some, picture, spread_lines
 from mlssl.report.page import SPRITE_COLUMNS, THUMBNAIL, FeatureMap, Neighbor, Page, Plot, data_address, sprite
 from mlssl.report.verdicts import has_collapsed, is_learning, waits_for_data
 
@@ -37,12 +37,11 @@ class Log(NamedTuple):
 
 
 class Sets(NamedTuple):
-    """Images of a run, and those of them that were looked at: `shown` are val images, or where none are, training's."""
+    """Images of a run, and those of its training images that were looked at."""
 
     all_train: Records
     all_val: Records | None
     train: Records
-    shown: Records
 
 
 def build_page(
@@ -69,11 +68,11 @@ def build_page(
         ],
         facts=_facts(config, log, sets),
         curves=_curves(log),
-        quality=_quality(log, start, end, sets.shown),
-        geometry=_geometry(start, end, len(sets.shown)),
+        quality=_quality(log, start, end, end.images),
+        geometry=_geometry(start, end, len(end.images)),
         view_grids=_view_grids(folder),
-        neighbors=_neighbors(end, sets.shown),
-        feature_map=_feature_map(end, sets.shown),
+        neighbors=_neighbors(end, end.images),
+        feature_map=_feature_map(end, end.images),
         notes=_notes(start, end, sets),
         version=version("mlssl"),
     )
@@ -229,7 +228,7 @@ def _feature_map(end: Snapshot, shown: Records) -> FeatureMap:
     if names:
         caption += " An image is coloured by the rarest of the eight most frequent labels that it shows."
     plot = Plot("map", "Map of the images", caption, figures.svg(figure, "map"))
-    images = [shown.image(line) for line in lines.tolist()]
+    images = [picture(shown, line) for line in lines.tolist()]
     return FeatureMap(plot, sprite(images), SPRITE_COLUMNS, THUMBNAIL, points, names)
 
 
@@ -252,7 +251,7 @@ def _neighbors(end: Snapshot, shown: Records) -> list[list[Neighbor]]:
 def _neighbor(shown: Records, line: int, query: int, cosine: float | None) -> Neighbor:
     shared = set(label_names(shown, query)) if line != query else set()
     labels = [(name, name in shared) for name in label_names(shown, line)[:MAX_LABELS]]
-    return Neighbor(data_address(shown.image(line), 132), shown.path(line).name, labels, cosine)
+    return Neighbor(data_address(picture(shown, line), 132), shown.path(line).name, labels, cosine)
 
 
 def _view_grids(folder: Path) -> list[tuple[str, str]]:
@@ -274,7 +273,7 @@ def _notes(start: Snapshot, end: Snapshot, sets: Sets) -> list[str]:
     strengths = f"{start.probe.strength:.2g} at the start, {end.probe.strength:.2g} at the end"
     return [
         f"The probe learned from {len(sets.train):,} of {len(sets.all_train):,} training images and was scored on "
-        f"{len(sets.shown):,} val images, in {end.probe.num_classes} classes that these show, with average pooling; "
+        f"{len(end.images):,} val images, in {end.probe.num_classes} classes that these show, with average pooling; "
         f"how strongly it is regularised was chosen on a fifth of the training images ({strengths})."
     ]
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
-from mlssl.data.datasets import ImageDataset
+from mlssl.data.bad_images import BadImages
+from mlssl.data.datasets import ImageDataset, PartialLoader, collated
+from mlssl.data.images import BadImageError, ImageArray
 from mlssl.data.records import Records
 from mlssl.evaluation.features import Features, extract_features
 from mlssl.evaluation.geometry import effective_rank, feature_spectrum, pair_cosines, spread
@@ -32,6 +33,7 @@ class Snapshot:
 
     Attributes:
         features: Of whole images: the val images, or training images where there are no val images.
+        images: Those that the features are of, line by line.
         spectrum: Singular values of these features about their mean.
         rank: Their effective number of directions.
         cosines: Of pairs of views by kind, see `mlssl.evaluation.geometry.pair_cosines`.
@@ -43,6 +45,7 @@ class Snapshot:
     """
 
     features: Features
+    images: Records
     spectrum: Tensor
     rank: float
     cosines: dict[str, Tensor]
@@ -77,6 +80,12 @@ def nearest_of_some(features: Features, num_queries: int, k: int) -> tuple[npt.N
     return queries, nearest_neighbors(
         features.features[lines], features.features, near, query_ids=ids[lines], bank_ids=ids
     )
+
+
+def picture(records: Records, line: int) -> ImageArray:
+    """An image as red, green and blue, uint8 (H, W, 3): its first three channels, or its first as gray."""
+    pixels = records.image(line)
+    return pixels[:, :, :3] if pixels.shape[2] >= 3 else pixels[:, :, [0, 0, 0]]
 
 
 def label_names(records: Records, line: int) -> list[str]:
@@ -116,12 +125,20 @@ def measure(
     """
 
     def features_of(records: Records) -> Features:
-        loader = DataLoader(
-            ImageDataset(records, eval_size), batch_size, num_workers=num_workers, generator=torch.Generator()
+        # An image that cannot be decoded is passed over, as in a run that skips it; another run has stopped there.
+        loader = PartialLoader(
+            ImageDataset(records, eval_size, BadImages(len(records))),
+            batch_size,
+            num_workers=num_workers,
+            collate_fn=collated,
+            generator=torch.Generator(),
         )
         return extract_features(model, loader, progress=progress)
 
-    shown = features_of(train if val is None else val)
+    candidates = train if val is None else val
+    shown = features_of(candidates)
+    if len(shown.image_ids) < len(candidates):
+        candidates = candidates.subset(np.isin(candidates.image_ids, shown.image_ids.numpy()))
     probe, knn = None, None
     if val is not None and shown.labels is not None and train.labels is not None and bool((shown.labels == 1).any()):
         bank = features_of(train)
@@ -135,6 +152,7 @@ def measure(
     spectrum = feature_spectrum(shown.features)
     return Snapshot(
         features=shown,
+        images=candidates,
         spectrum=spectrum,
         rank=effective_rank(spectrum).item(),
         cosines=pair_cosines(projections),
@@ -167,13 +185,20 @@ def view_projections(model: Any, records: Records, views: BlockViews, batch_size
     with _as_in_training(model):
         for first in range(0, len(chosen) - size + 1, size):
             lines = range(first, first + size)
-            made = torch.stack([views(chosen.image(i), np.random.default_rng([seed, i])) for i in lines])
+            made = torch.stack([views(image, np.random.default_rng([seed, i])) for i, image in _decoded(chosen, lines)])
             branches = [
                 model.projector(model.backbone(model.normalize(made[:, branch].flatten(0, 1).to(device)))).float()
                 for branch in range(views.num_branches)
             ]
-            batches.append(torch.stack([z.view(size, views.num_blocks, -1) for z in branches], dim=1).cpu())
+            batches.append(torch.stack([z.view(len(made), views.num_blocks, -1) for z in branches], dim=1).cpu())
     return torch.cat(batches)
+
+
+def _decoded(records: Records, lines: Iterable[int]) -> Iterator[tuple[int, ImageArray]]:
+    """Images that can be decoded, and their lines."""
+    for line in lines:
+        with suppress(BadImageError):
+            yield line, records.image(line)
 
 
 @contextmanager

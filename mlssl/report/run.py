@@ -69,7 +69,7 @@ def write_report(
     snapshots = {}
     for moment, model in ((END, _loaded(checkpoint)), (START, _untrained(config["model"], seed))):
         snapshots[moment] = measure(model.to(device), train, val, data.views, data.eval_size, **settings)
-    sets = Sets(data.train_records, data.val_records, train, train if val is None else val)
+    sets = Sets(data.train_records, data.val_records, train)
     page = build_page(folder, config, log, snapshots[START], snapshots[END], sets)
     path = Path(output) if output is not None else folder / "report.html"
     write_page(page, path)
