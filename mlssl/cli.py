@@ -108,7 +108,7 @@ _SPECIAL_ARGUMENTS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
 }
 
 
-class _Help(DefaultHelpFormatter):
+class _Help(DefaultHelpFormatter):  # type: ignore[misc]
     """Help that fits a screen: no types, which choices and defaults tell, and no defaults that say nothing."""
 
     def __init__(self, prog: str) -> None:

@@ -97,7 +97,8 @@ def draw_similarities(
     )
     if title:
         figure.suptitle(title, fontsize=10)
-    table_part, maps_part = figure.subfigures(1, 2, width_ratios=(1.25, columns))
+    parts: Any = figure.subfigures(1, 2, width_ratios=(1.25, columns))
+    table_part, maps_part = parts
     table = table_part.subplots()
     low, high = similarities.maps.min().item(), similarities.maps.max().item()
     values = similarities.blocks.cpu().numpy()
@@ -128,8 +129,9 @@ def draw_similarities(
             interpolation="bilinear",
         )
         box = boxes[place]
-        outline = {"fill": False, "edgecolor": "white", "linewidth": 2}
-        axes.add_patch(Rectangle((box.left, box.top), box.width, box.height, **outline))
+        axes.add_patch(
+            Rectangle((box.left, box.top), box.width, box.height, fill=False, edgecolor="white", linewidth=2)
+        )
         axes.set_title(f"like block {place}", fontsize=9)
     maps_part.colorbar(drawn, ax=grid, shrink=0.8, label="cosine").solids.set_alpha(1)
     _save(figure, path)
@@ -188,7 +190,7 @@ def find_similar(
     if not lines:
         raise ValueError("the folder holds no image but the one to compare with: pass a folder with more images.")
     grid = (1, 1, 0.0) if block is None else (rows, cols, overlap)
-    query_box = block_grid(*image.shape[:2], *grid)[block or 0]
+    query_box = _boxes(image, grid)[block or 0]
     query = F.normalize(_features(model, _crops(image, [query_box], size)), dim=1)
     cosines = []
     loader = DataLoader(_Blocks(records.subset(lines), grid, size), batch_size, num_workers=num_workers)
@@ -201,7 +203,7 @@ def find_similar(
     nearest = best.values.topk(min(k, len(lines)))
     found = [lines[place] for place in nearest.indices.tolist()]
     boxes = [
-        block_grid(*records.image(line).shape[:2], *grid)[best.indices[place]]
+        _boxes(records.image(line), grid)[int(best.indices[place])]
         for line, place in zip(found, nearest.indices.tolist(), strict=True)
     ]
     return Found(found, boxes, nearest.values.tolist())
@@ -243,10 +245,15 @@ def draw_similar(
         axes.imshow(pixels)
         axes.set_title(words[:26], fontsize=8, fontweight="bold" if place == 0 else "normal")
         if frame:
-            outline = {"fill": False, "edgecolor": "#f07800", "linewidth": 2.5}
-            axes.add_patch(Rectangle((frame.left, frame.top), frame.width - 1, frame.height - 1, **outline))
+            corner, width, height = (frame.left, frame.top), frame.width - 1, frame.height - 1
+            axes.add_patch(Rectangle(corner, width, height, fill=False, edgecolor="#f07800", linewidth=2.5))
     _save(figure, path)
     return figure
+
+
+def _boxes(image: ImageArray, grid: tuple[int, int, float]) -> list[Box]:
+    height, width = image.shape[:2]
+    return block_grid(height, width, *grid)
 
 
 class _Blocks(Dataset[Tensor]):
@@ -260,7 +267,7 @@ class _Blocks(Dataset[Tensor]):
 
     def __getitem__(self, index: int) -> Tensor:
         image = self.records.image(index)
-        return _crops(image, block_grid(*image.shape[:2], *self.grid), self.size)
+        return _crops(image, _boxes(image, self.grid), self.size)
 
 
 def _crops(image: npt.NDArray[np.uint8], boxes: Sequence[Box], size: int) -> Tensor:

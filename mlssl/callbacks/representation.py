@@ -115,7 +115,7 @@ def _log_histograms(logger: WandbLogger, cosines: dict[str, torch.Tensor], step:
 
     edges = np.linspace(-1, 1, BINS + 1)
     histograms = {
-        f"similarity/{kind}": wandb.Histogram(np_histogram=(torch.histc(values, BINS, -1, 1).long().tolist(), edges))
+        f"similarity/{kind}": wandb.Histogram(np_histogram=(torch.histc(values, BINS, -1, 1).long().numpy(), edges))
         for kind, values in cosines.items()
     }
     logger.experiment.log({**histograms, "trainer/global_step": step})

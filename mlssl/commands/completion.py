@@ -43,7 +43,7 @@ def completion_script(shell: Shell, commands: Mapping[str, Callable[..., None]])
         command.add_argument("--print_config", action="store_true")
         command.add_argument("--help_all", action="store_true")
         for part, kind in _PARTS.items():
-            _add(command, {f"{part}.{word}": argument for word, argument in _arguments(kind.__init__).items()})
+            _add(command, {f"{part}.{word}": argument for word, argument in _arguments(kind).items()})
     script: str = shtab.complete(parser, shell)
     return script
 
@@ -54,13 +54,12 @@ _Arguments = dict[str, tuple[Any, Any]]
 
 def _arguments(function: Callable[..., Any]) -> _Arguments:
     try:
-        hints = get_type_hints(function)
+        hints = get_type_hints(function.__init__ if isinstance(function, type) else function)
     except NameError:  # Lightning's Trainer has types that are imported for a type checker alone
         hints = {}
     return {
         name: (hints.get(name, Any), parameter.default)
         for name, parameter in inspect.signature(function).parameters.items()
-        if name != "self"
     }
 
 

@@ -60,7 +60,7 @@ def neighbors(
         num_workers=num_workers,
         progress=True,
     )
-    box = None if block is None else block_grid(*pixels.shape[:2], rows, cols, overlap)[block]
+    box = None if block is None else block_grid(pixels.shape[0], pixels.shape[1], rows, cols, overlap)[block]
     draw_similar(pixels, box, records, found, output, image.name)
     for line, cosine in zip(found.lines, found.cosines, strict=True):
         print(f"{cosine:.3f}  {records.path(line)}")
