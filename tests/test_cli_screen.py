@@ -74,7 +74,7 @@ def test_every_command_is_in_the_list(capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["fit", "--data.sise", "3"], "--data.sise"),
+        (["fit", "--data.sise", "3"], "data.sise"),
         (["fit", "--data.size", "many"], "data.size"),
         (["views"], "image"),
         (["views", "a.png", "--sise", "3"], "--sise"),

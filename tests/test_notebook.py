@@ -17,7 +17,7 @@ NOTEBOOK = Path(__file__).resolve().parent.parent / "examples" / "tour.ipynb"
 )
 def test_the_tour_runs_from_top_to_bottom_and_draws(tmp_path, monkeypatch):
     monkeypatch.setenv("TOUR_EPOCHS", "1")  # the same notebook on fewer scenes
-    monkeypatch.setenv("TOUR_SCENES", "96")
+    monkeypatch.setenv("TOUR_SCENES", "48")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
