@@ -120,10 +120,9 @@ class _Help(DefaultHelpFormatter):  # type: ignore[misc]
         return text if quiet else f"{text.rstrip('.')} (default: {action.default})"
 
     def _format_args(self, action: Any, default_metavar: str) -> str:
-        if action.nargs == 0 or not action.option_strings:
-            return super()._format_args(action, default_metavar)
-        text = super()._format_args(action, default_metavar)
-        return text if text.startswith("{") else "…"
+        text: str = super()._format_args(action, default_metavar)
+        kept = action.nargs == 0 or not action.option_strings or text.startswith("{")
+        return text if kept else "…"
 
 
 def _call(name: str, words: list[str]) -> None:

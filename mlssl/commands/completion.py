@@ -54,7 +54,7 @@ _Arguments = dict[str, tuple[Any, Any]]
 
 def _arguments(function: Callable[..., Any]) -> _Arguments:
     try:
-        hints = get_type_hints(function.__init__ if isinstance(function, type) else function)
+        hints = get_type_hints(vars(function).get("__init__", function))
     except NameError:  # Lightning's Trainer has types that are imported for a type checker alone
         hints = {}
     return {
