@@ -9,12 +9,13 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from mlssl.callbacks import (
     BackboneExport,
     CollapseMonitor,
+    LearningRate,
     OnlineLinearProbe,
     RepresentationLogger,
     Throughput,
@@ -197,7 +198,7 @@ def _with_defaults(folder: Path, given: list[Callback], settings: dict[str, Any]
         CollapseMonitor(),
         ViewGridLogger(),
         Throughput(),
-        LearningRateMonitor(logging_interval="step"),
+        LearningRate(),
         BackboneExport(),
         RepresentationLogger(),
     ]

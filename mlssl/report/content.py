@@ -118,12 +118,10 @@ def _curves(log: dict[str, Log]) -> list[Plot]:
         figure = figures.figure_of_curves(losses, "loss")
         caption = "Total = pair term + contrastive_weight × image-aware term. The pair term cannot fall below −1."
         plots.append(Plot("loss", "Loss", caption, figures.svg(figure, "loss")))
-    rates = {name.removeprefix("lr-"): _over_steps(log[name]) for name in sorted(log) if name.startswith("lr-")}
-    if rates:
-        # Groups of one rate lie on each other: one of them is enough.
-        different = {tuple(curve[1]): (name, curve) for name, curve in reversed(rates.items())}
-        figure = figures.figure_of_curves(dict(reversed(different.values())), "learning rate")
-        plots.append(Plot("lr", "Learning rate", "As the optimizer used it.", figures.svg(figure, "lr")))
+    if "train/lr" in log:
+        figure = figures.figure_of_curves({"learning rate": _over_steps(log["train/lr"])}, "learning rate")
+        caption = "As the steps were taken, scaled by the views of a step."
+        plots.append(Plot("lr", "Learning rate", caption, figures.svg(figure, "lr")))
     if "throughput/images_per_s" in log:
         figure = figures.figure_of_curves({"images a second": _over_steps(log["throughput/images_per_s"])}, "images/s")
         caption = "Images, not views, of all devices; means over 50 steps."
