@@ -9,8 +9,8 @@ import torch
 class LearningRate(L.Callback):
     """Log ``train/lr``, the rate that the step is taken with, in one row with the losses of the step.
 
-    It is that of the first parameter group of the first optimizer. Lightning's ``LearningRateMonitor`` logs every group,
-    each in a row of its own.
+    It is that of the first parameter group of the first optimizer. Lightning's ``LearningRateMonitor`` logs every
+    group, in a row of its own.
     """
 
     def on_train_batch_start(
@@ -19,4 +19,4 @@ class LearningRate(L.Callback):
         """Log before the schedule moves on."""
         if trainer.optimizers:
             # A number would be copied to the device and back, and so wait for it.
-            pl_module.log("train/lr", torch.tensor(trainer.optimizers[0].param_groups[0]["lr"]), batch_size=1)
+            pl_module.log("train/lr", torch.as_tensor(trainer.optimizers[0].param_groups[0]["lr"]), batch_size=1)
