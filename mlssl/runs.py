@@ -12,7 +12,15 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
-from mlssl.callbacks import BackboneExport, CollapseMonitor, OnlineLinearProbe, Throughput, ViewGridLogger
+from mlssl.callbacks import (
+    BackboneExport,
+    CollapseMonitor,
+    LearningRate,
+    OnlineLinearProbe,
+    RepresentationLogger,
+    Throughput,
+    ViewGridLogger,
+)
 from mlssl.checkpoint import AtomicCheckpointIO
 from mlssl.data.datamodule import MultiLabelDataModule
 from mlssl.metrics_file import MetricsFile, read_metrics
@@ -190,7 +198,9 @@ def _with_defaults(folder: Path, given: list[Callback], settings: dict[str, Any]
         CollapseMonitor(),
         ViewGridLogger(),
         Throughput(),
+        LearningRate(),
         BackboneExport(),
+        RepresentationLogger(),
     ]
     if settings.get("enable_checkpointing") is not False:
         defaults.append(ModelCheckpoint(dirpath=folder / "checkpoints", filename="{epoch}-{step}", save_last=True))

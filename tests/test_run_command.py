@@ -260,7 +260,7 @@ def test_a_run_that_cannot_go_on_is_said(words: list[str], message: str, capsys:
     [
         (["--model.backbon", "resnet18"], "there is no setting 'model.backbon', did you mean 'model.backbone'?"),
         (["--trainer.max_epoch", "1"], "there is no setting 'trainer.max_epoch', did you mean 'trainer.max_epochs'?"),
-        (["--zzz", "1"], "there is no setting 'zzz': `mlssl fit --help` lists them"),
+        (["--zzz", "1"], "there is no setting 'zzz': `mlssl fit --help_all` lists them"),
         (["--config", "wrong.yaml"], "there is no setting 'data.overlapp', did you mean 'data.overlap'? `mlssl fit"),
         (["--config", "none.yaml"], "none.yaml"),
         (["--model.projection_dim", "wide"], "Parser key \"model.projection_dim\": Expected a <class 'int'>"),

@@ -69,6 +69,8 @@ def linear(
 ) -> None:
     """Compare backbones by a linear probe on their frozen features of whole images, with kNN beside it.
 
+    Example: mlssl linear last.ckpt resnet18 --dataset corel5k --root FOLDER
+
     Args:
         sources: Checkpoints of `mlssl fit`, exported files, names of backbones, which are then untrained, or NAME=FILE.
         dataset: Format of `root`.
@@ -140,6 +142,8 @@ def knn(
     seed: int = 0,
 ) -> None:
     """Compare backbones by the labels of the nearest training images, without anything that learns.
+
+    Example: mlssl knn last.ckpt resnet18 --dataset corel5k --root FOLDER
 
     Args:
         sources: Checkpoints of `mlssl fit`, exported files, names of backbones, which are then untrained, or NAME=FILE.

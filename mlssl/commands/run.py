@@ -23,12 +23,79 @@ from mlssl.runs import logger_in_folder, new_run_folder, resumable_run, run_sett
 
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
 
+_MORE = """
+  --trainer.devices N          and every other argument of lightning.Trainer
+  --config FILE                YAML with any of these, as --print_config prints them
+  --print_config               print the settings and stop
+  --help_all                   every argument of trainer, model and data, with its meaning"""
+
+_OF_A_CHECKPOINT = (
+    """
+  --ckpt_path FILE             checkpoint of mlssl fit
+  --data.dataset NAME          synthetic, coco, voc, corel5k, manifest, folder
+  --data.root FOLDER           its images
+  --data.eval_size N           side that whole images are resized to"""
+    + _MORE
+)
+
+TRAINER_HELP = {
+    "fit": """usage: mlssl fit [OPTIONS]
+
+Pre-train a backbone. Everything is written to a folder of the run's own, RUNS/NAME-<time>.
+
+  --data.dataset NAME          synthetic (default), coco, voc, corel5k, manifest, folder
+  --data.root FOLDER           its images
+  --data.batch_size N          images a step on one device (default: 64)
+  --data.size N                side of a view in pixels (default: 224)
+  --data.rows N --data.cols N  grid of blocks (default: 2 and 2)
+  --data.overlap SHARE         of the image's side, 0 to 0.5 (default: 0.2)
+  --model.backbone NAME        of timm, or torchvision/NAME (default: resnet50)
+  --model.base_lr RATE         for 256 views a step (default: 0.05)
+  --trainer.max_epochs N       passes over the images
+  --trainer.logger CLASS       WandbLogger, TensorBoardLogger, ... beside metrics.csv
+  --name NAME --runs FOLDER    of the run's folder
+  --resume RUN                 go on where a run stopped, in its own folder"""
+    + _MORE
+    + """
+
+Example: mlssl fit --data.dataset folder --data.root photos/ --trainer.max_epochs 100""",
+    "validate": """usage: mlssl validate --ckpt_path FILE [OPTIONS]
+
+Score the online probe of a checkpoint on the val set.
+"""
+    + _OF_A_CHECKPOINT
+    + """
+
+Example: mlssl validate --ckpt_path last.ckpt --data.dataset corel5k --data.root FOLDER""",
+    "test": """usage: mlssl test --ckpt_path FILE [OPTIONS]
+
+Score the online probe of a checkpoint on the test set.
+"""
+    + _OF_A_CHECKPOINT
+    + """
+
+Example: mlssl test --ckpt_path last.ckpt --data.dataset corel5k --data.root FOLDER""",
+    "predict": """usage: mlssl predict --ckpt_path FILE [OPTIONS]
+
+Write the features of every image to features.safetensors in the run's folder.
+"""
+    + _OF_A_CHECKPOINT
+    + """
+
+Example: mlssl predict --ckpt_path last.ckpt --data.dataset folder --data.root photos/""",
+}
+"""What `mlssl COMMAND --help` prints: the arguments that most runs need."""
+
 
 class RunCLI(LightningCLI):
     """LightningCLI for :class:`MultiLabelSSLModule` whose every run has a folder of its own, see `mlssl.runs`.
 
     Args:
         words: Those after `mlssl`, the first being the command.
+
+    Raises:
+        KeyboardInterrupt: If the user interrupts; its text says where the run can go on from.
+        ValueError: On words that are no arguments, and where Weights & Biases does not take the run.
     """
 
     def __init__(self, words: list[str]) -> None:
@@ -46,6 +113,12 @@ class RunCLI(LightningCLI):
                 parser_kwargs={"prog": "mlssl"},
                 auto_configure_optimizers=False,
             )
+        except (KeyboardInterrupt, SystemExit) as stop:
+            # Lightning ends the process by itself after Ctrl-C.
+            trainer = getattr(self, "trainer", None)
+            if isinstance(stop, SystemExit) and not (trainer is not None and trainer.interrupted):
+                raise
+            raise KeyboardInterrupt(self._where_it_stands()) from None
         except ArgumentError as error:  # of hyper-parameters that a checkpoint brings
             raise ValueError(" ".join(str(error).split())) from error
         except Exception as error:
@@ -168,6 +241,15 @@ class RunCLI(LightningCLI):
         settings: dict[str, Any] = self._get(self.config, "model").as_dict()
         return settings
 
+    def _where_it_stands(self) -> str:
+        """Where an interrupted run can go on from, as a clause."""
+        if self.folder is None or self.subcommand != "fit":
+            return "nothing was written"
+        last = self.folder / "checkpoints" / "last.ckpt"
+        if not last.is_file():
+            return f"the run in {self.folder} has no checkpoint yet"
+        return f"the last checkpoint is {last}, and this goes on from it: mlssl fit --resume {self.folder}"
+
     def _end_wandb(self) -> None:
         """Close the run in Weights & Biases that this one began; its last values are written then."""
         trainer = getattr(self, "trainer", None)
@@ -223,4 +305,4 @@ def _said_plainly(message: str, parser: LightningArgumentParser) -> str:
         return " ".join(message.split())
     near = difflib.get_close_matches(named[1], known, n=1)
     meant = f", did you mean {near[0]!r}?" if near else ":"
-    return f"there is no setting {named[1]!r}{meant} `mlssl {parser.prog.split()[-1]} --help` lists them"
+    return f"there is no setting {named[1]!r}{meant} `mlssl {parser.prog.split()[-1]} --help_all` lists them"

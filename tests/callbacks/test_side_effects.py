@@ -14,6 +14,7 @@ import torch
 from mlssl.callbacks import (
     BackboneExport,
     CollapseMonitor,
+    LearningRate,
     OnlineKNN,
     OnlineLinearProbe,
     Throughput,
@@ -29,6 +30,7 @@ CALLBACKS: dict[str, Callable[[], list[L.Callback]]] = {
     "views": lambda: [ViewGridLogger(2)],
     "export": lambda: [BackboneExport(every_n_epochs=1)],
     "throughput": lambda: [Throughput()],
+    "rate": lambda: [LearningRate()],
 }
 CALLBACKS["all"] = lambda: [make()[0] for name, make in CALLBACKS.items() if name != "all"]
 
