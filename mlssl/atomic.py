@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+
+class FullDiskError(OSError):
+    """No space, no quota, or a file larger than allowed; says what became of the files."""
+
+    def __str__(self) -> str:
+        return f"{super().__str__()}: nothing new was kept, and a file that stood there is whole; free some space"
+
+
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Error numbers of a `FullDiskError`."""
 
 
 @contextmanager
@@ -28,7 +40,8 @@ def written_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
         path: Where the whole file shall stand; replaced if it exists.
 
     Raises:
-        OSError: If the file cannot be written (disk full, no permission), naming `path`.
+        FullDiskError: If there is no space for the file.
+        OSError: If it cannot be written otherwise (no permission), naming `path`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -39,7 +52,9 @@ def written_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
         aside.replace(path)
     except BaseException as error:
         aside.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:  # as a full disk is reported
+        if isinstance(error, OSError) and error.errno in FULL_DISK:
+            raise FullDiskError(error.errno, error.strerror, str(path)) from error
+        if isinstance(error, OSError) and error.filename is None:
             error.filename = str(path)
         raise
     if os.name == "posix":  # elsewhere a folder cannot be opened, and the rename is flushed with the file

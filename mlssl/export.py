@@ -131,6 +131,39 @@ def check_format(format: str | None) -> None:
         raise ValueError(f"Unknown export format {format!r}: choose {', '.join(map(repr, EXPORT_SUFFIXES))}.")
 
 
+def misfit(network: nn.Module, weights: Mapping[str, Tensor]) -> str:
+    """What keeps a network from taking weights of these names and shapes, some of them named; "" for nothing."""
+    own = network.state_dict()
+    faults = {
+        # Files from before torch 0.4.1 have no such counters, and load_state_dict does without.
+        "missing": sorted(name for name in own.keys() - weights.keys() if not name.endswith("num_batches_tracked")),
+        "unexpected": sorted(weights.keys() - own.keys()),
+        "of another shape": sorted(
+            name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape
+        ),
+    }
+    return "; ".join(
+        f"{len(names)} {fault}, {', '.join(names[:3])}{', …' if len(names) > 3 else ''}"
+        for fault, names in faults.items()
+        if names
+    )
+
+
+def open_checkpoint(path: str | os.PathLike[str]) -> tuple[nn.Module, Sequence[float], Sequence[float]]:
+    """Backbone of a Lightning checkpoint with its weights, and mean and standard deviation of its pixels.
+
+    Args:
+        path: Of a checkpoint of a `MultiLabelSSLModule` whose backbone was given by name.
+
+    Raises:
+        FileNotFoundError: If no checkpoint stands there.
+        ValueError: If it is none, is damaged, holds pickled code or no backbone, or its weights do not fit the backbone
+            that it names.
+    """
+    opened = _open_checkpoint(Path(path))
+    return opened.network, *opened.statistics
+
+
 class _Backbone(NamedTuple):
     network: nn.Module
     name: str | None
@@ -185,10 +218,10 @@ def _open_checkpoint(path: Path) -> _Backbone:
             "load the module, MultiLabelSSLModule.load_from_checkpoint(path, backbone=net), and export that."
         )
     network = rebuild_backbone(settings["backbone"], **(settings.get("backbone_kwargs") or {}))
-    try:
-        network.load_state_dict(weights)
-    except RuntimeError as error:
-        raise ValueError(f"The weights in {path} do not fit its backbone {settings['backbone']!r}: {error}.") from None
+    wrong = misfit(network, weights)
+    if wrong:
+        raise ValueError(f"The weights in {path} do not fit its backbone {settings['backbone']!r}: {wrong}.")
+    network.load_state_dict(weights)
     return _named(network, settings.get("mean"), settings.get("std"))
 
 

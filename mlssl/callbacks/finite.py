@@ -16,7 +16,8 @@ class FiniteSteps(L.Callback):
     """Look at the gradient of every step before the optimizer does; NaN and infinity end the run or skip the step.
 
     A skipped step leaves weights, momenta and running statistics as they were; the learning rate goes on. All devices
-    decide alike. The module's own look at the loss, which stops at once, is left to this callback where it may skip.
+    decide alike. The module's own look at the loss, one step late and without a wait for the device, names no
+    gradient; it is left to this callback where it may skip.
     Under ``precision="16-mixed"`` infinite gradients are ordinary, and Lightning's scaler skips them itself.
 
     Args:

@@ -16,6 +16,8 @@ def export(
 ) -> None:
     """Write the backbone of a checkpoint alone, and check that it gives the same features after loading.
 
+    Example: mlssl export runs/fit-20250101-120000/checkpoints/last.ckpt -o backbone.safetensors
+
     Args:
         checkpoint: Written by `mlssl fit`.
         format: Of the file; the first that can hold the backbone by default.
