@@ -94,5 +94,5 @@ class RunCheckpoint(ModelCheckpoint):
             return
         try:
             super().on_exception(trainer, pl_module, exception)
-        except OSError as failure:  # the disk may be full, which may be why the run ends
+        except (OSError, FloatingPointError) as failure:  # a full disk, a loss that nobody had looked at yet
             rank_zero_warn(f"The last step could not be saved ({failure}): go on from the checkpoint before it.")

@@ -171,6 +171,16 @@ def test_nothing_is_saved_after_a_number_that_is_not_finite(tmp_path: Path) -> N
     assert file_names(tmp_path) == []
 
 
+def test_a_module_that_refuses_to_be_saved_does_not_hide_why_the_run_ended(tmp_path: Path) -> None:
+    class Refuses(Fails):
+        def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+            raise FloatingPointError("The loss is nan")
+
+    with pytest.warns(match="could not be saved .The loss is nan"), pytest.raises(RuntimeError, match="out of memory"):
+        ending(tmp_path).fit(Refuses(RuntimeError("out of memory")))
+    assert file_names(tmp_path) == []
+
+
 def test_nothing_is_saved_by_one_of_several_processes(tmp_path: Path) -> None:
     failing = ending(tmp_path)
     failing.strategy.world_size = 2  # type: ignore[attr-defined]

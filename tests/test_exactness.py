@@ -174,7 +174,7 @@ def bytes_sent() -> tuple[int, int]:
             Frozen("test_resnet").training_step(own_share(), 0)
     finally:
         dist.all_gather, dist.all_reduce = gather, reduce
-    embeddings = sum(value.nbytes for value in sizes if value.shape[-1:] == (P,))
+    embeddings = sum(value.nbytes for value in sizes if value.shape[-1:] == (2 * P,))  # of both sets, in one piece
     return embeddings, sum(value.nbytes for value in sizes) - embeddings
 
 

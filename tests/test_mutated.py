@@ -14,7 +14,7 @@ from PIL import Image
 
 from mlssl.data.coco import read_coco
 from mlssl.data.corel5k import read_corel5k
-from mlssl.data.records import decode_rgb
+from mlssl.data.images import decode_rgb
 
 INPUTS = [334, pytest.param(3334, marks=pytest.mark.thorough)]
 """Of each of three kinds: 1,000 in every run, 10,000 by `pytest -m thorough tests/test_mutated.py`."""

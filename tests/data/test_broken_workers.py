@@ -14,7 +14,8 @@ from PIL import Image
 
 from mlssl.data.datamodule import MultiLabelDataModule
 from mlssl.data.files import read_folder
-from mlssl.data.records import Records, decode_rgb
+from mlssl.data.images import decode_rgb
+from mlssl.data.records import Records
 
 IMAGES, BATCH, LONGEST = 12, 2, 60
 
