@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from mlssl.atomic import written_aside
+from mlssl.atomic import FullDiskError, written_aside
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -57,8 +57,8 @@ class RunCheckpoint(ModelCheckpoint):
     """A ModelCheckpoint that also saves a run which is ended from outside (SIGTERM) or by an error.
 
     With ``save_on_exception=True``, the default here. Nothing is saved before the first step, nor after a number that
-    is not finite, which is in the running statistics already, nor where one of several processes fails: the others
-    would be waited for.
+    is not finite, which is in the running statistics already, nor on a full disk, nor where one of several
+    processes fails: the others would be waited for.
     """
 
     def __init__(self, *args: Any, save_on_exception: bool = True, **settings: Any) -> None:
@@ -90,9 +90,14 @@ class RunCheckpoint(ModelCheckpoint):
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Save, where what would be saved is sound and all processes are there."""
         together = trainer.world_size == 1 or isinstance(exception, SIGTERMException)
-        if not (self._began and together) or isinstance(exception, FloatingPointError):
+        if not (self._began and together) or isinstance(exception, (FloatingPointError, FullDiskError)):
             return
+        loop = trainer.fit_loop.epoch_loop
+        under_way = loop.batch_progress.total.processed < loop.batch_progress.total.ready
+        loop._batches_that_stepped -= under_way  # Lightning adds it on a resume, as if the step had been made
         try:
             super().on_exception(trainer, pl_module, exception)
         except (OSError, FloatingPointError) as failure:  # a full disk, a loss that nobody had looked at yet
             rank_zero_warn(f"The last step could not be saved ({failure}): go on from the checkpoint before it.")
+        finally:
+            loop._batches_that_stepped += under_way

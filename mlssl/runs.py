@@ -99,7 +99,7 @@ def run_settings(
     settings["default_root_dir"] = str(folder)
     settings["precision"] = settings.get("precision") or default_precision(settings.get("accelerator", "auto"))
     settings["logger"] = [
-        MetricsFile(folder, None if checkpoint is None else _steps_of(checkpoint)),
+        MetricsFile(folder, None if checkpoint is None else steps_of(checkpoint)),
         *_loggers(settings.get("logger")),
     ]
     settings["callbacks"] = _with_defaults(folder, _as_list(settings.get("callbacks")), settings)
@@ -161,10 +161,12 @@ def _wandb_id(folder: Path) -> str | None:
     return found[-1] if found else None
 
 
-def _steps_of(checkpoint: str | os.PathLike[str]) -> int:
+def steps_of(checkpoint: str | os.PathLike[str]) -> int:
     """Batches that had been stepped on when it was saved, by which the log counts."""
-    loops = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["loops"]
-    return int(loops["fit_loop"]["epoch_loop.state_dict"]["_batches_that_stepped"])
+    fit_loop = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["loops"]["fit_loop"]
+    batches = fit_loop["epoch_loop.batch_progress"]["total"]
+    # Within a step Lightning saves the number before it, and adds one when it goes on.
+    return int(fit_loop["epoch_loop.state_dict"]["_batches_that_stepped"]) + (batches["completed"] < batches["ready"])
 
 
 def default_precision(accelerator: object = "auto") -> Literal["bf16-mixed", "32-true"]:

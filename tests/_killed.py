@@ -8,21 +8,22 @@ import multiprocessing
 import os
 import random
 import signal
-import stat
 import warnings
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 
+import mlssl.atomic
 from mlssl.callbacks import CollapseMonitor, OnlineLinearProbe, RandomState, Throughput
 from mlssl.checkpoint import AtomicCheckpointIO, RunCheckpoint
 from mlssl.data.datamodule import MultiLabelDataModule
 from mlssl.data.synthetic import synthetic_scenes
+from mlssl.metrics_file import MetricsFile
 from mlssl.module import MultiLabelSSLModule
+from mlssl.runs import steps_of
 
 STEPS, EVERY = 5, 2
 """Steps of an epoch, and steps between two checkpoints, which fall on every place of an epoch."""
@@ -34,13 +35,13 @@ class Death(L.Callback):
     def __init__(self, seed: int, number: signal.Signals) -> None:
         self.left = random.Random(seed).randint(1, 14)
         self.number = number
-        self.flush = os.fsync
-        os.fsync = self.on_flush
+        self.flush = mlssl.atomic._flush
+        mlssl.atomic._flush = self.on_flush
 
-    def on_flush(self, descriptor: int) -> None:
-        if stat.S_ISREG(os.fstat(descriptor).st_mode):  # not the folder's, when the file has its name already
+    def on_flush(self, path: Path) -> None:
+        if path.suffix == ".ckpt":
             self.strike()
-        self.flush(descriptor)
+        self.flush(path)
 
     def strike(self, *_: Any, **__: Any) -> None:
         self.left -= 1
@@ -51,7 +52,7 @@ class Death(L.Callback):
     on_validation_batch_start = on_train_epoch_start = strike
 
 
-def run(folder: Path, name: str, epochs: int, seed: int | None, number: signal.Signals) -> None:
+def run(folder: Path, epochs: int, seed: int | None, number: signal.Signals) -> None:
     """Train from folder/last.ckpt, if there is one, to the end or to a death that `seed` chooses."""
     multiprocessing.set_start_method("fork", force=True)  # of the loader's workers, as where nobody says otherwise
     warnings.simplefilter("ignore")
@@ -71,19 +72,19 @@ def run(folder: Path, name: str, epochs: int, seed: int | None, number: signal.S
     callbacks = [probe, CollapseMonitor(), RandomState(), Throughput()]
     if seed is not None:
         callbacks.append(Death(seed, number))
+    last = folder / "last.ckpt"
     saver = RunCheckpoint(dirpath=folder, filename="{step}", every_n_train_steps=EVERY, save_last=True)
     trainer = L.Trainer(
         max_epochs=epochs,
         accelerator="cpu",
         callbacks=[*callbacks, saver],
         plugins=[AtomicCheckpointIO()],
-        logger=CSVLogger(folder, name="", version=name, flush_logs_every_n_steps=1),
+        logger=MetricsFile(folder, steps_of(last) if last.exists() else None),
         log_every_n_steps=1,
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=folder,
     )
-    last = folder / "last.ckpt"
     trainer.fit(model, data, ckpt_path=last if last.exists() else None, weights_only=True)
     everything = {
         "weights": model.state_dict(),
@@ -116,14 +117,10 @@ def fingerprint(value: object) -> str:
     return digest.hexdigest()
 
 
-def log_of(folder: Path, names: list[str]) -> dict[tuple[int, str], str]:
-    """(step, metric) → what was logged, the later run's word where two logged a step; times are left out."""
-    logged = {}
-    for name in names:
-        path = folder / name / "metrics.csv"
-        if path.exists():
-            with path.open(newline="") as file:
-                for row in csv.DictReader(file):
-                    named = {key: value for key, value in row.items() if value and not key.startswith(("time", "thr"))}
-                    logged |= {(int(row["step"]), key): value for key, value in named.items()}
-    return logged
+def log_of(folder: Path) -> list[dict[str, str]]:
+    """Rows of metrics.csv without the times in them."""
+    with (folder / "metrics.csv").open(newline="") as file:
+        return [
+            {name: value for name, value in row.items() if value and not name.startswith(("time", "thr"))}
+            for row in csv.DictReader(file)
+        ]

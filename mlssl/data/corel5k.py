@@ -49,6 +49,7 @@ def read_corel5k(root: str | os.PathLike[str], split: str = "train") -> Records:
     lines = _lines(label_path)
     labels = np.zeros((len(lines), len(words)), dtype=np.int8)
     numbers = np.zeros(len(lines), dtype=np.int64)
+    seen: set[int] = set()
     for row, line in enumerate(lines):
         try:
             number, *present = map(int, line.split())
@@ -66,6 +67,11 @@ def read_corel5k(root: str | os.PathLike[str], split: str = "train") -> Records:
             raise ValueError(
                 f"line {row + 1} of {str(label_path)!r} begins with {number}: expected the number of an image"
             )
+        if number in seen:
+            raise ValueError(
+                f"line {row + 1} of {str(label_path)!r} names image {number} once more: keep one of its lines"
+            )
+        seen.add(number)
         numbers[row] = number
         labels[row, np.array(present, dtype=np.int64) - 1] = 1
     names = [f"{number}.jpeg" for number in numbers]

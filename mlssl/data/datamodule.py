@@ -84,7 +84,7 @@ class MultiLabelDataModule(L.LightningDataModule):
         overlap: float = 0.2,
         eval_size: int | tuple[int, int] | None = None,
         num_workers: int | None = None,
-        timeout: float = 600,
+        timeout: float = 600.0,
         train_split: str | None = None,
         val_split: str | None = None,
         min_images_per_class: tuple[int, int] | None = None,
