@@ -93,7 +93,8 @@ class RunCheckpoint(ModelCheckpoint):
         if not (self._began and together) or isinstance(exception, (FloatingPointError, FullDiskError)):
             return
         loop = trainer.fit_loop.epoch_loop
-        under_way = loop.batch_progress.total.processed < loop.batch_progress.total.ready
+        steps: Any = loop.batch_progress.total
+        under_way = steps.processed < steps.ready
         loop._batches_that_stepped -= under_way  # Lightning adds it on a resume, as if the step had been made
         try:
             super().on_exception(trainer, pl_module, exception)

@@ -166,7 +166,8 @@ def steps_of(checkpoint: str | os.PathLike[str]) -> int:
     fit_loop = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["loops"]["fit_loop"]
     batches = fit_loop["epoch_loop.batch_progress"]["total"]
     # Within a step Lightning saves the number before it, and adds one when it goes on.
-    return int(fit_loop["epoch_loop.state_dict"]["_batches_that_stepped"]) + (batches["completed"] < batches["ready"])
+    is_within = bool(batches["completed"] < batches["ready"])
+    return int(fit_loop["epoch_loop.state_dict"]["_batches_that_stepped"]) + is_within
 
 
 def default_precision(accelerator: object = "auto") -> Literal["bf16-mixed", "32-true"]:

@@ -49,7 +49,7 @@ def test_memory_does_not_grow(tmp_path: Path) -> None:
     backbone = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     module = MultiLabelSSLModule(backbone, projection_dim=8, predictor_dim=4)
     data = MultiLabelDataModule(
-        train=synthetic_scenes("train", size=24, count=2 * STEPS), batch_size=2, size=16, num_workers=2
+        train=synthetic_scenes("train", size=32, count=2 * STEPS), batch_size=2, size=16, num_workers=2
     )
     watch = Watch()
     callbacks = [OnlineLinearProbe(), CollapseMonitor(min_std=0), Throughput(), RandomState(), FiniteSteps(), watch]
