@@ -98,7 +98,7 @@ class RunCheckpoint(ModelCheckpoint):
         loop._batches_that_stepped -= under_way  # Lightning adds it on a resume, as if the step had been made
         try:
             super().on_exception(trainer, pl_module, exception)
-        except (OSError, FloatingPointError) as failure:  # a full disk, a loss that nobody had looked at yet
+        except Exception as failure:  # whatever it is (a full disk, a worker that ends too), it must not hide the first
             rank_zero_warn(f"The last step could not be saved ({failure}): go on from the checkpoint before it.")
         finally:
             loop._batches_that_stepped += under_way
