@@ -91,6 +91,25 @@ def image_shape(backbone: nn.Module) -> tuple[int, int, int]:
     return _first_run(backbone)[0]
 
 
+def check_image_size(backbone: nn.Module, height: int, width: int) -> None:
+    """Find out, by one forward pass of a blank image in eval mode, whether the network takes images of a size.
+
+    Raises:
+        ValueError: If it does not, as a transformer of fixed image size, or one whose patches do not fill the image.
+    """
+    parameter = next(backbone.parameters(), torch.zeros(()))
+    image = torch.zeros(1, _channels(backbone), height, width, device=parameter.device, dtype=parameter.dtype)
+    try:
+        with torch.no_grad(), _evaluating(backbone):
+            backbone(image)
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise ValueError(
+            f"The backbone {type(backbone).__name__} takes no images of {height} × {width} pixels ({error}): choose a "
+            "size that it takes; a vision transformer takes its own, or with dynamic_img_size=True multiples of its "
+            "patch size."
+        ) from None
+
+
 def pixel_statistics(backbone: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of the pixels, on the scale 0–1, that the backbone expects its images normalised by.
 
