@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             _call(words[0], words[1:])
         else:
             raise ValueError(f"there is no command {words[0]!r}: mlssl --help lists them")
-    except (ValueError, TypeError, OSError, FloatingPointError) as error:
+    except (ValueError, TypeError, OSError, FloatingPointError, ModuleNotFoundError) as error:
         if traceback:
             raise
         print(f"mlssl: error: {_last_line(error)}", file=sys.stderr)
