@@ -37,6 +37,7 @@ def write_state_dict(backbone: Backbone, path: Path, header: Mapping[str, str]) 
 def write_timm_folder(backbone: Backbone, path: Path, header: Mapping[str, str]) -> None:
     """Weights and `config.json`, as timm's `local-dir:` and `hf-hub:` read them."""
     mean, std = backbone.statistics
+    own = getattr(backbone.network, "pretrained_cfg", None) or {}
     config = {
         "architecture": _bare_name(backbone).partition(".")[0],
         "num_classes": 0,
@@ -44,10 +45,10 @@ def write_timm_folder(backbone: Backbone, path: Path, header: Mapping[str, str])
         "model_args": backbone.arguments,
         "pretrained_cfg": {
             "num_classes": 0,
-            "input_size": image_shape(backbone.network),
-            "fixed_input_size": False,
-            "interpolation": "bilinear",
-            "crop_pct": 1.0,
+            "input_size": _input_size(backbone.network),
+            "fixed_input_size": bool(own.get("fixed_input_size")),
+            "interpolation": own.get("interpolation", "bilinear"),
+            "crop_pct": own.get("crop_pct", 0.875),
             "mean": list(mean),
             "std": list(std),
         },
@@ -55,6 +56,15 @@ def write_timm_folder(backbone: Backbone, path: Path, header: Mapping[str, str])
     }
     (path / TIMM_CONFIG).write_text(json.dumps(config, indent=2))
     write_safetensors(backbone, path / TIMM_WEIGHTS, header)
+
+
+def _input_size(network: nn.Module) -> tuple[int, int, int]:
+    """Of the network itself: timm would build a transformer of another size with position embeddings of that size."""
+    channels, *smallest = image_shape(network)
+    config = getattr(network, "pretrained_cfg", None) or {}
+    own = getattr(getattr(network, "patch_embed", None), "img_size", None) or config.get("input_size", smallest)
+    height, width = own[-2:]
+    return channels, height, width
 
 
 def tensors_of(network: nn.Module) -> dict[str, Tensor]:

@@ -41,7 +41,7 @@ class Backbone(NamedTuple):
     statistics: tuple[Sequence[float], Sequence[float]]
     """Mean and standard deviation of the pixels that it was trained on."""
     history: Mapping[str, str]
-    """Steps, epoch, data and metrics, as far as the source tells."""
+    """Steps, data and metrics, as far as the source tells."""
 
 
 def open_source(source: str | os.PathLike[str] | nn.Module) -> Backbone:
@@ -184,12 +184,8 @@ _HARMLESS_MODULES = {_METADATA_MODULE, *(module for module, _ in _HARMLESS)}
 
 
 def _history_of_checkpoint(checkpoint: Mapping[str, Any]) -> dict[str, str]:
-    return _history(
-        checkpoint.get("global_step"),
-        checkpoint.get("epoch"),
-        checkpoint.get("datamodule_hyper_parameters"),
-        checkpoint.get("metrics"),
-    )
+    data = checkpoint.get("datamodule_hyper_parameters")
+    return _history(checkpoint.get("global_step"), data, checkpoint.get("metrics"))
 
 
 def _history_of_module(module: Any) -> dict[str, str]:
@@ -199,17 +195,13 @@ def _history_of_module(module: Any) -> dict[str, str]:
         return {}
     data = getattr(trainer, "datamodule", None)
     metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
-    return _history(trainer.global_step, trainer.current_epoch, getattr(data, "hparams", None), metrics)
+    return _history(trainer.global_step, getattr(data, "hparams", None), metrics)
 
 
-def _history(
-    steps: int | None, epoch: int | None, data: Mapping[str, Any] | None, metrics: Mapping[str, float] | None
-) -> dict[str, str]:
+def _history(steps: int | None, data: Mapping[str, Any] | None, metrics: Mapping[str, float] | None) -> dict[str, str]:
     told: dict[str, str] = {}
     if steps is not None:
         told["steps"] = str(steps)
-    if epoch is not None:
-        told["epoch"] = str(epoch)
     if data:
         told["data"] = json.dumps({k: v for k, v in data.items() if k not in _PRIVATE_SETTINGS}, default=repr)
     if metrics:
