@@ -171,12 +171,12 @@ def main(
         choices = dict.fromkeys(itertools.product(lrs, [1.0] if file == SCRATCH else layer_decays), 0.0)
         for lr, layer_decay in choices if len(choices) > 1 else ():
             choices[lr, layer_decay] = run(file, learn, held_out, max_steps, 0, lr, layer_decay)
-            note(out, name, fraction, loss, max_steps, "choice", 0, lr, layer_decay, choices[lr, layer_decay])
+            note(out, name, fraction, loss, max_steps, "choice", 0, lr, layer_decay, round(choices[lr, layer_decay], 4))
         lr, layer_decay = max(choices, key=choices.get)
         scores = torch.zeros(seeds)
         for seed in range(seeds):
             scores[seed] = run(file, drawn(train, fraction, seed), test, max_steps, seed, lr, layer_decay)
-            note(out, name, fraction, loss, max_steps, "test", seed, lr, layer_decay, scores[seed].item())
+            note(out, name, fraction, loss, max_steps, "test", seed, lr, layer_decay, round(scores[seed].item(), 4))
         spread = scores.std().item() if seeds > 1 else float("nan")
         rows.append(
             f"| {name} | {fraction:.0%} | {max_steps} | {lr:g} | {layer_decay:g} | {scores.mean():.3f} ± {spread:.3f} |"

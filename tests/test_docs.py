@@ -97,7 +97,7 @@ def commands() -> Iterator[Any]:
                 yield pytest.param(shlex.split(match[1], comments=True), id=f"{place(fence)} {match[1][:30]}")
 
 
-TOP = {"config", "name", "runs", "seed_everything", "ckpt_path"}
+TOP = {"config", "name", "runs", "seed_everything", "ckpt_path", "start_from"}
 PARTS = {"trainer": L.Trainer, "model": mlssl.MultiLabelSSLModule, "data": mlssl.MultiLabelDataModule}
 
 

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from mlssl.atomic import written_aside
 from mlssl.data.datamodule import MultiLabelDataModule
+from mlssl.export.sources import load_plain
 from mlssl.module import MultiLabelSSLModule
 from mlssl.runs import new_run_folder, run_settings
 
@@ -43,6 +44,12 @@ class RunCLI(LightningCLI):
         """Name and parent of the run's folder, and one seed for weights and views."""
         parser.add_argument("--name", type=str, default=None, help="Of the run: its folder is RUNS/NAME-<time>.")
         parser.add_argument("--runs", type=str, default="runs", help="Folder of all runs.")
+        parser.add_argument(
+            "--start_from",
+            type=str | None,
+            default=None,
+            help="fit: Checkpoint whose weights a new run starts from, with a schedule of its own and any data.",
+        )
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
@@ -55,6 +62,30 @@ class RunCLI(LightningCLI):
         self.folder = new_run_folder(self._get(self.config, "runs"), name)
         given = {**self._get(self.config_init, "trainer", default={}), **settings}
         return super().instantiate_trainer(**run_settings(self.folder, given))
+
+    def before_fit(self) -> None:
+        """Weights of another run's checkpoint, heads included; optimizer, schedule and epochs start afresh.
+
+        Raises:
+            ValueError: If the run is to be resumed too, or the weights are those of another model.
+        """
+        source = self._get(self.config, "start_from")
+        if source is None:
+            return
+        if self._get(self.config, "ckpt_path"):
+            raise ValueError(
+                "--start_from begins a new run with a checkpoint's weights, and --ckpt_path goes on with its run: "
+                "give one of them."
+            )
+        checkpoint = load_plain(Path(source))
+        try:
+            self.model.on_load_checkpoint(checkpoint)
+            self.model.load_state_dict(checkpoint["state_dict"])
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise ValueError(
+                f"{source} does not fit the model, give --model.backbone and the widths that it was trained with: "
+                f"{error}"
+            ) from None
 
     def predict(self, **arguments: Any) -> None:
         """Write the features (n, D) and ids (n,) of every image to ``features.safetensors`` in the run's folder."""

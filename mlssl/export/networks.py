@@ -42,10 +42,10 @@ def write_timm_folder(backbone: Backbone, path: Path, header: Mapping[str, str])
         "architecture": _bare_name(backbone).partition(".")[0],
         "num_classes": 0,
         "num_features": int(header["features"]),
-        "model_args": backbone.arguments,
+        "model_args": backbone.arguments | _image_size(backbone.network),
         "pretrained_cfg": {
             "num_classes": 0,
-            "input_size": _input_size(backbone.network),
+            "input_size": own.get("input_size") or image_shape(backbone.network),
             "fixed_input_size": bool(own.get("fixed_input_size")),
             "interpolation": own.get("interpolation", "bilinear"),
             "crop_pct": own.get("crop_pct", 0.875),
@@ -58,13 +58,10 @@ def write_timm_folder(backbone: Backbone, path: Path, header: Mapping[str, str])
     write_safetensors(backbone, path / TIMM_WEIGHTS, header)
 
 
-def _input_size(network: nn.Module) -> tuple[int, int, int]:
-    """Of the network itself: timm would build a transformer of another size with position embeddings of that size."""
-    channels, *smallest = image_shape(network)
-    config = getattr(network, "pretrained_cfg", None) or {}
-    own = getattr(getattr(network, "patch_embed", None), "img_size", None) or config.get("input_size", smallest)
-    height, width = own[-2:]
-    return channels, height, width
+def _image_size(network: nn.Module) -> dict[str, list[int]]:
+    """Of a transformer: timm would build one of its default size, with another number of position embeddings."""
+    size = getattr(getattr(network, "patch_embed", None), "img_size", None)
+    return {"img_size": list(size)} if size else {}
 
 
 def tensors_of(network: nn.Module) -> dict[str, Tensor]:

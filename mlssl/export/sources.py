@@ -89,7 +89,7 @@ def _numbers(buffer: object) -> list[float] | None:
 
 
 def _open_checkpoint(path: Path) -> Backbone:
-    checkpoint = _load_shards(path) if (path / _SHARDS).is_file() else _load_plain(path)
+    checkpoint = _load_shards(path) if (path / _SHARDS).is_file() else load_plain(path)
     state = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
     weights = {}
     for name, value in (state or {}).items():
@@ -119,7 +119,13 @@ def _plain_name(name: str) -> str:
     return _WRAPPERS.sub("", name).removeprefix("module.")  # the last of DDP
 
 
-def _load_plain(path: Path) -> Any:
+def load_plain(path: Path) -> Any:
+    """What a checkpoint file holds, tensors and plain values alone.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If it is no checkpoint, or holds pickled code.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"No checkpoint stands at {path}: give the path of a .ckpt file that exists.")
     try:
@@ -139,7 +145,7 @@ def _load_shards(path: Path) -> dict[str, Any]:
     """The backbone's weights, and all that is no weight, of a checkpoint that FSDP wrote in shards."""
     from torch.distributed import checkpoint as shards
 
-    rest = _load_plain(path / _REST_OF_SHARDS)
+    rest = load_plain(path / _REST_OF_SHARDS)
     try:
         with (path / _SHARDS).open("rb") as file:
             tensors = _HarmlessUnpickler(file).load().state_dict_metadata
