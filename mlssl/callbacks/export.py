@@ -22,8 +22,8 @@ class BackboneExport(Callback):
     under ``fast_dev_run``, and training does not notice: weights, training flags and random state stay as they are.
 
     Args:
-        format: One of :func:`mlssl.export_backbone`'s; None takes the best of timm, torchvision and safetensors that can
-            hold the backbone.
+        format: One of :func:`mlssl.export_backbone`'s; None takes the first of timm, torchvision and safetensors that
+            can hold the backbone.
         every_n_epochs: Epochs ≥ 1 from one export to the next; None exports at the end only.
         directory: Where to write; None is ``exports/`` in the Trainer's ``default_root_dir``.
 

@@ -179,8 +179,7 @@ _HARMLESS = {
     ("torch", "Size"),
     ("torch.serialization", "_get_layout"),
     ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
-    ("pathlib", "PosixPath"),
-    ("pathlib", "WindowsPath"),
+    *((module, name) for module in ("pathlib", "pathlib._local") for name in ("PosixPath", "WindowsPath")),
     ("collections", "OrderedDict"),
 }
 _HARMLESS_MODULES = {_METADATA_MODULE, *(module for module, _ in _HARMLESS)}
