@@ -11,6 +11,7 @@ from pickle import UnpicklingError
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -102,6 +103,7 @@ def check_image_size(backbone: nn.Module, height: int, width: int) -> None:
     Raises:
         ValueError: If it does not, as a transformer of fixed image size, or one whose patches do not fill the image.
     """
+    backbone = getattr(backbone, "_orig_mod", backbone)  # compiled for one image, it would be compiled again for many
     parameter = next(backbone.parameters(), torch.zeros(()))
     image = torch.zeros(1, _channels(backbone), height, width, device=parameter.device, dtype=parameter.dtype)
     try:
@@ -184,15 +186,12 @@ def _build(name: str, kwargs: dict[str, Any], passed_on: frozenset[str]) -> nn.M
         if unknown not in kwargs:
             raise
         raise TypeError(f"Backbone {name!r} does not take {unknown!r}: leave it out of its arguments.") from None
-    except (RuntimeError, UnpicklingError) as error:
+    except (RuntimeError, UnpicklingError, SafetensorError) as error:
         if not file:
             raise
-        hint = (
-            ""
-            if name.startswith(TORCHVISION_PREFIX)
-            else ("; one with a classifier is read by pretrained=True, pretrained_cfg_overlay={'file': …}")
-        )
-        raise ValueError(f"The weights in {file} do not fit backbone {name!r}{hint}: {error}") from None
+        hint = "one with a classifier is read by pretrained=True, pretrained_cfg_overlay={'file': …}"
+        of_timm = "" if name.startswith(TORCHVISION_PREFIX) else f"; {hint}"
+        raise ValueError(f"The weights in {file} do not fit backbone {name!r}{of_timm}: {error}") from None
     network.built_as = (name, architecture)  # type: ignore[assignment]
     return network
 

@@ -55,8 +55,10 @@ def test_a_file_that_is_missing_or_of_another_network_is_said(name: str, tmp_pat
     with pytest.raises(FileNotFoundError, match=r"No weights stand at .*gone\.pth: give a \.safetensors or \.pth file"):
         build_backbone(name, checkpoint_path=str(tmp_path / "gone.pth"))
     torch.save({"other": torch.zeros(1)}, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match=rf"The weights in .*other\.pth do not fit backbone '{name}'"):
-        build_backbone(name, checkpoint_path=str(tmp_path / "other.pth"))
+    (tmp_path / "other.safetensors").write_text("no weights")
+    for kind in ("pth", "safetensors"):
+        with pytest.raises(ValueError, match=rf"The weights in .*other\.{kind} do not fit backbone '{name}'"):
+            build_backbone(name, checkpoint_path=str(tmp_path / f"other.{kind}"))
 
 
 def test_a_file_with_a_classifier_says_how_timm_reads_it(tmp_path: Path) -> None:
