@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+
+class FullDiskError(OSError):
+    """No space, no quota, or a file larger than allowed; says what became of the files."""
+
+    def __str__(self) -> str:
+        return f"{super().__str__()}: nothing new was kept, and a file that stood there is whole; free some space"
+
+
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Error numbers of a `FullDiskError`."""
 
 
 @contextmanager
@@ -29,7 +41,8 @@ def written_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
         path: Where the whole file shall stand; replaced if it exists.
 
     Raises:
-        OSError: If the file cannot be written (disk full, no permission), naming `path`.
+        FullDiskError: If there is no space for the file.
+        OSError: If it cannot be written otherwise (no permission), naming `path`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -40,7 +53,9 @@ def written_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
         aside.replace(path)
     except BaseException as error:
         aside.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:  # as a full disk is reported
+        if isinstance(error, OSError) and error.errno in FULL_DISK:
+            raise FullDiskError(error.errno, error.strerror, str(path)) from error
+        if isinstance(error, OSError) and error.filename is None:
             error.filename = str(path)
         raise
     if os.name == "posix":  # elsewhere a folder cannot be opened, and the rename is flushed with the file
@@ -60,7 +75,8 @@ def files_written_aside(folder: str | os.PathLike[str], *, overwrite: bool = Fal
 
     Raises:
         FileExistsError: If one exists and may not be replaced; then none is moved.
-        OSError: If a file cannot be written or moved.
+        FullDiskError: If there is no space for the files.
+        OSError: If a file cannot be written or moved otherwise.
     """
     folder = Path(folder)
     missing = not folder.exists()
@@ -81,6 +97,10 @@ def files_written_aside(folder: str | os.PathLike[str], *, overwrite: bool = Fal
             file.replace(folder / file.name)
         if os.name == "posix":
             _flush(folder)
+    except OSError as error:
+        if error.errno in FULL_DISK:
+            raise FullDiskError(error.errno, error.strerror, error.filename or str(folder)) from error
+        raise
     finally:
         shutil.rmtree(aside)
         if missing and not any(folder.iterdir()):

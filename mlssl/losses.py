@@ -7,7 +7,8 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+
+from mlssl.contrastive_sums import Form, Places, sum_over_anchors
 
 Positives = Literal["log_of_sum", "mean_of_logs"]
 
@@ -35,7 +36,7 @@ def image_aware_contrastive_loss(
 
     An anchor without a positive (one view an image, or none passes ``min_similarity``) is left out of sum and count;
     where no anchor has one, the loss is 0 with zero gradients. A feature of zeros has cosine 0 with all others and gets
-    no gradient.
+    no gradient. The gradient is exact, and computed with the value; it cannot be differentiated again.
 
     Args:
         anchors: Features (R, P); they need not be normalised. Computed in at least float32, float64 stays.
@@ -51,8 +52,8 @@ def image_aware_contrastive_loss(
             code); only with ``mean_of_logs``.
         normalizer: What the sum over anchors is divided by; the number of anchors with a positive by default.
             Over devices, pass the number over all of them (:func:`count_anchors_with_positives`).
-        chunk_size: Anchors compared at a time, so that memory grows with ``chunk_size`` × M instead of R × M; their
-            similarities are computed a second time in the backward pass. Same value and gradient. None: all at once.
+        chunk_size: Anchors compared at a time, so that memory grows with ``chunk_size`` × M instead of R × M. Same
+            value and gradient. None: as many as have 16 MB of similarities.
 
     Returns:
         Scalar in at least float32.
@@ -74,22 +75,11 @@ def image_aware_contrastive_loss(
             f"min_similarity={min_similarity} gates single positives, and positives='log_of_sum' sums them first: "
             "pass positives='mean_of_logs', or min_similarity=None."
         )
-    anchors, image_ids, keys, key_image_ids, self_index = _prepare(
-        anchors, image_ids, keys, key_image_ids, self_index, min_similarity
-    )
-
-    total = anchors.sum() * 0  # has a gradient, though there be no anchor or no key
-    count = torch.zeros((), dtype=torch.long, device=anchors.device)
-    for part in _chunks(len(anchors) if len(keys) else 0, chunk_size):
-        arguments = (anchors[part], image_ids[part], self_index[part], keys, key_image_ids, temperature)
-        if chunk_size is None or not torch.is_grad_enabled():
-            part_sum, part_count = _sum_over_anchors(*arguments, positives, min_similarity)
-        else:
-            part_sum, part_count = checkpoint(  # frees the chunk's similarities until the backward pass
-                _sum_over_anchors, *arguments, positives, min_similarity, use_reentrant=False, preserve_rng_state=False
-            )
-        total = total + part_sum
-        count = count + part_count
+    places = _places(anchors, image_ids, keys, key_image_ids, self_index, chunk_size)
+    if keys is None and self_index is not None:
+        keys = anchors  # an anchor's own place is wherever it is said to be
+    form = Form(temperature, positives == "log_of_sum", _checked_gate(min_similarity))
+    total, count = sum_over_anchors(anchors, keys, places, form, chunk_size)
     divisor = count.clamp(min=1) if normalizer is None else normalizer
     return (temperature / base_temperature) * total / divisor
 
@@ -109,17 +99,13 @@ def count_anchors_with_positives(
     Returns:
         Integer scalar, on the device of the anchors, without gradient.
     """
-    anchors, image_ids, keys, key_image_ids, self_index = _prepare(
-        anchors.detach(), image_ids, keys, key_image_ids, self_index, min_similarity
-    )
-    keys = keys.detach()
-    count = torch.zeros((), dtype=torch.long, device=anchors.device)
-    for part in _chunks(len(anchors), chunk_size):
-        is_positive = (image_ids[part, None] == key_image_ids[None, :]) & ~_is_self(self_index[part], len(keys))
-        if min_similarity is not None:
-            is_positive &= _cosines(anchors[part], keys) >= min_similarity
-        count = count + is_positive.any(dim=1).sum()
-    return count
+    places = _places(anchors, image_ids, keys, key_image_ids, self_index, chunk_size)
+    if _checked_gate(min_similarity) is None:
+        return _num_positives(places).gt(0).sum()
+    # Of this form every term counts its anchor once, whatever the temperature.
+    form = Form(1.0, False, min_similarity)
+    with torch.no_grad():
+        return sum_over_anchors(anchors, anchors if keys is None else keys, places, form, chunk_size)[1]
 
 
 def negative_cosine_similarity(p: Tensor, z: Tensor) -> Tensor:
@@ -150,7 +136,7 @@ class ImageAwareContrastiveLoss(nn.Module):
         base_temperature: τ_b > 0.
         positives: ``log_of_sum`` or ``mean_of_logs``.
         min_similarity: Cosine that a positive must reach, with ``mean_of_logs`` only.
-        chunk_size: Anchors compared at a time; None: all.
+        chunk_size: Anchors compared at a time; None: as many as have 16 MB of similarities.
     """
 
     def __init__(
@@ -204,74 +190,36 @@ class NegativeCosineSimilarity(nn.Module):
         return negative_cosine_similarity(p, z)
 
 
-def _sum_over_anchors(
-    anchors: Tensor,
-    image_ids: Tensor,
-    self_index: Tensor,
-    keys: Tensor,
-    key_image_ids: Tensor,
-    temperature: float,
-    positives: Positives,
-    min_similarity: float | None,
-) -> tuple[Tensor, Tensor]:
-    """Sum of ℓ_i · τ_b/τ over the anchors with a positive, and their number; anchors (R, P), keys (M, P) of norm 1."""
-    similarity = _cosines(anchors, keys)
-    is_self = _is_self(self_index, len(keys))
-    is_positive = (image_ids[:, None] == key_image_ids[None, :]) & ~is_self
-    if min_similarity is not None:
-        is_positive &= similarity.detach() >= min_similarity
-    num_positives = is_positive.sum(dim=1)
-    has_positive = num_positives > 0
-    # Rows that are left out keep all their entries, so that no logsumexp runs over nothing (−∞, gradient NaN).
-    left_out = ~has_positive[:, None]
-    logits = similarity / temperature
-    log_all = logits.masked_fill(is_self & ~left_out, -torch.inf).logsumexp(dim=1)
-    if positives == "log_of_sum":
-        log_positives = logits.masked_fill(~is_positive & ~left_out, -torch.inf).logsumexp(dim=1)
-        per_anchor = (log_all - log_positives) / num_positives.clamp(min=1)
-    else:
-        mean_positive = (logits * is_positive).sum(dim=1) / num_positives.clamp(min=1)
-        per_anchor = log_all - mean_positive
-    return (per_anchor * has_positive).sum(), has_positive.sum()
+def _num_positives(places: Places) -> Tensor:
+    """Keys (R,) of an anchor's image other than itself, by sorting instead of R × M comparisons."""
+    ids, in_order = places.image_ids, places.key_image_ids.sort().values
+    number = torch.searchsorted(in_order, ids, right=True) - torch.searchsorted(in_order, ids)
+    if len(in_order) == 0:
+        return number
+    own_image = places.key_image_ids[places.self_index.clamp(min=0)]
+    return number - ((places.self_index >= 0) & (own_image == ids)).long()
 
 
-def _chunks(num_anchors: int, chunk_size: int | None) -> list[slice]:
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size={chunk_size} was given: pass at least 1, or None for all anchors at once.")
-    step = chunk_size or max(1, num_anchors)
-    return [slice(start, start + step) for start in range(0, num_anchors, step)]
-
-
-def _cosines(anchors: Tensor, keys: Tensor) -> Tensor:
-    with torch.autocast(anchors.device.type, enabled=False):  # which would round the product to bfloat16
-        return anchors @ keys.T
-
-
-def _is_self(self_index: Tensor, num_keys: int) -> Tensor:
-    return self_index[:, None] == torch.arange(num_keys, device=self_index.device)[None, :]
-
-
-def _prepare(
+def _places(
     anchors: Tensor,
     image_ids: Tensor,
     keys: Tensor | None,
     key_image_ids: Tensor | None,
     self_index: Tensor | None,
-    min_similarity: float | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Check the shapes, fill in the defaults, normalise the lines; a ``self_index`` of −1 leaves no key out."""
+    chunk_size: int | None,
+) -> Places:
+    """Check the shapes and fill in the defaults."""
     if anchors.ndim != 2 or image_ids.shape != anchors.shape[:1]:
         raise ValueError(
             f"anchors have shape {tuple(anchors.shape)} and image_ids {tuple(image_ids.shape)}: pass (R, P) and (R,)."
         )
     if (keys is None) != (key_image_ids is None):
         raise ValueError("keys and key_image_ids belong together: pass both, or neither to compare the anchors alone.")
-    if min_similarity is not None and not -1 <= min_similarity <= 1:
-        raise ValueError(f"min_similarity={min_similarity} is no cosine: pass a number in −1–1, or None for no gate.")
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size={chunk_size} was given: pass at least 1, or None for chunks of 16 MB.")
     own_places = torch.arange(len(anchors), device=anchors.device)
-    anchors = _unit_rows(anchors)
     if keys is None or key_image_ids is None:
-        keys, key_image_ids = anchors, image_ids
+        key_image_ids = image_ids
         self_index = own_places if self_index is None else self_index
     else:
         if keys.ndim != 2 or keys.shape[1] != anchors.shape[1] or key_image_ids.shape != keys.shape[:1]:
@@ -279,13 +227,18 @@ def _prepare(
                 f"keys have shape {tuple(keys.shape)} and key_image_ids {tuple(key_image_ids.shape)}: "
                 f"pass (M, {anchors.shape[1]}) and (M,)."
             )
-        keys = _unit_rows(keys)
         self_index = torch.full_like(own_places, -1) if self_index is None else self_index
     if self_index.shape != image_ids.shape:
         raise ValueError(
             f"self_index has shape {tuple(self_index.shape)}: pass one place for each of the {len(anchors)} anchors."
         )
-    return anchors, image_ids, keys, key_image_ids, self_index
+    return Places(image_ids, key_image_ids, self_index)
+
+
+def _checked_gate(min_similarity: float | None) -> float | None:
+    if min_similarity is not None and not -1 <= min_similarity <= 1:
+        raise ValueError(f"min_similarity={min_similarity} is no cosine: pass a number in −1–1, or None for no gate.")
+    return min_similarity
 
 
 def _unit_rows(features: Tensor) -> Tensor:

@@ -53,6 +53,8 @@ class MultiLabelSSLModule(L.LightningModule):
         mean: Of the backbone's input, one number a channel in 0–1; the backbone's own by default.
         std: Likewise, above 0.
         channels_last: Keep images and weights channels-last in memory, which convolutions run faster on.
+        compile: Whether training compiles the backbone by ``torch.compile``, which needs a C++ compiler, and minutes at
+            the first step. Names of weights stay.
         backbone_kwargs: Passed to ``timm.create_model`` or the torchvision builder: ``pretrained``, ``in_chans``, …
 
     Raises:
@@ -86,6 +88,7 @@ class MultiLabelSSLModule(L.LightningModule):
         mean: list[float] | None = None,
         std: list[float] | None = None,
         channels_last: bool = True,
+        compile: bool = False,
         backbone_kwargs: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -123,6 +126,9 @@ class MultiLabelSSLModule(L.LightningModule):
         self.register_buffer("pixel_std", _per_channel(std), persistent=False)
         if channels_last:
             self.backbone.to(memory_format=torch.channels_last)
+        self.compiles = compile
+        self._late_loss: _LateLoss | None = None  # of the step before
+        self._last_checkpoint = ""
 
     # ------------------------------------------------------------------ the method
 
@@ -137,12 +143,15 @@ class MultiLabelSSLModule(L.LightningModule):
 
         t0, t1 = (z0.detach(), z1.detach()) if self.stop_gradient else (z0, z1)
         pair = 0.5 * (negative_cosine_similarity(p0, t1) + negative_cosine_similarity(p1, t0))
-        image_aware = 0.5 * (self._image_aware(p0, z1, view_ids) + self._image_aware(p1, z0, view_ids))
+        image_aware = self._image_aware(torch.cat([p0, z1]), torch.cat([p1, z0]), torch.cat([view_ids, view_ids]))
         loss = pair + self.contrastive_weight * image_aware
-        self._check_finite(loss)
 
         for name, value in {"loss": loss, "pair_loss": pair, "image_aware_loss": image_aware}.items():
-            self.log(f"train/{name}", value.detach(), prog_bar=name == "loss", batch_size=num_images)
+            self.log(f"train/{name}", value.detach(), batch_size=num_images)
+        before = self._check_finite()
+        if before is not None:
+            self.log("loss", torch.tensor(before), prog_bar=True, logger=False)
+        self._late_loss = _LateLoss(loss, self.global_step, self.current_epoch)
         by_image = (num_images, num_blocks, -1)
         outputs = {
             "loss": loss,
@@ -158,38 +167,50 @@ class MultiLabelSSLModule(L.LightningModule):
         z = self.projector(f)
         return f, z, self.predictor(z)
 
-    def _image_aware(self, p: Tensor, z: Tensor, view_ids: Tensor) -> Tensor:
-        """The term on the set {p, z}, every anchor of this device against the keys of all devices.
+    def _image_aware(self, one: Tensor, other: Tensor, ids: Tensor) -> Tensor:
+        """Mean of the term on two sets (R, P), every anchor of this device against the keys of all devices.
 
         The sum over this device's anchors is divided by the number of anchors over all devices and multiplied by the
         number of devices, so that the mean of gradients that DDP takes is the gradient of the global mean.
         """
-        anchors = torch.cat([p, z])
-        ids = torch.cat([view_ids, view_ids])
-        keys, key_ids = gather_with_gradient(anchors), gather(ids)
-        self_index = rank() * len(anchors) + torch.arange(len(anchors), device=anchors.device)
-        number = count_anchors_with_positives(
-            anchors,
-            ids,
-            keys,
-            key_ids,
-            self_index=self_index,
-            min_similarity=self.image_aware_loss.min_similarity,
-            chunk_size=self.image_aware_loss.chunk_size,
-        )
-        normalizer = sum_over_devices(number).clamp(min=1) / world_size()
-        loss: Tensor = self.image_aware_loss(anchors, ids, keys, key_ids, self_index=self_index, normalizer=normalizer)
-        return loss
+        term = self.image_aware_loss
+        terms: list[Tensor]
+        if world_size() == 1:
+            terms = [term(one, ids), term(other, ids)]
+            return 0.5 * (terms[0] + terms[1])
+        keys = gather_with_gradient(torch.cat([one, other], dim=1)).chunk(2, dim=1)
+        key_ids = gather(ids)
+        compared = [(anchors, ids, of_set, key_ids) for anchors, of_set in zip((one, other), keys, strict=True)]
+        own = rank() * len(ids) + torch.arange(len(ids), device=ids.device)
+        numbers = [
+            count_anchors_with_positives(
+                *sets, self_index=own, min_similarity=term.min_similarity, chunk_size=term.chunk_size
+            )
+            for sets in compared
+        ]
+        divisors = sum_over_devices(torch.stack(numbers)).clamp(min=1) / world_size()
+        terms = [term(*sets, self_index=own, normalizer=d) for sets, d in zip(compared, divisors, strict=True)]
+        return 0.5 * (terms[0] + terms[1])
 
     # ------------------------------------------------------------------ features
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Images (n, C, H, W), uint8 or float in 0–1, to floats normalised by the backbone's mean and std."""
-        pixels = images.to(self.pixel_mean.dtype)
+        """Images (n, C, H, W), uint8 or float in 0–1, to floats normalised by the backbone's mean and std.
+
+        Raises:
+            ValueError: If they have another number of channels than the backbone takes.
+        """
+        if images.shape[1] != self.pixel_mean.shape[1]:
+            raise ValueError(
+                f"The images have {images.shape[1]} channels, and the backbone takes {self.pixel_mean.shape[1]}: pass "
+                f"backbone_kwargs={{'in_chans': {images.shape[1]}}} (--model.backbone_kwargs.in_chans), with mean and "
+                "std of as many numbers where they are given, or decode the images to as many channels."
+            )
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        pixels = images.to(self.pixel_mean.dtype, memory_format=layout)
         if images.dtype == torch.uint8:
-            pixels = pixels / 255
-        pixels = (pixels - self.pixel_mean) / self.pixel_std
-        return pixels.contiguous(memory_format=torch.channels_last) if self.channels_last else pixels
+            pixels.div_(255)
+        return (pixels - self.pixel_mean).div_(self.pixel_std)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (n, C, H, W), uint8 or float in 0–1, to average-pooled features (n, D)."""
@@ -216,6 +237,12 @@ class MultiLabelSSLModule(L.LightningModule):
 
     # ------------------------------------------------------------------ optimisation
 
+    def on_fit_start(self) -> None:
+        """Forget the last loss of another run, and compile the backbone where asked for."""
+        self._late_loss = None
+        if self.compiles:
+            self.backbone.compile()
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The recipe's optimizer, and a cosine to 0 over the optimizer steps of the run."""
         self.trainer.fit_loop.setup_data()  # loads the train loader, which Lightning otherwise does later
@@ -230,7 +257,9 @@ class MultiLabelSSLModule(L.LightningModule):
             for part in ([self.backbone, self.projector], [self.predictor])
         ]
         lr = scaled_lr(self.base_lr, self._count_views_per_step())
-        optimizer = build_optimizer(self.optimizer_name, groups_of[0] + groups_of[1], lr, self.momentum)
+        # Lightning refuses to clip the gradients of fused optimizers.
+        fused = not self.trainer.gradient_clip_val
+        optimizer = build_optimizer(self.optimizer_name, groups_of[0] + groups_of[1], lr, self.momentum, fused=fused)
         cosine = cosine_with_warmup(max(1, int(total_steps)), self._warmup_steps())
         of_predictor = _constant if self.constant_predictor_lr else cosine
         factors = [cosine] * len(groups_of[0]) + [of_predictor] * len(groups_of[1])
@@ -285,21 +314,34 @@ class MultiLabelSSLModule(L.LightningModule):
                 "Gradient accumulation adds none."
             )
 
-    def _check_finite(self, loss: Tensor) -> None:
-        if torch.isfinite(loss):
-            return
-        saver = self.trainer.checkpoint_callback
-        last = getattr(saver, "last_model_path", "") or getattr(saver, "best_model_path", "")
+    def _check_finite(self) -> float | None:
+        """Look at the loss of the last step that was made, which by now has arrived without anything waiting for it."""
+        late = self._late_loss
+        if late is None:
+            return None
+        loss = late.value()
+        if math.isfinite(loss):
+            return loss
         raise FloatingPointError(
-            f"The loss is {loss.item()} at step {self.global_step} (epoch {self.current_epoch}), and nothing of this "
-            f"step was kept; the last good checkpoint is {last or 'none yet'}. Lower base_lr, add warmup_epochs, or "
+            f"The loss is {loss} at step {late.step} (epoch {late.epoch}), and nothing of this step was kept; "
+            f"the last good checkpoint is {self._last_checkpoint or 'none yet'}. Lower base_lr, add warmup_epochs, or "
             "use precision 32-true."
         )
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:  # noqa: ARG002 - Lightning names them
+        """Note the last checkpoint, as its callback names the next one before that is saved."""
+        saver = self.trainer.checkpoint_callback
+        self._last_checkpoint = getattr(saver, "last_model_path", "") or getattr(saver, "best_model_path", "")
+
+    def on_train_epoch_end(self) -> None:
+        """Look at the loss of the epoch's last step too."""
+        self._check_finite()
 
     # ------------------------------------------------------------------ checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave out torch.compile's prefix and what would read pretrained weights once more; add the last metrics."""
+        """Save no step whose loss is no number, no prefix of torch.compile, no word to read weights; add metrics."""
+        self._check_finite()
         checkpoint["state_dict"] = {_plain_name(name): value for name, value in checkpoint["state_dict"].items()}
         hparams, origin = checkpoint.get("hyper_parameters", {}), built_as(self.backbone)
         if origin is not None and hparams.get("backbone_kwargs"):
@@ -320,6 +362,42 @@ class MultiLabelSSLModule(L.LightningModule):
                 "The backbone of this checkpoint was given as a network, which no checkpoint holds: pass the same one, "
                 "MultiLabelSSLModule.load_from_checkpoint(path, backbone=net)."
             )
+        own = self.state_dict()
+        if not fits or any(name in own and own[name].shape != value.shape for name, value in state.items()):
+            raise ValueError(_other_architecture(checkpoint.get("hyper_parameters", {}), dict(self.hparams)))
+
+
+def _other_architecture(there: dict[str, Any], here: dict[str, Any]) -> str:
+    names = ("backbone", "backbone_kwargs", "projection_dim", "predictor_dim")
+    differing = [
+        f"{name}={there[name]!r} there, {here.get(name)!r} here"
+        for name in names
+        if name in there and there[name] != here.get(name)
+    ]
+    return (
+        f"The checkpoint does not fit this module: {'; '.join(differing) or 'its weights have other names or shapes'}. "
+        "Build the module as it was, or leave the checkpoint out."
+    )
+
+
+class _LateLoss:
+    """A loss on its way from the device to the host, which nobody waits for until it is asked for."""
+
+    def __init__(self, loss: Tensor, step: int, epoch: int) -> None:
+        self.step = step
+        self.epoch = epoch
+        self._loss = loss.detach().to("cpu", non_blocking=True)
+        self._arrived = torch.cuda.Event() if loss.is_cuda else None  # type: ignore[no-untyped-call]
+        if self._arrived is not None:
+            self._arrived.record()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_LateLoss":
+        return self  # an event of the device cannot be copied
+
+    def value(self) -> float:
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._loss.item()
 
 
 def _check_at_least(least: int, **settings: float) -> None:

@@ -69,7 +69,7 @@ def parameter_groups(
 
 
 def build_optimizer(
-    name: OptimizerName, groups: list[dict[str, Any]], lr: float, momentum: float = 0.9
+    name: OptimizerName, groups: list[dict[str, Any]], lr: float, momentum: float = 0.9, *, fused: bool = False
 ) -> torch.optim.Optimizer:
     """SGD as in the paper's recipe, torch's AdamW, or timm's LARS for very large batches.
 
@@ -78,14 +78,17 @@ def build_optimizer(
         groups: Of :func:`parameter_groups`.
         lr: Peak learning rate.
         momentum: Of SGD and LARS; AdamW keeps torch's betas.
+        fused: Whether SGD and AdamW take one pass over all parameters, where their devices have such a one.
 
     Raises:
         ValueError: On any other name.
     """
+    devices = {parameter.device.type for group in groups for parameter in group["params"]}
+    fused = fused and devices <= {"cpu", "cuda"}
     if name == "sgd":
-        return torch.optim.SGD(groups, lr=lr, momentum=momentum)
+        return torch.optim.SGD(groups, lr=lr, momentum=momentum, fused=fused or None)
     if name == "adamw":
-        return torch.optim.AdamW(groups, lr=lr)
+        return torch.optim.AdamW(groups, lr=lr, fused=fused or None)
     if name == "lars":
         from timm.optim import Lars
 

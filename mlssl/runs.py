@@ -1,17 +1,29 @@
 """What a run is given when its user says nothing: a folder of its own, callbacks, a log, a precision."""
 
 import os
+import re
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
+import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger, Logger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
-from mlssl.callbacks import BackboneExport, CollapseMonitor, OnlineLinearProbe, Throughput, ViewGridLogger
+from mlssl.callbacks import (
+    BackboneExport,
+    CollapseMonitor,
+    LearningRate,
+    OnlineLinearProbe,
+    RepresentationLogger,
+    Throughput,
+    ViewGridLogger,
+)
 from mlssl.checkpoint import AtomicCheckpointIO
+from mlssl.data.datamodule import MultiLabelDataModule
+from mlssl.metrics_file import MetricsFile, read_metrics
 
 RUN_FOLDER_VARIABLE = "MLSSL_RUN_FOLDER"
 """Environment variable by which the processes of one run agree on its folder."""
@@ -37,12 +49,38 @@ def new_run_folder(parent: str | os.PathLike[str] = "runs", name: str = "fit") -
             folder.mkdir(parents=True)
         except FileExistsError:
             continue
+        except OSError as error:
+            raise OSError(
+                f"{folder} cannot be made for the run ({error.strerror}): pass another place, --runs FOLDER, or see to "
+                "its permissions."
+            ) from error
         os.environ[RUN_FOLDER_VARIABLE] = str(folder)
         return folder
     raise OSError(f"{Path(parent) / stem} and 998 more of its kind exist: pass another name or another runs folder.")
 
 
-def run_settings(folder: Path, trainer_settings: dict[str, Any]) -> dict[str, Any]:
+def resumable_run(folder: str | os.PathLike[str]) -> tuple[Path, Path]:
+    """Config and last checkpoint of a run that is to go on in its own folder.
+
+    Raises:
+        FileNotFoundError: If there is no such folder, or it lacks one of the two.
+    """
+    folder = Path(folder)
+    config, checkpoint = folder / "config.yaml", folder / "checkpoints" / "last.ckpt"
+    if not folder.is_dir():
+        raise FileNotFoundError(f"There is no run at {folder}: pass the folder of one, --resume runs/NAME-<time>.")
+    for file in (config, checkpoint):
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"{folder} cannot go on, it has no {file.relative_to(folder)}: pass the folder of a run that "
+                "saved a checkpoint, or start it again."
+            )
+    return config, checkpoint
+
+
+def run_settings(
+    folder: Path, trainer_settings: dict[str, Any], *, checkpoint: str | os.PathLike[str] | None = None
+) -> dict[str, Any]:
     """Complete Trainer arguments for a run in ``folder``: what the user gave stays, what is missing is added.
 
     Added are: ``metrics.csv`` beside whatever loggers there are, checkpoints in ``checkpoints/`` with the last one kept
@@ -51,6 +89,7 @@ def run_settings(folder: Path, trainer_settings: dict[str, Any]) -> dict[str, An
     Args:
         folder: Of :func:`new_run_folder`.
         trainer_settings: Arguments of ``lightning.Trainer``; not changed.
+        checkpoint: From which the run of this folder goes on: ``metrics.csv`` is continued from its step.
 
     Returns:
         New arguments of ``lightning.Trainer``.
@@ -59,7 +98,7 @@ def run_settings(folder: Path, trainer_settings: dict[str, Any]) -> dict[str, An
     settings["default_root_dir"] = str(folder)
     settings["precision"] = settings.get("precision") or default_precision(settings.get("accelerator", "auto"))
     settings["logger"] = [
-        CSVLogger(str(folder), name="", version="", flush_logs_every_n_steps=1),
+        MetricsFile(folder, None if checkpoint is None else _steps_of(checkpoint)),
         *_loggers(settings.get("logger")),
     ]
     settings["callbacks"] = _with_defaults(folder, _as_list(settings.get("callbacks")), settings)
@@ -69,7 +108,62 @@ def run_settings(folder: Path, trainer_settings: dict[str, Any]) -> dict[str, An
     if settings.get("log_every_n_steps") is None:
         limits = (settings.get("limit_train_batches"), settings.get("max_steps"))
         settings["log_every_n_steps"] = min(LOG_EVERY_N_STEPS, *(_number_of_steps(limit) for limit in limits))
+        settings["callbacks"].append(_LogShortEpochs())
     return settings
+
+
+def logger_in_folder(logger: Logger, arguments: dict[str, Any], folder: Path) -> Logger:
+    """The same logger with its files in the run's folder, unless it was given another place than ``"."``.
+
+    A run in Weights & Biases is called as the folder, unless it was given a name; one that left files in the folder
+    goes on under its id. TensorBoard's files lie in ``tensorboard/``. Other loggers are left as they are.
+
+    Args:
+        logger: As it was built.
+        arguments: What it was built with.
+        folder: Of the run.
+    """
+    if not isinstance(logger, (WandbLogger, TensorBoardLogger)) or arguments.get("save_dir", ".") != ".":
+        return logger
+    if isinstance(logger, TensorBoardLogger):
+        return type(logger)(**{**arguments, "save_dir": str(folder), "name": "", "version": "tensorboard"})
+    name, run_id = arguments.get("name") or folder.name, arguments.get("id") or _wandb_id(folder)
+    return type(logger)(**{**arguments, "save_dir": str(folder), "name": name, "id": run_id})
+
+
+def run_summary(folder: Path, trainer: L.Trainer) -> dict[str, Any]:
+    """What came of a fit: epochs, steps, the last value of each metric, the best ``probe/mAP``, where its files lie.
+
+    Args:
+        folder: Of the run.
+        trainer: That has ended the fit.
+    """
+    logged = read_metrics(folder)
+    last = {name: values[-1] for name, values in logged.items() if name not in ("step", "epoch")}
+    best = {"probe/best_mAP": max(logged["probe/mAP"])} if "probe/mAP" in logged else {}
+    saver = trainer.checkpoint_callback
+    return {
+        **last,
+        **best,
+        "run/folder": str(folder),
+        "run/epochs": trainer.current_epoch,
+        "run/steps": trainer.global_step,
+        "run/checkpoint": str(getattr(saver, "last_model_path", "") or getattr(saver, "best_model_path", "")),
+        "run/exports": [str(path) for path in sorted(folder.glob("exports/*"))],
+    }
+
+
+def _wandb_id(folder: Path) -> str | None:
+    """Of the run that left its files in ``wandb/run-<date>_<time>-<id>`` or ``offline-run-…``; None without one."""
+    names = sorted(entry.name for entry in folder.glob("wandb/*run-*") if entry.is_dir())
+    found = [match[1] for match in (re.fullmatch(r"(?:offline-)?run-\d+_\d+-(.+)", name) for name in names) if match]
+    return found[-1] if found else None
+
+
+def _steps_of(checkpoint: str | os.PathLike[str]) -> int:
+    """Batches that had been stepped on when it was saved, by which the log counts."""
+    loops = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["loops"]
+    return int(loops["fit_loop"]["epoch_loop.state_dict"]["_batches_that_stepped"])
 
 
 def default_precision(accelerator: object = "auto") -> Literal["bf16-mixed", "32-true"]:
@@ -88,13 +182,25 @@ def default_precision(accelerator: object = "auto") -> Literal["bf16-mixed", "32
     return "bf16-mixed" if has and not on_apple else "32-true"
 
 
+class _LogShortEpochs(Callback):
+    """An epoch of fewer steps than lie between two lines of the log is logged at its last step."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:  # noqa: ARG002
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if stage == "fit" and isinstance(data, MultiLabelDataModule) and data.train_records is not None:
+            steps = len(data.train_records) // (data.hparams["batch_size"] * trainer.world_size)
+            trainer.log_every_n_steps = max(1, min(trainer.log_every_n_steps, steps))  # type: ignore[attr-defined]
+
+
 def _with_defaults(folder: Path, given: list[Callback], settings: dict[str, Any]) -> list[Callback]:
     defaults: list[Callback] = [
         OnlineLinearProbe(),
         CollapseMonitor(),
         ViewGridLogger(),
         Throughput(),
+        LearningRate(),
         BackboneExport(),
+        RepresentationLogger(),
     ]
     if settings.get("enable_checkpointing") is not False:
         defaults.append(ModelCheckpoint(dirpath=folder / "checkpoints", filename="{epoch}-{step}", save_last=True))

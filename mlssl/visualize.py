@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from mlssl.atomic import written_aside
-from mlssl.data.records import ImageArray
+from mlssl.data.images import ImageArray
 from mlssl.views.grid import Box
 
 COLOURS = ("#e6194b", "#0a6cff", "#1f9d2f", "#f07800", "#8b3fd9", "#008f8f", "#d63fb0", "#8c5a2b")
@@ -31,6 +31,7 @@ def draw_view_grid(
     boxes: Sequence[Box],
     path: str | os.PathLike[str] | None = None,
     title: str | None = None,
+    channels: tuple[int, int, int] = (0, 1, 2),
 ) -> ImageArray:
     """Draw an image with its blocks, and beside it the views of each block: one row a branch, one column a block.
 
@@ -38,12 +39,13 @@ def draw_view_grid(
     other, because blocks share edges.
 
     Args:
-        image: RGB, uint8 (H, W, 3).
-        views: uint8 (A, K, 3, S, S), as `BlockViews` gives them.
+        image: RGB or C other channels, uint8 (H, W, C).
+        views: uint8 (A, K, C, S, S), as `BlockViews` gives them.
         boxes: The K blocks of the image, as `BlockViews.boxes` gives them.
         path: Where the picture is written, in the format of the suffix (.png, .jpg); the folder is made if missing.
             None writes nothing.
         title: A line above the picture.
+        channels: Which are drawn as red, green and blue where C is 3 or more; of fewer the first is drawn gray.
 
     Returns:
         The picture, RGB, uint8 (height, width, 3).
@@ -57,7 +59,9 @@ def draw_view_grid(
         >>> picture.dtype, picture.shape[2]
         (dtype('uint8'), 3)
     """
-    _check(image, views, boxes)
+    _check(image, views, boxes, channels)
+    shown = list(channels) if image.shape[2] >= 3 else [0, 0, 0]
+    image, views = image[:, :, shown], views[:, :, shown]
     font = ImageFont.load_default(TEXT)
     branches, blocks = views.shape[:2]
     colours = [COLOURS[block % len(COLOURS)] for block in range(blocks)]
@@ -116,13 +120,16 @@ def _resized(pixels: ImageArray, height: int, width: int) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(pixels)).resize((width, height), Image.Resampling.BICUBIC)
 
 
-def _check(image: ImageArray, views: Tensor, boxes: Sequence[Box]) -> None:
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
-        raise ValueError(f"the image is {image.dtype} of shape {image.shape}: give RGB pixels, uint8 (H, W, 3)")
-    if views.dtype != torch.uint8 or views.ndim != 5 or views.shape[2] != 3 or views.numel() == 0:
+def _check(image: ImageArray, views: Tensor, boxes: Sequence[Box], channels: tuple[int, int, int]) -> None:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.size == 0:
+        raise ValueError(f"the image is {image.dtype} of shape {image.shape}: give its pixels, uint8 (H, W, C)")
+    if views.dtype != torch.uint8 or views.ndim != 5 or views.shape[2] != image.shape[2] or views.numel() == 0:
         raise ValueError(
-            f"the views are {views.dtype} of shape {tuple(views.shape)}: give those of one image, uint8 (A, K, 3, S, S)"
+            f"the views are {views.dtype} of shape {tuple(views.shape)}: give those of one image, "
+            f"uint8 (A, K, {image.shape[2]}, S, S)"
         )
+    if len(channels) != 3 or (image.shape[2] >= 3 and not all(0 <= one < image.shape[2] for one in channels)):
+        raise ValueError(f"channels={channels} of {image.shape[2]} were given: choose three, from 0")
     if len(boxes) != views.shape[1]:
         raise ValueError(
             f"there are {len(boxes)} boxes and views of {views.shape[1]} blocks: give BlockViews.boxes(height, width) "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,6 +43,14 @@ def _one_thread() -> None:
 def _lightning_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
     # Lightning keeps its log to itself where it was imported before pytest listened, as older pytest lets it be.
     monkeypatch.setattr(logging.getLogger("lightning.pytorch"), "propagate", True)
+
+
+@pytest.fixture(autouse=True)
+def _wandb_starts_anew() -> Iterator[None]:
+    # Its service outlives a run, and takes the next one's relative paths from the folder that it was started in.
+    yield
+    if "wandb" in sys.modules:
+        sys.modules["wandb"].teardown()
 
 
 @pytest.fixture(scope="session")

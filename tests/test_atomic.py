@@ -66,7 +66,10 @@ def test_a_failing_flush_counts_as_a_failing_write(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(os, "fsync", full)
     with (
-        pytest.raises(OSError, match=r"No space left on device: '.*numbers.txt'"),
+        pytest.raises(
+            OSError,
+            match=r"No space left on device: '.*numbers.txt': nothing new was kept, and a file that",
+        ),
         written_aside(tmp_path / "numbers.txt") as aside,
     ):
         aside.write_text("1 2 3")
@@ -94,7 +97,7 @@ def test_a_real_write_past_the_space_there_is_names_the_file(tmp_path: Path) -> 
     )
     done = subprocess.run([sys.executable, "-c", limited], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
-    assert f"OSError: [Errno {errno.EFBIG}] File too large: '{tmp_path / 'big.bin'}'" in done.stderr
+    assert f"FullDiskError: [Errno {errno.EFBIG}] File too large: '{tmp_path / 'big.bin'}'" in done.stderr
     assert (tmp_path / "big.bin").read_text() == "old"
     assert names(tmp_path) == ["big.bin"]
 

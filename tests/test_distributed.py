@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from _gloo import Processes
+from PIL import Image
 from torch import Tensor
 
-from mlssl.distributed import gather, gather_with_gradient, rank, sum_over_devices, world_size
+from mlssl.data.datamodule import MultiLabelDataModule
+from mlssl.data.images import BadImageError
+from mlssl.distributed import gather, gather_objects, gather_with_gradient, rank, sum_over_devices, world_size
 from mlssl.losses import count_anchors_with_positives, image_aware_contrastive_loss
 
 FORMS: dict[str, dict[str, Any]] = {
@@ -37,6 +41,7 @@ def test_one_process_keeps_everything_as_it_is() -> None:
     assert gather_with_gradient(rows) is rows
     assert gather(rows) is rows
     assert sum_over_devices(rows) is rows
+    assert gather_objects("word") == ["word"]
 
 
 def gathered() -> dict[str, Any]:
@@ -125,6 +130,35 @@ def test_shares_of_the_loss_add_up_to_that_of_one_process_and_so_does_the_gradie
 def fails_on(place: int) -> None:
     if rank() == place:
         raise RuntimeError("one process alone fails")
+
+
+def own_words() -> list[dict[str, int]]:
+    return gather_objects({"rank": rank()})
+
+
+def test_words_of_all_processes_are_listed_in_order_of_rank(processes: Processes) -> None:
+    assert processes.run(own_words) == [[{"rank": 0}, {"rank": 1}]] * 2
+
+
+def found_on_two_devices(folder: str, settings: dict[str, Any]) -> str | dict[str, list[str]]:
+    data = MultiLabelDataModule("folder", folder, num_workers=0, check_images=True, **settings)
+    try:
+        data.setup()
+    except BadImageError as error:
+        return str(error)
+    return {name: [path.name for path in paths] for name, paths in data.skipped_images.items()}
+
+
+def test_each_process_checks_its_share_and_all_know_what_was_found(processes: Processes, tmp_path: Path) -> None:
+    for index in range(5):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{index}.png")
+    (tmp_path / "1.png").write_text("no image")
+    (tmp_path / "4.png").write_text("no image")
+    first, second = processes.run(found_on_two_devices, str(tmp_path), {})
+    assert first == second
+    assert "2 of 5 train images cannot be decoded" in first
+    skipped = processes.run(found_on_two_devices, str(tmp_path), {"on_bad_image": "skip"})
+    assert skipped == [{"train": ["1.png", "4.png"]}] * 2
 
 
 def test_failure_of_a_process_reaches_the_test(processes: Processes) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 import runpy
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -17,6 +19,8 @@ SMALL = {
     "quickstart.py": ["--epochs", "1", "--size", "32", "--batch_size", "8"],
     "own_lightning_project.py": ["--count", "64", "--epochs", "1"],
     "export_table.py": ["--architectures", "[test_resnet, test_vit]", "--formats", "[timm, torchvision]"],
+    "own_images.py": ["--epochs", "1", "--size", "32", "--batch_size", "8", "--backbone", "test_resnet"],
+    "log_to_wandb.py": ["--offline", "--epochs", "1", "--steps", "2"],
     "plain_pytorch.py": ["--count", "16", "--epochs", "1", "--batch_size", "8"],
 }
 
@@ -80,3 +84,91 @@ def test_a_config_opens_with_command_hardware_time_and_number(path):
     assert f"mlssl fit --config examples/configs/{path.name}" in opening
     assert all(word in opening.lower() for word in ("hardware", "time", "map"))
     assert yaml.safe_load(text)["name"] == path.stem
+
+
+@pytest.mark.filterwarnings("ignore:The number of training batches")
+@pytest.mark.parametrize("source", ["folder", "manifest"])
+def test_own_images_train_from_a_folder_and_from_a_manifest(source, photographs, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names = sorted(path.name for path in photographs.iterdir())
+    lines = [f"{name},{'odd' if index % 2 else 'even'}" for index, name in enumerate(names)]
+    (photographs / "train.csv").write_text("\n".join(["path,labels", *lines, ""]))
+    words = {
+        "folder": ["--folder", str(photographs)],
+        "manifest": ["--manifest", str(photographs / "train.csv"), "--val", str(photographs / "train.csv")],
+    }[source]
+    _run("own_images.py", [*SMALL["own_images.py"], *words], monkeypatch)
+    printed = capsys.readouterr().out
+    assert ("2 classes" if source == "manifest" else "unlabelled") in printed
+    assert ("mAP of the probe" in printed) == (source == "manifest")
+    assert list(tmp_path.glob("runs/own_images/exports/backbone.safetensors"))
+
+
+@pytest.mark.filterwarnings("ignore:The number of training batches")
+def test_a_run_is_logged_to_weights_and_biases_offline(tmp_path, monkeypatch, capsys):
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB_MODE", "offline")  # undone afterwards, where the logger would leave it behind
+    _run("log_to_wandb.py", SMALL["log_to_wandb.py"], monkeypatch)
+    wandb.teardown()
+    assert "the run: " in capsys.readouterr().out
+    assert list(tmp_path.glob("runs/wandb/offline-run-*/run-*.wandb"))
+
+
+@pytest.fixture
+def tiny_corel(tmp_path) -> Path:
+    """Corel-5K's layout with 48 training and 16 test pictures of two words, one of them in each."""
+    root = tmp_path / "corel"
+    (root / "labels").mkdir(parents=True)
+    (root / "labels" / "words").write_text("sky\nsea\n")
+    for split, name, count in (("train", "training", 96), ("test", "test", 16)):
+        (root / f"{split}_jpeg").mkdir()
+        (root / "labels" / f"{name}_label").write_text("".join(f"{n} {1 + n % 2}\n" for n in range(1, count + 1)))
+        for number in range(1, count + 1):
+            Image.effect_noise((24, 16), 20 + 60 * (number % 2)).save(root / f"{split}_jpeg" / f"{number}.jpeg")
+    return root
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The number of training batches", "ignore:.*train_dataloader.*does not have many")
+@pytest.mark.parametrize(
+    ("name", "words", "printed"),
+    [
+        ("views", ["--images", "2", "--size", "32", "--passes", "1"], "ours"),
+        (
+            "loader",
+            ["--images", "4", "--size", "32", "--batch_size", "2", "--workers", "[1]", "--rounds", "1"],
+            "index",
+        ),
+        ("loss", ["--anchors", "64", "--width", "32", "--rounds", "1"], "plain"),
+        ("probe", ["--source", "test_resnet"], "times faster"),
+        ("probe_memory", ["--images", "1200", "--width", "16", "--labels", "3"], "beside MiB"),
+        (
+            "step",
+            ["--dataset", "folder", "--size", "32", "--batch_size", "4", "--steps", "1", "--rounds", "1"],
+            "TFLOP/s",
+        ),
+        ("time_to_quality", ["--size", "32", "--epochs", "1", "--limit", "1", "--target", "0.1"], "mAP 0.1 {"),
+    ],
+)
+def test_a_benchmark_prints_its_rows(name, words, printed, photographs, tiny_corel, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(EXAMPLES / "benchmarks"))
+    threads, cores = torch.get_num_threads(), os.sched_getaffinity(0)
+    corel = str(tiny_corel)
+    folders = {"loss": [], "probe": ["--root", corel], "probe_memory": [], "time_to_quality": [corel]}
+    folder = folders.get(name, [str(photographs)])
+    try:
+        _run(f"benchmarks/{name}.py", [*folder, *words], monkeypatch)
+    finally:
+        torch.set_num_threads(threads)
+        os.sched_setaffinity(0, cores)
+        sys.modules.pop("authors_way", None)
+    assert printed in capsys.readouterr().out
+
+
+def test_every_benchmark_is_run_here():
+    assert {file.stem for file in (EXAMPLES / "benchmarks").glob("*.py")} == {
+        *("authors_way", "views", "loader", "loss", "probe", "probe_memory", "step", "time_to_quality"),
+    }

@@ -181,10 +181,11 @@ def test_anchors_are_counted_alike_in_chunks(min_similarity: float | None) -> No
     assert len(counts) == 1
 
 
-def test_chunks_keep_no_similarities_for_the_backward_pass() -> None:
-    features, ids = drawn(64), torch.arange(16).repeat_interleave(4)
-    largest = {}
-    for chunk_size in (None, 8):
+@every_form
+def test_no_similarities_are_kept_for_the_backward_pass(settings: dict[str, Any]) -> None:
+    features, keys = drawn(64), drawn(80, seed=1)
+    ids, key_ids = torch.arange(16).repeat_interleave(4), torch.arange(16).repeat_interleave(5)
+    for arguments in ((), (keys, key_ids)):
         sizes = [0]
 
         def note(tensor: Tensor, sizes: list[int] = sizes) -> Tensor:
@@ -192,10 +193,35 @@ def test_chunks_keep_no_similarities_for_the_backward_pass() -> None:
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            image_aware_contrastive_loss(features, ids, chunk_size=chunk_size)
-        largest[chunk_size] = max(sizes)
-    assert largest[None] == 64 * 64
-    assert largest[8] <= features.numel()
+            image_aware_contrastive_loss(features, ids, *arguments, **settings)
+        assert max(sizes) <= keys.numel()
+
+
+def test_gradient_cannot_be_differentiated_again() -> None:
+    features = drawn(4)
+    loss = image_aware_contrastive_loss(features, torch.tensor([0, 0, 1, 1]))
+    (gradient,) = torch.autograd.grad(loss, features, create_graph=True)
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        gradient.sum().backward()
+
+
+def test_backward_pass_may_run_twice() -> None:
+    features = drawn(4)
+    loss = image_aware_contrastive_loss(features, torch.tensor([0, 0, 1, 1]))
+    first, second = (torch.autograd.grad(loss, features, retain_graph=True)[0] for _ in range(2))
+    torch.testing.assert_close(second, first, rtol=0, atol=0)
+
+
+@every_form
+@pytest.mark.parametrize("temperature", [0.02, 0.024, 0.026, 1.0])
+def test_low_and_high_temperatures_give_the_slow_loops_value(temperature: float, settings: dict[str, Any]) -> None:
+    """In float32, sums of exponentials of shifted logits at first, logsumexp of whole lines below τ = 1/40."""
+    features, ids = drawn(9), torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 3])
+    reference = value_and_gradients(slow_loss(features, ids, temperature=temperature, **settings), features)
+    single = features.detach().float().requires_grad_()
+    loss = image_aware_contrastive_loss(single, ids, temperature=temperature, **settings)
+    for one, other in zip(value_and_gradients(loss, single), reference, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=1e-3, atol=1e-3 * float(other.abs().max()) + 2e-5)
 
 
 def test_gate_at_one_lets_equal_features_through() -> None:

@@ -18,6 +18,7 @@ from lightning.pytorch.loggers import CSVLogger
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
 
 from mlssl.data.datamodule import MultiLabelDataModule
@@ -558,6 +559,68 @@ def test_loss_that_is_no_number_stops_the_run_with_step_and_last_checkpoint(savi
     ):
         fitting.fit(module, DataLoader(Poisoned(module), batch_size=2))
     assert [path.name for path in tmp_path.glob("*.ckpt")] == (["step=2.ckpt"] if saving else [])
+
+
+class Reads(TorchDispatchMode):
+    """Counts where a value, or a shape that depends on values, goes from the device to the program."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read: list[Tensor] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if name in ("_local_scalar_dense", "nonzero", "_unique2", "unique_dim", "masked_select", "is_nonzero", "equal"):
+            self.read.append(args[0])
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"positives": "mean_of_logs", "min_similarity": 0.3}], ids=["default", "gated"]
+)
+def test_a_step_reads_nothing_from_the_device_but_the_loss_of_the_step_before(settings: dict[str, Any]) -> None:
+    module = small(**settings)
+    batch = view_batch()
+    first = module.training_step(batch, 1)["loss"]
+    with Reads() as reads:
+        second = module.training_step(batch, 2)["loss"]
+        second.backward()
+    (read,) = reads.read
+    assert read.item() == first.item()
+    assert read is not second
+
+
+def test_progress_bar_shows_the_loss_a_step_late(tmp_path: Path) -> None:
+    class Bar(L.Callback):
+        shown: list[float | None] = []  # noqa: RUF012
+        losses: list[float] = []  # noqa: RUF012
+
+        def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+            self.shown.append(trainer.progress_bar_metrics.get("loss"))
+            self.losses.append(float(trainer.callback_metrics["train/loss"]))
+
+    bar = Bar()
+    trainer(tmp_path, callbacks=[bar]).fit(small(), DataLoader(Views(4 * 2), batch_size=2))
+    assert bar.shown == pytest.approx([None, *bar.losses[:-1]])
+
+
+@pytest.mark.slow
+def test_compiled_step_is_the_plain_one(tmp_path: Path) -> None:
+    weights = []
+    for compiled in (False, True):
+        module = small(compile=compiled, base_lr=0.01)
+        trainer(tmp_path, max_epochs=1).fit(module, DataLoader(Views(2 * 4), batch_size=4))
+        assert (module.backbone._compiled_call_impl is not None) is compiled
+        assert not any("_orig_mod" in name for name in module.state_dict())
+        weights.append(torch.cat([p.detach().flatten() for p in module.parameters()]))
+    torch.testing.assert_close(*weights, rtol=1e-2, atol=1e-4)
+
+
+def test_gradients_can_be_clipped(tmp_path: Path) -> None:
+    for clip, fused in ((None, True), (0.5, False)):
+        fitting = trainer(tmp_path, gradient_clip_val=clip, precision="bf16-mixed")
+        fitting.fit(small(), DataLoader(Views(2 * 2), batch_size=2))
+        assert bool(fitting.optimizers[0].defaults["fused"]) is fused
 
 
 def test_subclass_may_bring_its_own_optimizer(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import pytest
 import torch
@@ -108,3 +109,23 @@ def test_momentum_of_the_recipe_is_the_default(network: nn.Sequential) -> None:
 def test_unknown_optimizer_is_refused(network: nn.Sequential) -> None:
     with pytest.raises(ValueError, match="optimizer='adam' is unknown: pass 'sgd', 'adamw' or 'lars', or override"):
         build_optimizer("adam", parameter_groups([network], 0.0), lr=0.1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_fused_optimizers_take_the_same_step(name: Literal["sgd", "adamw"]) -> None:
+    weights = []
+    for fused in (False, True):
+        torch.manual_seed(0)
+        layer = nn.Linear(5, 3)
+        optimizer = build_optimizer(name, parameter_groups([layer], 0.1), 0.2, fused=fused)
+        assert bool(optimizer.defaults["fused"]) is fused
+        for _ in range(3):
+            layer(torch.ones(2, 5)).square().sum().backward()
+            optimizer.step()
+        weights.append(layer.weight)
+    torch.testing.assert_close(*weights)
+
+
+def test_devices_without_fused_optimizers_get_the_plain_one() -> None:
+    layer = nn.Linear(5, 3, device="meta")
+    assert not build_optimizer("sgd", parameter_groups([layer], 0.1), 0.2, fused=True).defaults["fused"]

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from lightning.pytorch.loggers import WandbLogger
 
 from mlssl.callbacks import BackboneExport, CollapseMonitor, OnlineLinearProbe
 from mlssl.checkpoint import AtomicCheckpointIO
+from mlssl.metrics_file import MetricsFile
 from mlssl.runs import RUN_FOLDER_VARIABLE, default_precision, new_run_folder, run_settings
 
 
@@ -73,14 +74,14 @@ def test_what_the_user_gave_stays_and_metrics_csv_is_written_beside_it(tmp_path)
     assert given["callbacks"] == [probe, saver]
     assert [callback for callback in settings["callbacks"] if isinstance(callback, OnlineLinearProbe)] == [probe]
     assert [callback for callback in settings["callbacks"] if isinstance(callback, ModelCheckpoint)] == [saver]
-    assert [type(logger) for logger in settings["logger"]] == [CSVLogger, WandbLogger]
+    assert [type(logger) for logger in settings["logger"]] == [MetricsFile, WandbLogger]
     assert settings["precision"] == "32-true"
     assert settings["log_every_n_steps"] == 7
 
 
 @pytest.mark.parametrize("logger", [None, True, False])
 def test_metrics_csv_is_written_whatever_the_logger(tmp_path, logger):
-    assert [type(one) for one in run_settings(tmp_path, {"logger": logger})["logger"]] == [CSVLogger]
+    assert [type(one) for one in run_settings(tmp_path, {"logger": logger})["logger"]] == [MetricsFile]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mlssl.data.records import decode_rgb
+from mlssl.data.images import decode_rgb
 from mlssl.views.blocks import BlockViews
 from mlssl.views.grid import Box, block_grid
 from mlssl.visualize import COLOURS, draw_view_grid
@@ -125,7 +125,7 @@ def test_a_photograph_with_its_real_views(coco256: Path) -> None:
 @pytest.mark.parametrize(
     ("image", "views", "boxes", "message"),
     [
-        (GRAY / 255, plain_views(), 4, r"image is float64 of shape \(60, 90, 3\): give RGB"),
+        (GRAY / 255, plain_views(), 4, r"image is float64 of shape \(60, 90, 3\): give its pixels"),
         (GRAY[:, :, 0], plain_views(), 4, r"image is uint8 of shape \(60, 90\)"),
         (GRAY[:0], plain_views(), 4, r"image is uint8 of shape \(0, 90, 3\)"),
         (GRAY, plain_views()[None], 4, r"views are torch.uint8 of shape \(1, 2, 4, 3, 16, 16\): give those of one"),

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
+from mlssl.evaluation.geometry import effective_rank, pair_cosines, spread
+
 MAX_ROWS = 1024
 """Views that are looked at: the singular values of 1024 rows cost less than a step."""
 
@@ -94,21 +96,6 @@ def collapse_measures(z: Tensor) -> dict[str, Tensor]:
     """
     branches, blocks = z.shape[1:3]
     z = z[: max(2, MAX_ROWS // (branches * blocks))]
-    image, _, block = torch.meshgrid(*(torch.arange(n, device=z.device) for n in z.shape[:3]), indexing="ij")
-    image, block = image.flatten(), block.flatten()
     rows = F.normalize(z.float().flatten(0, 2), dim=1)
-
-    shares = torch.linalg.svdvals(rows)
-    shares = shares / shares.sum().clamp(min=torch.finfo(shares.dtype).tiny)
-    measures = {
-        "std": rows.std(0, correction=0).mean() * rows.shape[1] ** 0.5,
-        "rank": torch.special.entr(shares).sum().exp(),
-    }
-    cosines = rows @ rows.T
-    of_one_image, of_one_block = image[:, None] == image, block[:, None] == block
-    pairs = {
-        "same_block": of_one_image & of_one_block & ~torch.eye(len(rows), dtype=torch.bool, device=z.device),
-        "same_image": of_one_image & ~of_one_block,
-        "other_image": ~of_one_image,
-    }
-    return measures | {name: cosines[pair].mean() for name, pair in pairs.items() if pair.any()}
+    measures = {"std": spread(rows), "rank": effective_rank(torch.linalg.svdvals(rows))}
+    return measures | {name: cosines.mean() for name, cosines in pair_cosines(z).items()}

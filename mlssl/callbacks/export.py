@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
@@ -20,6 +23,7 @@ class BackboneExport(Callback):
     with the weights that the fit ends with (those of an averaging callback, where there is one). A file that exists is
     kept, and the new one gets ``-v1``, ``-v2``, … behind its name. Only the first process writes, nothing is written
     under ``fast_dev_run``, and training does not notice: weights, training flags and random state stay as they are.
+    With a ``WandbLogger`` each export is an artifact of the run too, with the metrics that were logged last.
 
     Args:
         format: One of :func:`mlssl.export_backbone`'s; None takes the first of timm, torchvision and safetensors that
@@ -73,6 +77,23 @@ class BackboneExport(Callback):
         path = _free_path(folder, stem, EXPORT_SUFFIXES[format][0])
         report = export_backbone(pl_module, path, format)
         rank_zero_info(f"Backbone exported to {report.path} ({format})")
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                _log_artifact(logger, report.path, {**trainer.callback_metrics})
+
+
+def _log_artifact(logger: WandbLogger, path: Path, metrics: Mapping[str, Any]) -> None:
+    """The export as a versioned artifact of the run, with the metrics that it was written at."""
+    import wandb
+
+    artifact = wandb.Artifact(
+        f"backbone-{logger.version}", type="model", metadata={name: float(value) for name, value in metrics.items()}
+    )
+    if path.is_dir():
+        artifact.add_dir(str(path))
+    else:
+        artifact.add_file(str(path))
+    logger.experiment.log_artifact(artifact)
 
 
 def _free_path(folder: Path, stem: str, suffix: str) -> Path:

@@ -9,13 +9,11 @@ import torch.nn.functional as F
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.functional.classification import multilabel_average_precision
-from torchmetrics.utilities.data import dim_zero_cat
 
 from mlssl.data.records import check_image_batch
 from mlssl.distributed import sum_over_devices, world_size
 from mlssl.evaluation.features import eval_mode, image_features
+from mlssl.evaluation.metrics import MultiLabelScores
 
 MOMENTUM = 0.9
 
@@ -61,7 +59,7 @@ class OnlineLinearProbe(L.Callback):
         self.weight_decay = weight_decay
         self._probe: _Probe | None = None
         self._restored: dict[str, Any] | None = None
-        self._metric: _MeanAveragePrecision | None = None
+        self._metric: MultiLabelScores | None = None
         self._has_own_set = False
         self._said: set[str] = set()
 
@@ -135,7 +133,7 @@ class OnlineLinearProbe(L.Callback):
         features, labels = outputs["features"].float(), outputs["labels"]
         probabilities = self._probe_for(features, labels, "validation images").logits(features).sigmoid()
         if self._metric is None:
-            self._metric = _MeanAveragePrecision().to(features.device)
+            self._metric = MultiLabelScores().to(features.device)
         self._metric.update(probabilities, labels, outputs["image_ids"])
         return None
 
@@ -143,13 +141,13 @@ class OnlineLinearProbe(L.Callback):
         """Log the mean average precision over all devices."""
         if self._metric is None:
             return None
-        precision, classes = self._metric.compute()
+        scores = self._metric.compute()
         self._metric = None
-        if classes == 0:
+        if scores["classes"] == 0:
             return self._say("no label is known to be present in a validation image, so there is no probe/mAP.")
         # All devices hold the same numbers; sync_dist only tells Lightning that they agree.
-        pl_module.log("probe/mAP", precision, prog_bar=True, sync_dist=True)
-        pl_module.log("probe/classes", classes.float(), sync_dist=True)
+        pl_module.log("probe/mAP", scores["mAP"], prog_bar=True, sync_dist=True)
+        pl_module.log("probe/classes", scores["classes"], sync_dist=True)
         return None
 
     # What a test set says is asked in the same way.
@@ -260,53 +258,7 @@ class _Probe:
         return probe
 
 
-class _MeanAveragePrecision(Metric):
-    """torchmetrics' multi-label average precision over the classes with a positive; each image counts once."""
-
-    full_state_update = False
-    probabilities: list[Tensor]
-    labels: list[Tensor]
-    image_ids: list[Tensor]
-
-    def __init__(self) -> None:
-        super().__init__()
-        for name in ("probabilities", "labels", "image_ids"):
-            self.add_state(name, default=[], dist_reduce_fx="cat")
-
-    def update(self, probabilities: Tensor, labels: Tensor, image_ids: Tensor) -> None:
-        """Add probabilities (B, L), labels (B, L) and ids (B,); torchmetrics takes numbers outside 0–1 for logits."""
-        self.probabilities.append(probabilities)
-        self.labels.append(labels.long())
-        self.image_ids.append(image_ids)
-
-    def compute(self) -> tuple[Tensor, Tensor]:
-        """Mean average precision, NaN without a positive, and the number of classes in the mean."""
-        image_ids = dim_zero_cat(self.image_ids)
-        once = _first_places(image_ids)
-        probabilities, labels = dim_zero_cat(self.probabilities)[once], dim_zero_cat(self.labels)[once]
-        present = (labels == 1).any(0)
-        classes = present.sum()
-        if classes == 0:
-            return probabilities.new_tensor(torch.nan), classes
-        precision: Tensor = multilabel_average_precision(
-            probabilities[:, present],
-            labels[:, present],
-            num_labels=int(classes),
-            ignore_index=-1,
-            validate_args=False,  # a single class is fine here
-        )
-        return precision, classes
-
-
 def _own_loader(trainer: L.Trainer) -> Any:
     """Labelled whole images for the probe alone, or None; made anew for each pass, so that a resume sees the same."""
     make = getattr(trainer.datamodule, "probe_dataloader", None)  # type: ignore[attr-defined]
     return make() if make is not None else None
-
-
-def _first_places(values: Tensor) -> Tensor:
-    """Place of the first of each value in (n,), ascending."""
-    different, group = values.unique(return_inverse=True)  # type: ignore[no-untyped-call]
-    places = torch.full_like(different, len(values))
-    order = torch.arange(len(values), device=values.device, dtype=places.dtype)
-    return places.scatter_reduce(0, group, order, "amin").sort().values

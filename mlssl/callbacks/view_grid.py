@@ -8,7 +8,8 @@ import numpy as np
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_info
 
-from mlssl.data.records import ImageArray, Records
+from mlssl.data.images import BadImageError, ImageArray
+from mlssl.data.records import Records
 from mlssl.views.blocks import BlockViews
 from mlssl.visualize import draw_view_grid
 
@@ -24,16 +25,18 @@ class ViewGridLogger(L.Callback):
     Args:
         num_images: At least 1; no more than the training set has.
         seed: Of the views.
+        channels: Which are drawn as red, green and blue where images have three or more.
 
     Raises:
         ValueError: If num_images is below 1.
     """
 
-    def __init__(self, num_images: int = 4, seed: int = 0) -> None:
+    def __init__(self, num_images: int = 4, seed: int = 0, channels: tuple[int, int, int] = (0, 1, 2)) -> None:
         if num_images < 1:
             raise ValueError(f"num_images={num_images} was given: pass at least 1, or leave ViewGridLogger out.")
         self.num_images = num_images
         self.seed = seed
+        self.channels = channels
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Draw, unless the run resumes at a later epoch."""
@@ -48,13 +51,20 @@ class ViewGridLogger(L.Callback):
             return
         folder = Path(trainer.default_root_dir) / "views"
         for index in np.unique(np.linspace(0, len(records) - 1, self.num_images).round().astype(int)):
-            image, name = records.image(index), f"image-{records.image_ids[index]}"
+            name = f"image-{records.image_ids[index]}"
+            try:
+                image = records.image(index)
+            except BadImageError:
+                if getattr(datamodule, "hparams", {}).get("on_bad_image") == "skip":
+                    continue
+                raise
             picture = draw_view_grid(
                 image,
                 views(image, np.random.default_rng([self.seed, index])),
                 views.boxes(*image.shape[:2]),
                 folder / f"{name}.png",
                 records.path(index).name,
+                self.channels,
             )
             for logger in trainer.loggers:
                 _show(logger, f"views/{name}", picture, trainer.global_step)

@@ -15,6 +15,8 @@ from mlssl.module import MultiLabelSSLModule
 def demo(epochs: int | None = None, runs: str = "runs") -> None:
     """Pre-train on drawn scenes, probe the backbone against an untrained one, and say where everything lies.
 
+    Example: mlssl demo --epochs 2
+
     Args:
         epochs: Passes over the scenes; by default as many as a few minutes on two cores allow.
         runs: Folder of all runs.

@@ -17,6 +17,8 @@ def export(
 ) -> None:
     """Write the backbone of a checkpoint alone, and check that it gives the same features after loading.
 
+    Example: mlssl export runs/fit-20250101-120000/checkpoints/last.ckpt -o backbone.safetensors
+
     Args:
         checkpoint: Written by `mlssl fit`, a file or FSDP's folder of shards.
         format: Of the file; the first that the output's suffix names and that can hold the backbone by default.

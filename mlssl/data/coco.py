@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from mlssl.data.records import Records, check_files
+from mlssl.data.records import Records, check_files, check_names
 
 _Ids: TypeAlias = npt.NDArray[np.int64]
 
@@ -41,7 +41,7 @@ def read_coco(root: str | os.PathLike[str], split: str = "train2017") -> Records
     path = _annotation_file(folder, split)
     images, annotations, categories = _parse(path)
     image_ids = _unique_ids([image_id for image_id, _ in images], "images", path)
-    names = _names_within([name for _, name in images], path)
+    names = check_names([name for _, name in images], path)
     category_ids = _unique_ids([category["id"] for category in categories], "categories", path)
     by_id = np.argsort(category_ids)
     rows = _positions([image_id for image_id, _ in annotations], image_ids, "image_id", path)
@@ -148,22 +148,3 @@ def _positions(values: Sequence[Any], ids: _Ids, what: str, path: Path) -> _Ids:
             f"first {unknown[0]}: drop them or add what they refer to"
         )
     return np.asarray(found, dtype=np.int64)
-
-
-def _names_within(names: list[Any], path: Path) -> list[str]:
-    for name in names:
-        if not isinstance(name, str) or _leaves_folder(name):
-            raise ValueError(
-                f"{str(path)!r} names the image {name!r}: expected a path inside the split's folder, without '..' and "
-                "without a leading '/'"
-            )
-    return names
-
-
-def _leaves_folder(name: str) -> bool:
-    if "/" not in name and "\\" not in name and ":" not in name:
-        return name in ("", ".", "..")
-    return any(
-        kind(name).is_absolute() or kind(name).drive or ".." in kind(name).parts
-        for kind in (PurePosixPath, PureWindowsPath)
-    )

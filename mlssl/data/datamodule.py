@@ -1,24 +1,29 @@
 """From records on disk to the batches that the module trains on and the callbacks evaluate."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from mlssl.data.bad_images import BadImages, find_bad_images
 from mlssl.data.coco import read_coco
 from mlssl.data.corel5k import frequent_labels, read_corel5k
-from mlssl.data.datasets import EpochSampler, ImageDataset, ViewDataset
+from mlssl.data.datasets import EpochSampler, ImageDataset, PartialLoader, ViewDataset, collated
 from mlssl.data.files import read_folder
+from mlssl.data.images import BadImageError
+from mlssl.data.manifest import read_manifest
 from mlssl.data.records import Records
 from mlssl.data.synthetic import synthetic_scenes
+from mlssl.data.voc import read_voc
+from mlssl.distributed import gather_objects, rank, world_size
 from mlssl.views.blocks import BlockViews
 
-DatasetName = Literal["synthetic", "coco", "corel5k", "folder"]
+DatasetName = Literal["synthetic", "coco", "voc", "corel5k", "manifest", "folder"]
 
 NUM_SCENES = {"train": 2000, "test": 500}
 """Synthetic scenes of a split: a few minutes of training, and a test set that is read in seconds."""
@@ -33,8 +38,8 @@ class MultiLabelDataModule(L.LightningDataModule):
     The views of an image depend on (seed, epoch, index) alone: number of workers, devices and a resume change nothing.
 
     Args:
-        dataset: Format of ``root``: ``synthetic`` (drawn, needs no files), ``coco``, ``corel5k``, or ``folder`` (any
-            photographs, without labels).
+        dataset: Format of ``root``: ``synthetic`` (drawn, needs no files), ``coco``, ``voc``, ``corel5k``, ``manifest``
+            (a table of paths and labels), or ``folder`` (any photographs, without labels).
         root: Folder that the reader of the format describes; not for ``synthetic``.
         batch_size: Images a step on one device.
         size: S, side of a view in pixels ≥ 16 (paper: 224).
@@ -43,12 +48,16 @@ class MultiLabelDataModule(L.LightningDataModule):
         overlap: γ in 0–0.5, share of the image side by which blocks overlap (paper: 0.2; its COCO run: 0.3).
         eval_size: Height and width, or one side, that whole images are resized to for evaluation; ``size`` by default.
         num_workers: Loader processes; by default one less than a device's share of the cores, at least 1 and at most 8.
-        train_split: Split to train on; by default ``train2017`` of COCO, ``train`` of Corel-5K and drawn scenes, the
-            whole of a ``folder``, whose splits are the folders in it.
-        val_split: Split to evaluate on, ``""`` for none; by default ``val2017`` of COCO, ``test`` of Corel-5K and the
-            drawn scenes, none of a ``folder``.
+        train_split: Split to train on; by default ``train2017`` of COCO, ``2012/trainval`` of VOC, ``train`` of
+            Corel-5K and drawn scenes, the manifest ``train.csv``, the whole of a ``folder``, whose splits are the
+            folders in it.
+        val_split: Split to evaluate on, ``""`` for none; by default ``val2017`` of COCO, ``2007/test`` of VOC, ``test``
+            of Corel-5K and the drawn scenes, the manifest ``val.csv``, none of a ``folder``.
         min_images_per_class: Keep only classes with at least so many train and so many val images, e.g. (40, 4).
         seed: Of order and augmentation, at least 0.
+        on_bad_image: ``stop`` at the first image that cannot be decoded, or ``skip`` it: another takes its place in a
+            training batch, evaluation goes on without it, and all of them are counted and named at the end.
+        check_images: Whether to decode every image before anything else, with a progress bar.
         train: Records of one's own to train on, instead of ``dataset``; labels are optional.
         val: Records of one's own to evaluate on.
         probe_train: Labelled records that the probe learns from, where they are not the training set.
@@ -56,6 +65,7 @@ class MultiLabelDataModule(L.LightningDataModule):
     Raises:
         ValueError: On numbers and formats that do not exist, and on arguments and records of one's own that do not fit
             together; on unknown splits and sets that do not fit together once they are read, in ``setup``.
+        FileNotFoundError: If a file is missing, in ``setup``.
         TypeError: If ``train``, ``val`` or ``probe_train`` are no ``Records``.
     """
 
@@ -75,6 +85,8 @@ class MultiLabelDataModule(L.LightningDataModule):
         val_split: str | None = None,
         min_images_per_class: tuple[int, int] | None = None,
         seed: int = 0,
+        on_bad_image: Literal["stop", "skip"] = "stop",
+        check_images: bool = False,  # noqa: ARG002  read from the hyper-parameters
         train: Records | None = None,
         val: Records | None = None,
         probe_train: Records | None = None,
@@ -82,6 +94,8 @@ class MultiLabelDataModule(L.LightningDataModule):
         super().__init__()
         root = None if root is None else os.fspath(root)  # a Path in a checkpoint would not load with weights_only
         _check_numbers(batch_size=(batch_size, 1), seed=(seed, 0), num_workers=(num_workers, 0))
+        if on_bad_image not in ("stop", "skip"):
+            raise ValueError(f"on_bad_image={on_bad_image!r} was given: pass 'stop' or 'skip'.")
         if train is None:
             _check_source(dataset, root, val, probe_train)
         else:
@@ -93,11 +107,14 @@ class MultiLabelDataModule(L.LightningDataModule):
                 min_images_per_class=min_images_per_class,
             )
         self.save_hyperparameters(ignore=["train", "val", "probe_train"])
-        self.views = BlockViews(size, rows, cols, overlap)
+        self.views = BlockViews(size, rows, cols, overlap, channels=3 if train is None else train.channels)
         self.eval_size = _height_width(size if eval_size is None else eval_size)
         self.train_records = train
         self.val_records = val
         self.probe_records = probe_train
+        self._bad: dict[str, BadImages] = {}
+        self._is_set_up = False
+        self._num_said = 0
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -114,16 +131,44 @@ class MultiLabelDataModule(L.LightningDataModule):
         """Read the records, once, and check that they fit together; every loader asks for it where nobody did.
 
         Raises:
-            ValueError: If the sets name different classes, or none is frequent enough.
-            FileNotFoundError: If a folder or file is missing (by the reader).
+            ValueError: If the sets name different classes, none is frequent enough, or no image of a set shows any;
+                with ``check_images`` and without ``skip``, if an image cannot be decoded.
+            FileNotFoundError: If a folder or file is missing.
         """
+        if self._is_set_up:
+            return
         if self.train_records is None:
             train, val = self._read()
             _check_classes({"train": train, "val": val})
             self.train_records, self.val_records = train, val
+        else:  # readers have looked for the files already
+            for _, records in self._sets():
+                records.check_files()
+        for name, records in self._sets():
+            _check_presence(name, records)
+        if self.hparams["on_bad_image"] == "skip":
+            self._bad = {name: BadImages(len(records)) for name, records in self._sets()}
+        if self.hparams["check_images"]:
+            self._check_images()
+        self._is_set_up = True
+
+    @property
+    def skipped_images(self) -> dict[str, list[Path]]:
+        """Images of each set that could not be decoded and were skipped so far, as this machine's processes know."""
+        sets = dict(self._sets())
+        return {name: [sets[name].path(index) for index in bad.indices()] for name, bad in self._bad.items()}
+
+    def teardown(self, stage: str | None = None) -> None:  # noqa: ARG002  Lightning names it
+        """Say at the end of a run which images were skipped."""
+        if self._bad:
+            self._say_skipped(gather_objects(self.skipped_images))
+
+    def on_exception(self, exception: BaseException) -> None:  # noqa: ARG002  Lightning names it
+        """Say the same of a run that ends otherwise."""
+        self._say_skipped([self.skipped_images])
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Batches of views (B, A, K, 3, S, S), image ids and, where there are, labels: see ``ViewBatch``.
+        """Batches of views (B, A, K, C, S, S), image ids and, where there are, labels: see ``ViewBatch``.
 
         Raises:
             ValueError: If the training set fills no step.
@@ -131,7 +176,7 @@ class MultiLabelDataModule(L.LightningDataModule):
         train, _ = self._records()
         devices = self.trainer.world_size if self.trainer else 1
         _check_steps(len(train), self.hparams["batch_size"], devices)
-        dataset = ViewDataset(train, self.views, self.hparams["seed"])
+        dataset = ViewDataset(train, self.views, self.hparams["seed"], self._bad.get("train"))
         sampler = EpochSampler(
             dataset,
             num_replicas=devices,
@@ -161,29 +206,30 @@ class MultiLabelDataModule(L.LightningDataModule):
         records = {"train": train, "val": val}.get(split)
         if records is None:
             raise ValueError(f"There are no {split!r} images: pass 'train', or 'val' where there is a val set.")
-        return self._loader(ImageDataset(records, self.eval_size))
+        return self._image_loader(ImageDataset(records, self.eval_size, self._bad.get(split)))
 
     def probe_dataloader(self) -> DataLoader[Any] | None:
         """Whole images of ``probe_train``, all of them on every device; None where it was not given.
 
         Their order depends on the seed and on the epoch in which the loader is asked for.
         """
+        self._records()  # set up
         if self.probe_records is None:
             return None
-        dataset = ImageDataset(self.probe_records, self.eval_size)
+        dataset = ImageDataset(self.probe_records, self.eval_size, self._bad.get("probe_train"))
         sampler: DistributedSampler[Any] = DistributedSampler(
             dataset, num_replicas=1, rank=0, seed=self.hparams["seed"]
         )
         sampler.set_epoch(self.trainer.current_epoch if self.trainer else 0)
-        return self._loader(dataset, sampler=sampler)
+        return self._image_loader(dataset, sampler=sampler)
 
     def _read(self) -> tuple[Records, Records | None]:
         hparams = self.hparams
         source = _FORMATS[hparams["dataset"]]
         root = Path(hparams["root"] or ".")
         val_split = source.val if hparams["val_split"] is None else hparams["val_split"]
-        train = source.read(root, source.train if hparams["train_split"] is None else hparams["train_split"])
-        val = source.read(root, val_split) if val_split else None
+        train = source.read(root, source.train if hparams["train_split"] is None else hparams["train_split"], None)
+        val = source.read(root, val_split, train.classes or None) if val_split else None
         least = hparams["min_images_per_class"]
         if least is None:
             return train, val
@@ -195,16 +241,61 @@ class MultiLabelDataModule(L.LightningDataModule):
         return train.with_classes(kept), val.with_classes(kept)
 
     def _records(self) -> tuple[Records, Records | None]:
-        if self.train_records is None:
-            self.setup()
+        self.setup()
         assert self.train_records is not None
         return self.train_records, self.val_records
 
-    def _loader(self, dataset: Dataset[Any], *, keep_workers: bool = False, **settings: Any) -> DataLoader[Any]:
-        workers = self.hparams["num_workers"]
-        if workers is None:
-            workers = _default_workers(self.trainer.num_devices if self.trainer else 1)
-        return DataLoader(
+    def _sets(self) -> Iterator[tuple[str, Records]]:
+        """The sets that there are, by the names of their arguments."""
+        for name, records in (
+            ("train", self.train_records),
+            ("val", self.val_records),
+            ("probe_train", self.probe_records),
+        ):
+            if records is not None:
+                yield name, records
+
+    def _check_images(self) -> None:
+        """Decode every image, each process its share, and know everywhere what was found."""
+        for name, records in self._sets():
+            share = range(rank(), len(records), world_size())
+            found = gather_objects(find_bad_images(records, share, num_workers=self._num_workers(), name=name))
+            reasons = {index: reason for part in found for index, reason in part.items()}
+            if reasons and not self._bad:
+                listed = "; ".join(reasons[index] for index in sorted(reasons))
+                raise BadImageError(
+                    f"{len(reasons)} of {len(records)} {name} images cannot be decoded: replace them, leave them out, "
+                    f"or pass on_bad_image='skip' (--data.on_bad_image skip): {listed}"
+                )
+            for index in reasons:
+                self._bad[name].add(index)
+
+    def _say_skipped(self, parts: Sequence[dict[str, list[Path]]]) -> None:
+        paths = sorted({path for part in parts for of_set in part.values() for path in of_set})
+        if len(paths) > self._num_said:
+            self._num_said = len(paths)
+            listed = "".join(f"\n  {path}" for path in paths)
+            rank_zero_warn(f"{len(paths)} images could not be decoded and were skipped:{listed}")
+
+    def _num_workers(self) -> int:
+        given: int | None = self.hparams["num_workers"]
+        return _default_workers(self.trainer.num_devices if self.trainer else 1) if given is None else given
+
+    def _image_loader(self, dataset: ImageDataset, **settings: Any) -> DataLoader[Any]:
+        if dataset.bad is None:
+            return self._loader(dataset, **settings)
+        return self._loader(dataset, kind=PartialLoader, collate_fn=collated, **settings)
+
+    def _loader(
+        self,
+        dataset: Dataset[Any],
+        *,
+        keep_workers: bool = False,
+        kind: type[DataLoader[Any]] = DataLoader,
+        **settings: Any,
+    ) -> DataLoader[Any]:
+        workers = self._num_workers()
+        return kind(
             dataset,
             batch_size=self.hparams["batch_size"],
             num_workers=workers,
@@ -217,16 +308,21 @@ class MultiLabelDataModule(L.LightningDataModule):
 
 
 class _Format(NamedTuple):
-    read: Callable[[Path, str], Records]
+    read: Callable[[Path, str, Sequence[str] | None], Records]
+    """Root, split and, for a val set, the classes of the training set, which a manifest does not list itself."""
     train: str
     val: str
 
 
 _FORMATS = {
-    "synthetic": _Format(lambda _root, split: synthetic_scenes(split, count=NUM_SCENES.get(split, 1)), "train", "test"),
-    "coco": _Format(read_coco, "train2017", "val2017"),
-    "corel5k": _Format(read_corel5k, "train", "test"),
-    "folder": _Format(lambda root, split: read_folder(root / split), "", ""),
+    "synthetic": _Format(
+        lambda _root, split, _: synthetic_scenes(split, count=NUM_SCENES.get(split, 1)), "train", "test"
+    ),
+    "coco": _Format(lambda root, split, _: read_coco(root, split), "train2017", "val2017"),
+    "voc": _Format(lambda root, split, _: read_voc(root, split), "2012/trainval", "2007/test"),
+    "corel5k": _Format(lambda root, split, _: read_corel5k(root, split), "train", "test"),
+    "manifest": _Format(lambda root, split, classes: read_manifest(root / split, classes), "train.csv", "val.csv"),
+    "folder": _Format(lambda root, split, _: read_folder(root / split), "", ""),
 }
 
 
@@ -280,7 +376,28 @@ def _check_own(sets: dict[str, Records | None], **of_files: object) -> None:
     probe_train = sets["probe_train"]
     if probe_train is not None and probe_train.labels is None:
         raise ValueError(f"probe_train is {probe_train!r}: pass labelled records, or leave it out.")
+    channels = {name: records.channels for name, records in sets.items() if records is not None}
+    if len(set(channels.values())) > 1:
+        raise ValueError(f"The sets have different numbers of channels, {channels}: decode all of them alike.")
     _check_classes(sets)
+
+
+def _check_presence(name: str, records: Records) -> None:
+    """Refuse labels that say nothing, and name the classes that a set has no image of."""
+    if records.labels is None:
+        return
+    shown = (records.labels == 1).any(axis=0)
+    if not shown.any():
+        raise ValueError(
+            f"No image of {name} shows any of its {len(records.classes)} classes, all of its labels are absent or "
+            "unknown: correct the labels, or leave them out."
+        )
+    absent = [one for one, is_shown in zip(records.classes, shown, strict=True) if not is_shown]
+    if absent:
+        rank_zero_info(
+            f"{len(absent)} of {len(records.classes)} classes are shown by no image of {name} and are left out of its "
+            f"mAP: {', '.join(absent[:5])}{', …' if len(absent) > 5 else ''}"
+        )
 
 
 def _check_steps(num_images: int, batch_size: int, devices: int) -> None:

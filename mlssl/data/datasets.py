@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_collate
 
+from mlssl.data.bad_images import BadImages
+from mlssl.data.images import BadImageError
 from mlssl.data.records import Records
 from mlssl.views.blocks import BlockViews
+
+MAX_TRIES = 100
+"""Images in a row that are tried in place of one that cannot be decoded, before nothing is taken to be decodable."""
 
 
 class ViewDataset(Dataset[dict[str, Any]]):
@@ -21,12 +27,17 @@ class ViewDataset(Dataset[dict[str, Any]]):
         records: Images, ids and perhaps labels.
         views: The cutting and augmenting.
         seed: Of the draws.
+        bad: Where images that cannot be decoded are noted. In a loader, the place of such an image is taken by the next
+            one that can be decoded and is not in the batch, so that a step has the same size on every device; all
+            others are as they would be. Another device may have the same image in that step: both are then views of
+            one image, as their ids say. None: such an image raises.
     """
 
-    def __init__(self, records: Records, views: BlockViews, seed: int = 0) -> None:
+    def __init__(self, records: Records, views: BlockViews, seed: int = 0, bad: BadImages | None = None) -> None:
         self.records = records
         self.views = views
         self.seed = seed
+        self.bad = bad
 
     @property
     def num_blocks(self) -> int:
@@ -37,10 +48,50 @@ class ViewDataset(Dataset[dict[str, Any]]):
         return len(self.records)
 
     def __getitem__(self, key: tuple[int, int] | int) -> dict[str, Any]:
-        """Views uint8 (A, K, 3, S, S), image id and, where there are, labels (L,); of epoch 0 under an index alone."""
+        """Views uint8 (A, K, C, S, S), image id and, where there are, labels (L,); of epoch 0 under an index alone."""
         epoch, index = key if isinstance(key, tuple) else (0, key)
-        generator = np.random.default_rng([self.seed, epoch, index])
-        return {"views": self.views(self.records.image(index), generator), **_identity(self.records, index)}
+        return self._item(index, [self.seed, epoch, index])
+
+    def __getitems__(self, keys: list[tuple[int, int] | int]) -> list[dict[str, Any]]:
+        """The items of a batch, all different, as a loader asks for them.
+
+        Raises:
+            BadImageError: An image cannot be decoded and `bad` is None, or none of many in a row can.
+        """
+        if self.bad is None:
+            return [self[key] for key in keys]
+        items, taken = [], {key[1] if isinstance(key, tuple) else key for key in keys}
+        for key in keys:
+            epoch, index = key if isinstance(key, tuple) else (0, key)
+            item = _unless_bad(partial(self._item, index, [self.seed, epoch, index]), index, self.bad)
+            items.append(self._substitute(epoch, index, taken) if item is None else item)
+        return items
+
+    def _substitute(self, epoch: int, bad_index: int, taken: set[int]) -> dict[str, Any]:
+        """Another image for a place in a batch, under draws of its own; adds it to those that are taken."""
+        assert self.bad is not None
+        tried = 0
+        for step in range(1, len(self)):
+            index = (bad_index + step) % len(self)
+            if index in taken:
+                continue
+            # Never 0 in the last place, which a seed sequence would not tell from its absence.
+            seed = [self.seed, epoch, index, bad_index + 1]
+            item = _unless_bad(partial(self._item, index, seed), index, self.bad)
+            if item is not None:
+                taken.add(index)
+                return item
+            tried += 1
+            if tried == MAX_TRIES:
+                break
+        raise BadImageError(
+            f"{self.records.path(bad_index)} cannot be decoded, and no other image was found for its place in a batch, "
+            f"{tried} tried: look at the first of them, or pass a smaller batch_size"
+        )
+
+    def _item(self, index: int, seed: list[int]) -> dict[str, Any]:
+        views = self.views(self.records.image(index), np.random.default_rng(seed))
+        return {"views": views, **_identity(self.records, index)}
 
 
 class ImageDataset(Dataset[dict[str, Any]]):
@@ -49,19 +100,41 @@ class ImageDataset(Dataset[dict[str, Any]]):
     Args:
         records: Images, ids and perhaps labels.
         size: Height and width in pixels.
+        bad: Where images that cannot be decoded are noted, which a batch then lacks; see `PartialLoader`. None: such an
+            image raises.
     """
 
-    def __init__(self, records: Records, size: tuple[int, int]) -> None:
+    def __init__(self, records: Records, size: tuple[int, int], bad: BadImages | None = None) -> None:
         self.records = records
         self.size = size
+        self.bad = bad
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Image uint8 (3, H, W), image id and, where there are, labels (L,)."""
+        """Image uint8 (C, H, W), image id and, where there are, labels (L,)."""
         pixels = torch.from_numpy(self.records.image(index)).permute(2, 0, 1)
         return {"image": _resized(pixels, self.size), **_identity(self.records, index)}
+
+    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
+        """The items of a batch, without those that are bad, as a loader asks for them."""
+        if self.bad is None:
+            return [self[index] for index in indices]
+        items = (_unless_bad(partial(self.__getitem__, index), index, self.bad) for index in indices)
+        return [item for item in items if item is not None]
+
+    def image_ids(self) -> list[int]:
+        """Ids of the images, in order, but for those that are known to be bad."""
+        bad = set() if self.bad is None else set(self.bad.indices())
+        return [int(image_id) for index, image_id in enumerate(self.records.image_ids) if index not in bad]
+
+
+class PartialLoader(DataLoader[Any]):
+    """A loader whose batches may lack images, and which leaves out one that lacks all: pass `collate_fn=collated`."""
+
+    def __iter__(self) -> Any:
+        return (batch for batch in super().__iter__() if batch is not None)
 
 
 class EpochSampler(DistributedSampler[Any]):
@@ -73,6 +146,21 @@ class EpochSampler(DistributedSampler[Any]):
     def __iter__(self) -> Iterator[Any]:
         epoch = self.epoch
         return ((epoch, index) for index in super().__iter__())
+
+
+def collated(items: list[dict[str, Any]]) -> Any:
+    """A batch of items of an `ImageDataset`; None of no items."""
+    return default_collate(items) if items else None
+
+
+def _unless_bad(make: Callable[[], dict[str, Any]], index: int, bad: BadImages) -> dict[str, Any] | None:
+    if index in bad:
+        return None
+    try:
+        return make()
+    except BadImageError:
+        bad.add(index)
+        return None
 
 
 def _identity(records: Records, index: int) -> dict[str, Any]:

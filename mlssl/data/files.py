@@ -7,18 +7,27 @@ from collections import deque
 from collections.abc import Collection
 from pathlib import Path
 
-from mlssl.data.records import Records
+from mlssl.data.images import decode_rgb
+from mlssl.data.records import Decode, Records
 
 IMAGE_EXTENSIONS = (".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
-def read_folder(root: str | os.PathLike[str], extensions: Collection[str] = IMAGE_EXTENSIONS) -> Records:
+def read_folder(
+    root: str | os.PathLike[str],
+    extensions: Collection[str] = IMAGE_EXTENSIONS,
+    *,
+    decode: Decode = decode_rgb,
+    channels: int = 3,
+) -> Records:
     """Find all images below a folder, by the ends of their names.
 
     Args:
         root: The folder. Files and folders whose names begin with a dot are passed over; links to folders are
             followed, but no folder is entered twice.
         extensions: Ends of names to look for, upper or lower case, with or without the dot.
+        decode: From a path to pixels uint8 (H, W, C), as for `Records`.
+        channels: C that `decode` gives.
 
     Returns:
         Unlabelled records in the order of their paths; ids 0 … n − 1 in that order.
@@ -43,7 +52,7 @@ def read_folder(root: str | os.PathLike[str], extensions: Collection[str] = IMAG
             f"no image below {str(folder)!r}, which holds {len(files)} other files: looked for {', '.join(wanted)}; "
             "pass another folder or other extensions"
         )
-    return Records(images, root=folder)
+    return Records(images, root=folder, decode=decode, channels=channels)
 
 
 def _files_below(folder: Path) -> list[str]:

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, TypeAlias, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 
-ImageArray: TypeAlias = npt.NDArray[np.uint8]
+from mlssl.data.images import ImageArray, decode_rgb
+
 Decode: TypeAlias = Callable[[Path], ImageArray]
 
 VIEW_BATCH_CONTRACT = """A training batch is a mapping with
@@ -31,35 +31,6 @@ IMAGE_BATCH_CONTRACT = """An evaluation batch is a mapping with
   "labels":    bool or integer (B, L) of 1 present, 0 absent, -1 unknown; leave the key out where there are none"""
 
 
-def decode_rgb(path: Path) -> ImageArray:
-    """Read an image file of any mode that Pillow knows, upright.
-
-    Args:
-        path: The file. Its EXIF orientation is applied, transparency is dropped, and 16 bits of gray become 8.
-
-    Returns:
-        RGB pixels (H, W, 3), 0–255, in an array of its own.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file is no image, is cut off or is broken; the message names it.
-    """
-    try:
-        with Image.open(path) as file:
-            upright = ImageOps.exif_transpose(file)
-            if upright.mode == "P" and "transparency" in upright.info:
-                upright = upright.convert("RGBA")  # Pillow warns when a palette's alpha is dropped in one step
-            if upright.mode.startswith("I"):  # Pillow would turn all above 255 to white
-                upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
-            return np.array(upright.convert("RGB"))
-    except (FileNotFoundError, PermissionError, MemoryError):
-        raise
-    except Exception as error:  # a broken file makes Pillow's plugins raise almost anything
-        raise ValueError(
-            f"cannot decode {str(path)!r} as an image ({error}): replace the file or leave it out of the data set"
-        ) from error
-
-
 class Records:
     """Images of a data set in a fixed order: file, id and labels of each.
 
@@ -69,10 +40,13 @@ class Records:
         classes: The L class names, in the order of the columns of `labels`; empty if unlabelled.
         image_ids: (n,), integers, each only once. None: 0 … n − 1.
         root: Folder in front of each path, stored once.
-        decode: From a path to RGB pixels uint8 (H, W, 3). It must be picklable to reach loader workers.
+        decode: From a path to pixels uint8 (H, W, C). It must be picklable to reach loader workers, and raises
+            `BadImageError` for an image that may be skipped where the user asks for that.
+        channels: C, at least 1, that `decode` gives; three are taken as RGB.
 
     Raises:
-        ValueError: No images, an id twice, labels of another shape or value, or class names that do not fit them.
+        ValueError: No images, an id twice, labels of another shape or value, class names that do not fit them, or
+            another number of channels than three without a `decode` that gives so many.
         TypeError: Labels or ids that are neither bool nor integer, or a single path.
 
     An image without any object is a row of zeros; a class that no image shows is a column of zeros.
@@ -91,16 +65,23 @@ class Records:
         image_ids: npt.ArrayLike | None = None,
         root: str | os.PathLike[str] | None = None,
         decode: Decode = decode_rgb,
+        channels: int = 3,
     ) -> None:
         if isinstance(paths, (str, bytes)):
             raise TypeError(f"the paths are one string, {paths!r}: pass a list of paths, or read_folder(root)")
         names = [os.fsencode(path) for path in paths]
         if not names:
             raise ValueError("records of no images were given: pass at least one path")
+        if channels < 1 or (channels != 3 and decode is decode_rgb):
+            raise ValueError(
+                f"records of {channels} channels were given, and files are decoded to RGB: "
+                "pass decode=…, a function from a path to uint8 (H, W, channels), too"
+            )
         self._buffer = b"".join(names)
         self._ends = np.cumsum([len(name) for name in names], dtype=np.int64)
         self.root = None if root is None else Path(root)
         self.decode = decode
+        self.channels = channels
         self.classes = tuple(classes)
         self.labels = _checked_labels(labels, len(names), self.classes)
         self.image_ids = _checked_ids(image_ids, len(names))
@@ -125,22 +106,41 @@ class Records:
         return name if self.root is None else self.root / name
 
     def image(self, index: int) -> ImageArray:
-        """Decode an image: RGB pixels uint8 (H, W, 3).
+        """Decode an image: pixels uint8 (H, W, C).
 
         Args:
             index: 0 … n − 1, or negative from the end.
 
         Raises:
             IndexError: There is no such image.
-            TypeError: `decode` returned something else than uint8 (H, W, 3).
+            BadImageError: It cannot be decoded.
+            TypeError: `decode` returned something else than uint8 (H, W, C).
         """
         path = self.path(index)
         pixels = self.decode(path)
-        if not (isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8 and pixels.shape[2:] == (3,)):
+        if not (isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8 and pixels.shape[2:] == (self.channels,)):
             raise TypeError(
-                f"decode gave {_describe(pixels)} for {str(path)!r}: return numpy RGB pixels of uint8 (H, W, 3)"
+                f"decode gave {_describe(pixels)} for {str(path)!r}: "
+                f"return numpy {'RGB ' if self.channels == 3 else ''}pixels of uint8 (H, W, {self.channels})"
             )
         return pixels
+
+    def check_files(self) -> None:
+        """Check that every file exists, with one listing of each folder; nothing where `decode` reads no files.
+
+        Raises:
+            FileNotFoundError: How many do not, and the first of them.
+        """
+        if self.decode is not decode_rgb:
+            return
+        paths = [self.path(index) for index in range(len(self))]
+        listings = {parent: _listing(parent) for parent in {path.parent for path in paths}}
+        missing = [path for path in paths if path.name not in listings[path.parent] and not path.exists()]
+        if missing:
+            raise FileNotFoundError(
+                f"{len(missing)} of {len(self)} images do not exist, first {_shortened(missing, 3)}: "
+                "correct their paths or the root, or leave them out"
+            )
 
     def subset(self, indices: Sequence[int] | npt.NDArray[Any]) -> Records:
         """Keep some images, with their ids and labels, in the order of `indices`.
@@ -160,6 +160,7 @@ class Records:
             image_ids=self.image_ids[kept],
             root=self.root,
             decode=self.decode,
+            channels=self.channels,
         )
 
     def with_classes(self, indices: Sequence[int] | npt.NDArray[Any]) -> Records:
@@ -184,6 +185,7 @@ class Records:
             image_ids=self.image_ids,
             root=self.root,
             decode=self.decode,
+            channels=self.channels,
         )
 
     def _name(self, index: int) -> str:
@@ -213,6 +215,34 @@ def check_files(folder: Path, names: Sequence[str], source: Path) -> None:
             f"{len(missing)} of {len(names)} images that {str(source)!r} names are not in {str(folder)!r}, "
             f"first {_shortened(missing, 3)}: put them there or drop them from that file"
         )
+
+
+def check_names(names: Sequence[Any], source: Path) -> list[str]:
+    """Check that names of images are paths below their folder: what a file lists must not lead anywhere else.
+
+    Args:
+        names: Of images, as `source` gives them.
+        source: The file that names them, for the message.
+
+    Raises:
+        ValueError: A name that is no string, is empty, is absolute or contains "..".
+    """
+    for name in names:
+        if not isinstance(name, str) or _leaves_folder(name):
+            raise ValueError(
+                f"{str(source)!r} names the image {name!r}: expected a path inside the folder of the images, without "
+                "'..' and without a leading '/'"
+            )
+    return list(names)
+
+
+def _leaves_folder(name: str) -> bool:
+    if "/" not in name and "\\" not in name and ":" not in name:
+        return name in ("", ".", "..")
+    return any(
+        kind(name).is_absolute() or kind(name).drive or ".." in kind(name).parts
+        for kind in (PurePosixPath, PureWindowsPath)
+    )
 
 
 class _LabelledBatch(TypedDict, total=False):

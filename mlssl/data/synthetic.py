@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from mlssl.data.records import ImageArray, Records
+from mlssl.data.images import ImageArray
+from mlssl.data.records import Records
 
 SPLITS = ("train", "test")
 MAX_CLASSES = 3  # of one scene

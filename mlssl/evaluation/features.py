@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, SequentialSampler, Subset
 from tqdm import tqdm
 
 from mlssl.backbones import Pooling, pooled_features
 from mlssl.data.records import check_image_batch
+from mlssl.evaluation.cache import FeatureCache
+from mlssl.evaluation.metrics import first_places
 
 
 class Features(NamedTuple):
     """Features of a set of images, one line an image, on the CPU.
 
-    `features` is (n, D) float32, `labels` (n, L) int8 of 1 present, 0 absent, −1 unknown, or None for an unlabelled
-    set, `image_ids` (n,) int64 without duplicates.
+    `features` is (n, D) float32 or float16, `labels` (n, L) int8 of 1 present, 0 absent, −1 unknown, or None for an
+    unlabelled set, `image_ids` (n,) int64 without duplicates.
     """
 
     features: Tensor
@@ -27,7 +32,13 @@ class Features(NamedTuple):
 
 
 def extract_features(
-    model: Any, loader: Iterable[Mapping[str, Tensor]], *, pooling: Pooling = "avg", progress: bool = False
+    model: Any,
+    loader: Iterable[Mapping[str, Tensor]],
+    *,
+    pooling: Pooling = "avg",
+    dtype: torch.dtype = torch.float32,
+    cache: str | os.PathLike[str] | None = None,
+    progress: bool = False,
 ) -> Features:
     """Features of every image of a loader, by one pass of the frozen backbone in eval mode and float32.
 
@@ -40,15 +51,21 @@ def extract_features(
         loader: Batches as `mlssl.data.records.ImageBatch`, labels in all of them or in none; the size of the images may
             differ from one batch to the next.
         pooling: Over the last feature map: average, maximum, or the mean of both (as in published linear evaluation).
-        progress: Whether to show a bar with images a second.
+        dtype: Of the features that are kept: float32, or float16 in half the room.
+        cache: Folder that holds features on disk, see `FeatureCache`: the result is then mapped into memory as it is
+            read, a pass that was stopped goes on, and one that is done is not repeated. Needs a `DataLoader` that is
+            not shuffled. Images are not compared with those of an earlier pass, but for the first and the last of it.
+        progress: Whether to show a bar with images a second and the time left.
 
     Returns:
         Features in the order of the loader.
 
     Raises:
-        TypeError: If `model` lacks `backbone` or `normalize`, or a batch holds another kind of number.
-        ValueError: If the loader is empty, a batch is not as above, or a feature is not finite.
+        TypeError: If `model` lacks `backbone` or `normalize`, or a batch or `dtype` is another kind of number.
+        ValueError: If the loader is empty, a batch is not as above, a feature is not finite, or the cache holds other
+            features, is damaged, or has no loader of a fixed order.
         RuntimeError: If a buffer of the model changed during the pass.
+        OSError: If the cache cannot be written.
     """
     backbone = getattr(model, "backbone", None)
     normalize = getattr(model, "normalize", None)
@@ -57,21 +74,34 @@ def extract_features(
             f"{type(model).__name__} has no `backbone` network and `normalize` function: "
             "give a MultiLabelSSLModule or an object with both"
         )
-    owner = model if isinstance(model, nn.Module) else backbone
-    before = {name: buffer.clone() for name, buffer in owner.named_buffers()}
-    batches: list[Mapping[str, Tensor]] = []
-    num_labels = None
+    if dtype not in (torch.float32, torch.float16):
+        raise TypeError(f"dtype={dtype} was given: features are kept as torch.float32 or torch.float16")
     images = getattr(loader, "dataset", None)
     total = len(images) if isinstance(images, Sized) else None
-    with eval_mode(backbone), tqdm(total=total, disable=not progress, unit=" images", desc="features") as bar:
+    store: _Memory | FeatureCache = _Memory()
+    if cache is not None:
+        store = _open_cache(cache, backbone, normalize, loader, pooling, dtype)
+        loader = _without_first(cast(DataLoader[Any], loader), store.done)
+    owner = model if isinstance(model, nn.Module) else backbone
+    before = {name: buffer.clone() for name, buffer in owner.named_buffers()}
+    num_labels, num_batches, num_labelled = None, 0, 0
+    with (
+        eval_mode(backbone),
+        tqdm(total=total, initial=store.done, disable=not progress, unit=" images", desc="features") as bar,
+    ):
         for batch in loader:
             check_image_batch(batch, num_labels)
-            num_labels = batch["labels"].shape[1] if "labels" in batch else None
-            batches.append(
-                {
-                    "features": image_features(backbone, normalize, batch["image"], pooling).cpu(),
-                    **{key: batch[key].cpu() for key in ("image_ids", "labels") if key in batch},
-                }
+            labels = batch.get("labels")
+            num_labels = None if labels is None else labels.shape[1]
+            num_batches, num_labelled = num_batches + 1, num_labelled + (labels is not None)
+            if num_labelled not in (0, num_batches):
+                raise ValueError(
+                    f'{num_labelled} of the first {num_batches} batches have "labels": give them in all or in none'
+                )
+            store.append(
+                _kept(image_features(backbone, normalize, batch["image"], pooling), dtype, batch["image_ids"]),
+                batch["image_ids"].cpu(),
+                None if labels is None else labels.to("cpu", torch.int8),
             )
             bar.update(len(batch["image"]))
     changed = [name for name, buffer in owner.named_buffers() if not _identical(before[name], buffer)]
@@ -80,7 +110,9 @@ def extract_features(
             f"buffer {changed[0]} changed while features were taken in eval mode: "
             "the backbone updates it whatever its mode, so its features depend on the order of the images"
         )
-    return _gather(batches)
+    if not store.done:
+        raise ValueError("the loader gave no batch, so there are no features: check the split and drop_last")
+    return _each_once(*store.read())
 
 
 @contextmanager
@@ -106,24 +138,87 @@ def image_features(backbone: nn.Module, normalize: Any, images: Tensor, pooling:
         return features.float()
 
 
-def _gather(batches: list[Mapping[str, Tensor]]) -> Features:
-    if not batches:
-        raise ValueError("the loader gave no batch, so there are no features: check the split and drop_last")
-    labelled = ["labels" in batch for batch in batches]
-    if any(labelled) != all(labelled):
+class _Memory:
+    """Features, ids and labels of batches, in memory."""
+
+    def __init__(self) -> None:
+        self.done = 0
+        self._batches: list[tuple[Tensor, Tensor, Tensor | None]] = []
+
+    def append(self, features: Tensor, image_ids: Tensor, labels: Tensor | None) -> None:
+        self._batches.append((features, image_ids, labels))
+        self.done += len(features)
+
+    def read(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        features, image_ids, labels = zip(*self._batches, strict=True)
+        return torch.cat(features), torch.cat(image_ids), None if labels[0] is None else torch.cat(labels)
+
+
+def _open_cache(
+    folder: str | os.PathLike[str],
+    backbone: nn.Module,
+    normalize: Any,
+    loader: Iterable[Mapping[str, Tensor]],
+    pooling: Pooling,
+    dtype: torch.dtype,
+) -> FeatureCache:
+    """The cache, if what it holds already is what the backbone gives now for its first and its last image."""
+    if not isinstance(loader, DataLoader) or not isinstance(loader.sampler, SequentialSampler):
         raise ValueError(
-            f'{sum(labelled)} of {len(batches)} batches have "labels": give them in all batches or in none'
+            f"a cache needs images in a fixed order, and a {type(loader).__name__} was given that may have another: "
+            "pass a torch DataLoader without shuffle or sampler, or leave the cache out"
         )
-    features = torch.cat([batch["features"] for batch in batches])
-    image_ids = torch.cat([batch["image_ids"] for batch in batches]).long()
-    labels = torch.cat([batch["labels"].to(torch.int8) for batch in batches]) if all(labelled) else None
-    if not features.isfinite().all():
-        raise ValueError("features hold NaN or infinity: the backbone's weights or its input images are broken")
-    seen: dict[int, int] = {}
-    for line, image_id in enumerate(image_ids.tolist()):
-        seen.setdefault(image_id, line)
-    if len(seen) < len(image_ids):
-        keep = torch.tensor(list(seen.values()))
+    images = cast(Any, loader.dataset)
+    made_with = {"weights": _digest(backbone), "pooling": pooling, "dtype": str(dtype).removeprefix("torch.")}
+    cache = FeatureCache(folder, len(images), made_with)
+    for index in sorted({0, cache.done - 1} if cache.done else set()):
+        with eval_mode(backbone):
+            now = image_features(backbone, normalize, images[index]["image"][None], pooling)[0].cpu()
+        then = cache.line(index).float()
+        if now.shape != then.shape or not (now - then).abs().max() <= 1e-2 * now.abs().max():
+            raise ValueError(
+                f"the features in {cache.folder} are not those of these images, image {index} differs: "
+                "pass another folder, or remove that one"
+            )
+    return cache
+
+
+def _digest(network: nn.Module) -> str:
+    """Of all weights and buffers; what two networks share only if they give the same features."""
+    digest = hashlib.sha256(type(network).__name__.encode())
+    for name, tensor in network.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+def _without_first(loader: DataLoader[Any], count: int) -> DataLoader[Any]:
+    """A loader of the images after the first `count`, that are not even read; the loader itself for 0."""
+    if count == 0:
+        return loader
+    rest = range(count, len(cast(Sized, loader.dataset)))
+    names = ("batch_size", "num_workers", "collate_fn", "pin_memory", "worker_init_fn", "generator")
+    return DataLoader(Subset(loader.dataset, rest), **{name: getattr(loader, name) for name in names})
+
+
+def _kept(features: Tensor, dtype: torch.dtype, image_ids: Tensor) -> Tensor:
+    kept = features.to("cpu", dtype)
+    wrong = ~kept.isfinite().all(dim=1)
+    if wrong.any():
+        image_id = image_ids.cpu()[wrong][0].item()
+        if features.isfinite().all():
+            raise ValueError(
+                f"features of image {image_id} reach {features.abs().max():.3g}, more than float16 holds: use float32"
+            )
+        raise ValueError(
+            f"features of image {image_id} hold NaN or infinity: the backbone's weights or its input are broken"
+        )
+    return kept
+
+
+def _each_once(features: Tensor, image_ids: Tensor, labels: Tensor | None) -> Features:
+    keep = first_places(image_ids)
+    if len(keep) < len(image_ids):
         features, image_ids = features[keep], image_ids[keep]
         labels = None if labels is None else labels[keep]
     return Features(features, labels, image_ids)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mlssl.evaluation.features import Features
-from mlssl.evaluation.metrics import average_precision, mean_average_precision
+from mlssl.evaluation.logistic import Lines, PositiveWeight, logistic_regression
+from mlssl.evaluation.metrics import average_precision, bootstrap_interval, mean_average_precision
 
 STRENGTHS = tuple(10 ** (k / 2) for k in range(-8, 3))
 """1e-4 to 10 in steps of √10: on a few thousand images from hardly any shrinkage to weights near 0."""
+
+LOGIT_BYTES = 3 * 2**29
+"""Room for the logits of the labels that are fitted together, which bounds memory beside the features."""
 
 
 @dataclass(frozen=True)
@@ -22,16 +25,20 @@ class LinearProbeResult:
 
     Attributes:
         mAP: Mean average precision on the test set, 0–1.
+        interval: 95 % confidence interval of mAP by bootstrap over the test images; NaN where none was asked for.
         average_precision: (L,) of the test set; NaN for a label without a positive there.
         num_classes: Labels with a positive in the test set, those that mAP is the mean of.
+        num_learned: Labels with a positive and a negative in the training set; the others score all images alike.
         strength: The one chosen, λ of ½·λ·‖w‖² beside the mean log-loss of a label.
         validation: Strength → mAP on the held-out part of the training set, from which the choice was made.
         scores: (n, L) logits of the test set; their sigmoid is the probability.
     """
 
     mAP: float  # noqa: N815 - the field's spelling
+    interval: tuple[float, float]
     average_precision: Tensor
     num_classes: int
+    num_learned: int
     strength: float
     validation: dict[float, float]
     scores: Tensor
@@ -43,12 +50,17 @@ def linear_probe(
     *,
     validation_fraction: float = 0.2,
     strengths: Sequence[float] = STRENGTHS,
+    pos_weight: PositiveWeight = 1.0,
+    num_resamples: int = 1000,
     seed: int = 0,
+    device: torch.device | str | None = None,
 ) -> LinearProbeResult:
     """L2-regularised logistic regression for each label, on standardised features; the test set chooses nothing.
 
     A random part of the training set is held out, the strength with the best mAP there is taken, and the classifier is
     then fitted again on the whole training set. Features are standardised by the training set's mean and deviation.
+    Features that are mapped from a file are read piece by piece and never copied as a whole, so that beside them about
+    two gigabytes are needed, however many images there are.
 
     A label without both a positive and a negative in the training set cannot be learned: its score is the same for all
     images, so its average precision on the test set is the share of positives there.
@@ -59,7 +71,11 @@ def linear_probe(
         validation_fraction: Of the training set, between 0 and 1; the default is a fifth.
         strengths: Values of λ >= 0 to choose from, for ½·λ·‖w‖² beside the mean log-loss of a label; scikit-learn's C
             is 1 / (λ · number of images). A single one is used as it is.
-        seed: Of the random split.
+        pos_weight: Weight > 0 of a positive beside a negative's 1; "balanced" gives all positives of a label the weight
+            of all its negatives.
+        num_resamples: Of the bootstrap for the interval; 0 for none.
+        seed: Of the random split and of the bootstrap.
+        device: To compute on; None takes a GPU where there is one.
 
     Returns:
         Test mAP, average precisions and logits, and how the strength was chosen.
@@ -67,6 +83,61 @@ def linear_probe(
     Raises:
         ValueError: If labels are missing, widths differ, a set is empty or holds NaN, no label has a positive in the
             test set or the held-out part, or an argument is outside its range.
+    """
+    train_labels, test_labels = check_sets(train, test)
+    if not strengths or min(strengths) < 0:
+        raise ValueError(f"strengths {tuple(strengths)} must be one or more numbers >= 0, such as (0.01, 0.1, 1.0)")
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    chosen, validation = strengths[0], dict[float, float]()
+    if len(strengths) > 1:
+        fit, held = _split(len(train_labels), validation_fraction, seed)
+        if not (train_labels[held] == 1).any():
+            raise ValueError(
+                f"no label has a positive among the {len(held)} images held out to choose the strength: "
+                "give a larger validation_fraction, or one strength"
+            )
+        ordered = sorted(strengths, reverse=True)
+        lines = Lines(train.features, fit, device=device)
+        precision = torch.cat(
+            [
+                torch.stack([average_precision(logits, train_labels[held][:, labels]) for logits in by_strength])
+                for labels, by_strength in _fitted(lines, train_labels[fit], ordered, pos_weight, train.features, held)
+            ],
+            dim=1,
+        )
+        validation = dict(zip(ordered, precision.nanmean(1).tolist(), strict=True))
+        chosen = max(validation, key=lambda strength: validation[strength])
+    lines = Lines(train.features, device=device)
+    logits = torch.cat(
+        [only for _, (only,) in _fitted(lines, train_labels, [chosen], pos_weight, test.features, None)], dim=1
+    )
+    mean, count = mean_average_precision(logits, test_labels)
+    interval = (float("nan"), float("nan"))
+    if num_resamples:
+        interval = bootstrap_interval(logits, test_labels, num_resamples=num_resamples, seed=seed)
+    return LinearProbeResult(
+        mean,
+        interval,
+        average_precision(logits, test_labels),
+        count,
+        num_learnable(train_labels),
+        chosen,
+        validation,
+        logits,
+    )
+
+
+def num_learnable(labels: Tensor) -> int:
+    """Labels (n, L) → how many have both a positive and a negative image."""
+    return int(((labels == 1).any(0) & (labels == 0).any(0)).sum())
+
+
+def check_sets(train: Features, test: Features) -> tuple[Tensor, Tensor]:
+    """Labels of a training and a test set that fit together.
+
+    Raises:
+        ValueError: If labels are missing, widths differ, a set is empty or holds NaN, or no label has a positive in the
+            test set.
     """
     train_labels, test_labels = _checked_labels(train, "training"), _checked_labels(test, "test")
     if train.features.shape[1] != test.features.shape[1]:
@@ -79,136 +150,32 @@ def linear_probe(
             f"training images have {train_labels.shape[1]} labels and test images {test_labels.shape[1]}: "
             "give both the same classes in the same order"
         )
-    if not strengths or min(strengths) < 0:
-        raise ValueError(f"strengths {tuple(strengths)} must be one or more numbers >= 0, such as (0.01, 0.1, 1.0)")
     if not (test_labels == 1).any():
         raise ValueError("no label has a positive in the test set, so there is no mAP: check its labels")
-
-    chosen, validation = strengths[0], dict[float, float]()
-    if len(strengths) > 1:
-        fit, held = _split(len(train_labels), validation_fraction, seed)
-        if not (train_labels[held] == 1).any():
-            raise ValueError(
-                f"no label has a positive among the {len(held)} images held out to choose the strength: "
-                "give a larger validation_fraction, or one strength"
-            )
-        fits = _fit_and_score(
-            train.features[fit], train_labels[fit], train.features[held], sorted(strengths, reverse=True)
-        )
-        validation = {strength: mean_average_precision(logits, train_labels[held])[0] for strength, logits in fits}
-        chosen = max(validation, key=lambda strength: validation[strength])
-    ((_, logits),) = _fit_and_score(train.features, train_labels, test.features, [chosen])
-    mean, count = mean_average_precision(logits, test_labels)
-    return LinearProbeResult(mean, average_precision(logits, test_labels), count, chosen, validation, logits)
+    return train_labels, test_labels
 
 
-def logistic_regression(
-    features: Tensor, labels: Tensor, strengths: Sequence[float], *, max_iterations: int = 500, tolerance: float = 1e-5
-) -> list[tuple[Tensor, Tensor]]:
-    """Minimise, for each label and strength λ, mean log-loss + ½·λ·‖w‖² by preconditioned conjugate gradients.
+def _fitted(
+    lines: Lines,
+    labels: Tensor,
+    strengths: Sequence[float],
+    pos_weight: PositiveWeight,
+    others: Tensor,
+    rows: Tensor | None,
+) -> Iterator[tuple[slice, Tensor]]:
+    """Columns of some labels, and the logits (S, n, l) that what was fitted on `lines` gives other features for them.
 
-    All labels advance together. The features are rotated to their principal axes, where the Hessian of a label is close
-    to diagonal: (mean of p·(1−p)) · variance + λ. The steps along the conjugate directions (Polak–Ribière, restarted
-    where they stop descending) are exact. Each strength starts from the weights of the one before, so give the
-    strongest first.
-
-    Args:
-        features: (n, D), roughly standardised.
-        labels: (n, L) of 1, 0 and −1; −1 is left out of the label's mean.
-        strengths: λ >= 0, one solution each.
-        max_iterations: For one strength; a solution that needs more is returned as it stands.
-        tolerance: A label is done when its Newton decrement, about twice what the objective can still fall, is below
-            `tolerance` times 1e-2 of the objective.
-
-    Returns:
-        A pair (weights (D, L), bias (L,)) for each strength; both 0 for a label without both a positive and a negative.
+    As many labels at a time as the room for their logits, and for what a step would change of them, allows.
     """
-    known, targets = (labels >= 0).float(), (labels == 1).float()
-    positives, count = targets.sum(0), known.sum(0)
-    learnable = (positives > 0) & (positives < count)
-    share = known * learnable / count.clamp(min=1)  # of each image in the mean over a label's images
-    variance, axes = torch.linalg.eigh((features.double().T @ features.double()) / len(features))
-    inputs = F.pad(features @ axes.float(), (0, 1), value=1.0)  # the last column carries the bias
-    variance = F.pad(variance.clamp(min=0).float(), (0, 1), value=1.0)[:, None]
-
-    weights = inputs.new_zeros(inputs.shape[1], labels.shape[1])
-    weights[-1, learnable] = (positives / count).logit()[learnable]
-    solutions = []
-    for strength in strengths:
-        penalty = inputs.new_full((inputs.shape[1], 1), strength)
-        penalty[-1] = 0
-        weights = _descend(inputs, targets, share, penalty, variance, weights, max_iterations, tolerance * 1e-2)
-        solutions.append((axes.float() @ weights[:-1], weights[-1]))
-    return solutions
-
-
-def _descend(
-    inputs: Tensor,
-    targets: Tensor,
-    share: Tensor,
-    penalty: Tensor,
-    variance: Tensor,
-    weights: Tensor,
-    max_iterations: int,
-    tolerance: float,
-) -> Tensor:
-    logits = inputs @ weights
-    old_scaled = direction = torch.zeros_like(weights)
-    old_decrement = torch.ones_like(weights[0])
-    for _ in range(max_iterations):
-        probability = logits.sigmoid()
-        gradient = inputs.T @ (share * (probability - targets)) + penalty * weights
-        spread = (share * probability * (1 - probability)).sum(0)
-        scaled = gradient / (spread * variance + penalty).clamp(min=1e-8)
-        decrement = (gradient * scaled).sum(0)
-        objective = (share * (F.softplus(logits) - targets * logits)).sum(0) + 0.5 * (penalty * weights**2).sum(0)
-        if (decrement <= tolerance * objective).all():
-            break
-        momentum = ((decrement - (gradient * old_scaled).sum(0)) / old_decrement.clamp(min=1e-30)).clamp(min=0)
-        direction = momentum * direction - scaled
-        uphill = (direction * gradient).sum(0) >= 0
-        direction = torch.where(uphill, -scaled, direction)
-        change = inputs @ direction
-        step = _line_search(
-            logits, change, targets, share, (penalty * weights * direction).sum(0), (penalty * direction**2).sum(0)
-        )
-        weights = weights + step * direction
-        logits = logits + step * change
-        old_scaled, old_decrement = scaled, decrement
-    return weights
-
-
-def _line_search(
-    logits: Tensor, change: Tensor, targets: Tensor, share: Tensor, slope: Tensor, curvature: Tensor, steps: int = 8
-) -> Tensor:
-    # Newton's method on the derivative along the direction, which rises; bisection where Newton leaves the bracket.
-    low, high = torch.zeros_like(slope), torch.full_like(slope, torch.inf)
-    step = low
-    for _ in range(steps):
-        probability = (logits + step * change).sigmoid()
-        first = (share * (probability - targets) * change).sum(0) + slope + step * curvature
-        second = (share * probability * (1 - probability) * change**2).sum(0) + curvature
-        low, high = torch.where(first <= 0, step, low), torch.where(first > 0, step, high)
-        newton = step - first / second.clamp(min=1e-30)
-        newton = torch.minimum(newton, 4 * low + 4)
-        step = torch.where(
-            (newton > low) & (newton < high) | (first == 0), newton, (low + high.clamp(max=4 * low + 4)) / 2
-        )
-    return step
-
-
-def _fit_and_score(
-    train: Tensor, labels: Tensor, test: Tensor, strengths: Sequence[float]
-) -> list[tuple[float, Tensor]]:
-    mean, deviation = train.mean(0), train.std(0, correction=0)
-    # A feature that is constant in training says nothing, whatever it does in the test set.
-    scale = torch.where(deviation > 1e-6 * (mean.abs() + 1e-12), 1 / deviation, torch.zeros_like(deviation))
-    solutions = logistic_regression((train - mean) * scale, labels, strengths)
-    test = (test - mean) * scale
-    return [(strength, test @ weights + bias) for strength, (weights, bias) in zip(strengths, solutions, strict=True)]
+    size = max(1, LOGIT_BYTES // (8 * len(lines) * len(strengths)))
+    for start in range(0, labels.shape[1], size):
+        columns = slice(start, start + size)
+        solution = logistic_regression(lines, labels[:, columns], strengths, pos_weight=pos_weight)
+        yield columns, solution.logits(others, rows)
 
 
 def _split(count: int, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Images to fit on and images to hold out, both ascending, as a file is best read."""
     if not 0 < fraction < 1:
         raise ValueError(f"validation_fraction {fraction} must lie between 0 and 1, such as 0.2")
     if count < 2:
@@ -217,7 +184,7 @@ def _split(count: int, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
         )
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     held = min(max(round(count * fraction), 1), count - 1)
-    return order[held:], order[:held]
+    return order[held:].sort().values, order[:held].sort().values
 
 
 def _checked_labels(features: Features, name: str) -> Tensor:
@@ -225,7 +192,7 @@ def _checked_labels(features: Features, name: str) -> Tensor:
         raise ValueError(f"the {name} features have no labels: a linear probe needs a labelled set")
     if len(features.features) == 0:
         raise ValueError(f"the {name} set is empty: check its split")
-    if not features.features.isfinite().all():
+    if not all(piece.isfinite().all() for piece in torch.split(features.features, 2**14)):
         raise ValueError(
             f"the {name} features hold NaN or infinity: look at the backbone's weights and its input images"
         )

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from mlssl.export.networks import tensors_of
 from mlssl.export.sources import Backbone
 
-_BLOCKS = {
+_BLOCKS: dict[tuple[object, ...], int] = {
     ("basic", 2, 2, 2, 2): 18,
     ("basic", 3, 4, 6, 3): 34,
     ("bottleneck", 3, 4, 6, 3): 50,

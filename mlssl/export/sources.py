@@ -61,6 +61,39 @@ def open_source(source: str | os.PathLike[str] | nn.Module) -> Backbone:
     return _named(inner, _history_of_module(source), mean, std)
 
 
+def open_checkpoint(path: str | os.PathLike[str]) -> tuple[nn.Module, Sequence[float], Sequence[float]]:
+    """Backbone of a Lightning checkpoint with its weights, and mean and standard deviation of its pixels.
+
+    Args:
+        path: Of a checkpoint of a `MultiLabelSSLModule` whose backbone was given by name.
+
+    Raises:
+        FileNotFoundError: If no checkpoint stands there.
+        ValueError: If it is none, is damaged, holds pickled code or no backbone, or its weights do not fit the backbone
+            that it names.
+    """
+    opened = _open_checkpoint(Path(path))
+    return opened.network, *opened.statistics
+
+
+def misfit(network: nn.Module, weights: Mapping[str, Tensor]) -> str:
+    """What keeps a network from taking weights of these names and shapes, some of them named; "" for nothing."""
+    own = network.state_dict()
+    faults = {
+        # Files from before torch 0.4.1 have no such counters, and load_state_dict does without.
+        "missing": sorted(name for name in own.keys() - weights.keys() if not name.endswith("num_batches_tracked")),
+        "unexpected": sorted(weights.keys() - own.keys()),
+        "of another shape": sorted(
+            name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape
+        ),
+    }
+    return "; ".join(
+        f"{len(names)} {fault}, {', '.join(names[:3])}{', …' if len(names) > 3 else ''}"
+        for fault, names in faults.items()
+        if names
+    )
+
+
 def plain_copy(backbone: Backbone) -> Backbone:
     """The same in float32, contiguous, in eval mode, on the CPU; the source stays as it is."""
     network = copy.deepcopy(backbone.network).to("cpu", torch.float32, memory_format=torch.contiguous_format)  # type: ignore[call-overload]
@@ -108,10 +141,10 @@ def _open_checkpoint(path: Path) -> Backbone:
             "load the module, MultiLabelSSLModule.load_from_checkpoint(path, backbone=net), and export that."
         )
     network = rebuild_backbone(settings["backbone"], **(settings.get("backbone_kwargs") or {}))
-    try:
-        network.load_state_dict(weights)
-    except RuntimeError as error:
-        raise ValueError(f"The weights in {path} do not fit its backbone {settings['backbone']!r}: {error}.") from None
+    wrong = misfit(network, weights)
+    if wrong:
+        raise ValueError(f"The weights in {path} do not fit its backbone {settings['backbone']!r}: {wrong}.")
+    network.load_state_dict(weights)
     return _named(network, _history_of_checkpoint(checkpoint), settings.get("mean"), settings.get("std"))
 
 
@@ -143,9 +176,9 @@ def load_plain(path: Path) -> Any:
 
 def _load_shards(path: Path) -> dict[str, Any]:
     """The backbone's weights, and all that is no weight, of a checkpoint that FSDP wrote in shards."""
-    from torch.distributed import checkpoint as shards
+    from torch.distributed.checkpoint.state_dict_loader import load
 
-    rest = load_plain(path / _REST_OF_SHARDS)
+    rest: dict[str, Any] = load_plain(path / _REST_OF_SHARDS)
     try:
         with (path / _SHARDS).open("rb") as file:
             tensors = _HarmlessUnpickler(file).load().state_dict_metadata
@@ -153,7 +186,7 @@ def _load_shards(path: Path) -> dict[str, Any]:
         state = {name: torch.empty(one.size, dtype=one.properties.dtype) for name, one in wanted.items()}
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
-            shards.load(state, checkpoint_id=path, no_dist=True)
+            load(state, checkpoint_id=path, no_dist=True)
     except OSError:
         raise
     except Exception as error:  # as for a file

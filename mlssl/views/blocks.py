@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import random
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from mlssl.views.draws import NUM_UNIFORMS, draw_operations
 from mlssl.views.grid import Box, block_grid
-from mlssl.views.photometric import BRANCH_RECIPES, Recipe, branch_recipe, check_size
+from mlssl.views.photometric import BRANCH_RECIPES, Recipe, check_channels, check_size
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from albumentations import Compose
+    from mlssl.views.pixels import Renderer
 
 
 class BlockViews:
     """Cut an image in K = rows · cols overlapping blocks and augment each once by each of A branches.
 
     A call draws from the generator that it is given and from nothing else. Copies sent to other processes carry the
-    arguments only; each builds its own pipelines at its first image. Two threads must not call one object at once.
+    arguments only. Two threads must not call one object at once.
 
     Args:
         size: Side S of a view in pixels, at least 16.
@@ -30,6 +29,7 @@ class BlockViews:
         overlap: Fraction of the image's side that a block is longer than 1/rows and 1/cols of it, 0 to 0.5; see
             `block_grid`.
         recipes: One recipe a branch; by default the two of the method.
+        channels: C, at least 1. With three, taken as RGB, all steps of a recipe apply; see `branch_recipe` for others.
 
     Raises:
         ValueError: If an argument lies outside its range.
@@ -47,8 +47,10 @@ class BlockViews:
         cols: int = 2,
         overlap: float = 0.2,
         recipes: Sequence[Recipe] = BRANCH_RECIPES,
+        channels: int = 3,
     ) -> None:
         check_size(size)
+        check_channels(channels)
         if len(recipes) < 1:
             raise ValueError("got no recipe, expected one for each branch: leave recipes out for the method's two")
         block_grid(1, 1, rows, cols, overlap)  # raises here, not at the first image
@@ -57,7 +59,8 @@ class BlockViews:
         self.cols = cols
         self.overlap = overlap
         self.recipes = tuple(recipes)
-        self._pipelines: tuple[Compose, ...] | None = None
+        self.channels = channels
+        self._renderer: Renderer | None = None
 
     @property
     def num_blocks(self) -> int:
@@ -69,13 +72,6 @@ class BlockViews:
         """A, the number of branches."""
         return len(self.recipes)
 
-    @property
-    def pipelines(self) -> tuple[Compose, ...]:
-        """The A pipelines, built when first asked for; processes forked after that inherit them."""
-        if self._pipelines is None:
-            self._pipelines = tuple(branch_recipe(i, self.size, self.recipes) for i in range(self.num_branches))
-        return self._pipelines
-
     def boxes(self, height: int, width: int) -> list[Box]:
         """Give the K blocks of an image of this height and width, row by row."""
         return block_grid(height, width, self.rows, self.cols, self.overlap)
@@ -84,40 +80,43 @@ class BlockViews:
         """Augment every block by every branch.
 
         Args:
-            image: RGB, uint8 (H, W, 3), at least one pixel; left as it is.
+            image: RGB or C other channels, uint8 (H, W, C), at least one pixel; left as it is.
             generator: The source of all draws: the same state gives the same views. None draws from fresh entropy.
 
         Returns:
-            uint8 (A, K, 3, S, S), contiguous; blocks row by row.
+            uint8 (A, K, C, S, S), contiguous; blocks row by row.
 
         Raises:
             TypeError: If the image is no uint8 array.
-            ValueError: If its shape is not (H, W, 3).
+            ValueError: If its shape is not (H, W, C).
         """
-        _check_image(image)
+        _check_image(image, self.channels)
         if generator is None:
             generator = np.random.default_rng()
-        python_random = random.Random(int(generator.integers(2**63)))
-        blocks = [image[b.top : b.top + b.height, b.left : b.left + b.width] for b in self.boxes(*image.shape[:2])]
-        views = np.empty((self.num_branches, self.num_blocks, 3, self.size, self.size), np.uint8)
-        for branch, pipeline in enumerate(self.pipelines):
-            pipeline.set_random_state(generator, python_random)
-            for i, block in enumerate(blocks):
-                views[branch, i] = pipeline(image=block)["image"].transpose(2, 0, 1)
+        if self._renderer is None:
+            from mlssl.views.pixels import Renderer  # imports OpenCV, which changes the process's environment
+
+            self._renderer = Renderer(self.size, self.channels)
+        uniforms = generator.random((self.num_branches, self.num_blocks, NUM_UNIFORMS)).tolist()
+        views = np.empty((self.num_branches, self.num_blocks, self.channels, self.size, self.size), np.uint8)
+        for k, (top, left, height, width) in enumerate(self.boxes(*image.shape[:2])):
+            block = image[top : top + height, left : left + width]
+            for branch, recipe in enumerate(self.recipes):
+                operations = draw_operations(recipe, height, width, self.size, uniforms[branch][k])
+                self._renderer(block, operations, views[branch, k])
         return torch.from_numpy(views)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_pipelines": None}
+        return {**self.__dict__, "_renderer": None}
 
 
-def _check_image(image: object) -> None:
+def _check_image(image: object, channels: int) -> None:
+    remedy = "np.asarray(pil_image.convert('RGB'))" if channels == 3 else "pixels scaled to 0-255"
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
         given = f"dtype {image.dtype}" if isinstance(image, np.ndarray) else type(image).__name__
-        raise TypeError(
-            f"got an image of {given}, expected a uint8 array (H, W, 3): pass np.asarray(pil_image.convert('RGB'))"
-        )
-    if image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+        raise TypeError(f"got an image of {given}, expected a uint8 array (H, W, {channels}): pass {remedy}")
+    if image.ndim != 3 or image.shape[2] != channels or image.size == 0:
         raise ValueError(
-            f"got an image of shape {image.shape}, expected (H, W, 3) with at least one pixel: "
-            "pass np.asarray(pil_image.convert('RGB'))"
+            f"got an image of shape {image.shape}, expected (H, W, {channels}) with at least one pixel: "
+            f"pass {remedy}, or BlockViews(channels=…)"
         )

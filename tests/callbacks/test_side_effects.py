@@ -11,16 +11,26 @@ import lightning as L
 import pytest
 import torch
 
-from mlssl.callbacks import BackboneExport, CollapseMonitor, OnlineLinearProbe, Throughput, ViewGridLogger
+from mlssl.callbacks import (
+    BackboneExport,
+    CollapseMonitor,
+    LearningRate,
+    OnlineKNN,
+    OnlineLinearProbe,
+    Throughput,
+    ViewGridLogger,
+)
 from mlssl.data.records import Records
 from mlssl.data.synthetic import synthetic_scenes
 
 CALLBACKS: dict[str, Callable[[], list[L.Callback]]] = {
     "probe": lambda: [OnlineLinearProbe()],
+    "knn": lambda: [OnlineKNN(k=3, every_n_epochs=1)],
     "collapse": lambda: [CollapseMonitor()],
     "views": lambda: [ViewGridLogger(2)],
     "export": lambda: [BackboneExport(every_n_epochs=1)],
     "throughput": lambda: [Throughput()],
+    "rate": lambda: [LearningRate()],
 }
 CALLBACKS["all"] = lambda: [make()[0] for name, make in CALLBACKS.items() if name != "all"]
 
@@ -61,7 +71,9 @@ def test_a_callback_that_draws_one_random_number_is_found_out(trained: Any) -> N
 def test_the_callbacks_leave_what_they_should_behind(trained: Any, tmp_path: Path) -> None:
     trained(CALLBACKS["all"]())
     metrics = (tmp_path / "run0" / "metrics.csv").read_text().splitlines()[0].split(",")
-    assert {"probe/mAP", "probe/loss", "collapse/std", "time/data", "throughput/images_per_s"} <= set(metrics)
+    assert {"probe/mAP", "probe/loss", "knn/mAP", "collapse/std", "time/data", "throughput/images_per_s"} <= set(
+        metrics
+    )
     assert len(list((tmp_path / "run0" / "views").iterdir())) == 2
     assert len(list((tmp_path / "run0" / "exports").iterdir())) >= 2
 

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from mlssl.callbacks import Throughput
-from mlssl.data.records import ImageArray, Records
+from mlssl.data.images import ImageArray
+from mlssl.data.records import Records
 from mlssl.data.synthetic import synthetic_scenes
 
 Make = Callable[..., Any]

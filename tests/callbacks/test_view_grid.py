@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing import event_accumulator
 
 from mlssl.callbacks import ViewGridLogger
 from mlssl.data.corel5k import read_corel5k
-from mlssl.data.records import decode_rgb
+from mlssl.data.images import decode_rgb
 from mlssl.visualize import draw_view_grid
 
 Make = Callable[..., Any]

@@ -193,7 +193,7 @@ def test_refuses_names_that_leave_the_folder_even_where_such_a_file_is(root: Pat
     changed = content(split)
     changed["images"][2]["file_name"] = name
     with pytest.raises(
-        ValueError, match=r"names the image .*: expected a path inside the split's folder, without '\.\.'"
+        ValueError, match=r"names the image .*: expected a path inside the folder of the images, without '\.\.'"
     ):
         read_coco(write(root, split, changed), split)
 

@@ -13,7 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from mlssl.data.records import Records, check_files, check_image_batch, check_view_batch, decode_rgb
+from mlssl.data.images import decode_rgb
+from mlssl.data.records import Records, check_files, check_image_batch, check_view_batch
 
 PATHS = ["a.jpg", "b/c.png", "d.jpg"]
 LABELS = [[1, 0], [0, -1], [0, 0]]

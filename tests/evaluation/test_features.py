@@ -164,7 +164,7 @@ def test_refuses_other_models_and_batches(model: SimpleNamespace) -> None:
         extract_features(Network(), [batch([1])])
     with pytest.raises(ValueError, match="gave no batch"):
         extract_features(model, [])
-    with pytest.raises(ValueError, match='1 of 2 batches have "labels"'):
+    with pytest.raises(ValueError, match='1 of the first 2 batches have "labels"'):
         extract_features(model, [batch([1], labels=labels([1])), batch([2])])
     with pytest.raises(ValueError, match="labels"):
         extract_features(model, [batch([1], labels=labels([1])), batch([2], labels=labels([2])[:, :1])])

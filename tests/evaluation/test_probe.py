@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +12,9 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from mlssl.evaluation.features import Features
+from mlssl.evaluation.logistic import logistic_regression
 from mlssl.evaluation.metrics import mean_average_precision
-from mlssl.evaluation.probe import STRENGTHS, linear_probe, logistic_regression
+from mlssl.evaluation.probe import STRENGTHS, linear_probe
 
 NUM_LABELS = 5
 
@@ -31,12 +35,18 @@ def standardized(features: Tensor) -> Tensor:
     return (features - features.mean(0)) / features.std(0, correction=0)
 
 
+def solved(inputs: Tensor, labels: Tensor, strengths: Sequence[float], **settings: Any) -> list[tuple[Tensor, Tensor]]:
+    """Weights (D, L) and bias (L,) for each strength."""
+    solution = logistic_regression(inputs, labels, strengths, **settings)
+    return list(zip(solution.weights, solution.bias, strict=True))
+
+
 @pytest.mark.parametrize("strengths", [STRENGTHS[::-1], (0.01,), (0.0001, 1.0)], ids=["path", "one", "rising"])
 def test_solutions_are_those_of_scikit_learn(strengths: tuple[float, ...]) -> None:
     data = made(400, seed=0)
     inputs, labels = standardized(data.features), data.labels
     assert labels is not None
-    solutions = logistic_regression(inputs, labels, strengths)
+    solutions = solved(inputs, labels, strengths)
     for strength, (weights, bias) in zip(strengths, solutions, strict=True):
         ours = (inputs @ weights + bias).sigmoid().numpy()
         for label in range(NUM_LABELS):
@@ -50,7 +60,7 @@ def test_more_features_than_images_and_separable_labels_converge() -> None:
     data = made(40, seed=0, noise=0.0, width=80)
     inputs, labels = standardized(data.features), data.labels
     assert labels is not None
-    ((weights, bias),) = logistic_regression(inputs, labels, [1e-3])
+    ((weights, bias),) = solved(inputs, labels, [1e-3])
     weights, bias = weights.double().requires_grad_(), bias.double().requires_grad_()
     log_loss = torch.nn.BCEWithLogitsLoss(reduction="none")
     loss = log_loss(inputs.double() @ weights + bias, labels.double()).mean(0) + 0.5e-3 * (weights**2).sum(0)
@@ -67,7 +77,7 @@ def test_unknown_labels_are_as_if_their_images_were_absent() -> None:
     data = made(300, seed=0)
     inputs, labels = standardized(data.features), data.labels.clone()  # type: ignore[union-attr]
     labels[200:, 0] = -1
-    ((weights, bias),) = logistic_regression(inputs, labels, [0.01])
+    ((weights, bias),) = solved(inputs, labels, [0.01])
     reference = LogisticRegression(C=1 / (0.01 * 200), tol=1e-8, max_iter=10_000)
     reference.fit(inputs[:200].double().numpy(), labels[:200, 0].numpy())
     theirs = reference.predict_proba(inputs.double().numpy())[:, 1]

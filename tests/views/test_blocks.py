@@ -17,8 +17,10 @@ import torch
 from PIL import Image
 
 from mlssl.views.blocks import BlockViews
+from mlssl.views.draws import NUM_UNIFORMS, draw_operations
 from mlssl.views.grid import block_grid
-from mlssl.views.photometric import BRANCH_RECIPES, Recipe, branch_recipe
+from mlssl.views.photometric import BRANCH_RECIPES, Recipe
+from mlssl.views.pixels import Renderer
 
 
 def noise(height: int = 50, width: int = 70, seed: int = 0) -> np.ndarray:
@@ -64,18 +66,16 @@ def test_view_k_shows_block_k() -> None:
         assert result[0, k].flatten(1).unique(dim=1).flatten().tolist() == [10 * k, 100, 200]
 
 
-def test_equals_the_pipelines_one_after_another(views: BlockViews) -> None:
+def test_equals_the_draws_and_pixels_one_after_another(views: BlockViews) -> None:
     image = noise()
-    generator = seeded(3)
-    python_random = random.Random(int(generator.integers(2**63)))
-    slow = torch.empty(2, 4, 3, 32, 32, dtype=torch.uint8)
-    for branch in range(2):
-        pipeline = branch_recipe(branch, 32)
-        pipeline.set_random_state(generator, python_random)
+    uniforms = seeded(3).random((2, 4, NUM_UNIFORMS))
+    slow = np.empty((2, 4, 3, 32, 32), np.uint8)
+    for branch, recipe in enumerate(BRANCH_RECIPES):
         for k, (top, left, height, width) in enumerate(block_grid(*image.shape[:2])):
             block = image[top : top + height, left : left + width].copy()
-            slow[branch, k] = torch.from_numpy(pipeline(image=block)["image"]).permute(2, 0, 1)
-    torch.testing.assert_close(views(image, seeded(3)), slow, rtol=0, atol=0)
+            operations = draw_operations(recipe, height, width, 32, uniforms[branch, k].tolist())
+            Renderer(32)(block, operations, slow[branch, k])
+    torch.testing.assert_close(views(image, seeded(3)), torch.from_numpy(slow), rtol=0, atol=0)
 
 
 def test_draws_depend_on_the_generator_alone(views: BlockViews) -> None:
@@ -195,10 +195,10 @@ def test_other_shapes_are_refused(shape: tuple[int, ...], views: BlockViews) -> 
         views(np.zeros(shape, np.uint8))
 
 
-def test_import_and_construction_do_not_import_albumentations() -> None:
+def test_import_and_construction_import_neither_albumentations_nor_opencv() -> None:
     code = (
         "import sys; from mlssl.views.blocks import BlockViews; BlockViews(); "
-        "assert 'albumentations' not in sys.modules, 'imported too early'"
+        "assert not {'albumentations', 'cv2'} & sys.modules.keys(), 'imported too early'"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -1,0 +1,84 @@
+"""Images that cannot be decoded: found beforehand, or remembered by all loader workers as they meet them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from mlssl.data.images import BadImageError
+from mlssl.data.records import Records
+
+
+class BadImages:
+    """Which images of a set could not be decoded: a byte an image, in memory that loader workers share.
+
+    Args:
+        num_images: n, the size of the set.
+    """
+
+    def __init__(self, num_images: int) -> None:
+        self._is_bad: torch.Tensor = torch.zeros(num_images, dtype=torch.bool)
+        self._is_bad.share_memory_()  # type: ignore[no-untyped-call]
+
+    def add(self, index: int) -> None:
+        """Remember an image by its place in the set; all processes see it."""
+        self._is_bad[index] = True
+
+    def __contains__(self, index: int) -> bool:
+        return bool(self._is_bad[index])
+
+    def indices(self) -> list[int]:
+        """Places of all that are known so far, ascending."""
+        places: list[int] = self._is_bad.nonzero().flatten().tolist()
+        return places
+
+
+def find_bad_images(
+    records: Records, indices: Sequence[int] | None = None, *, num_workers: int = 0, name: str = "images"
+) -> dict[int, str]:
+    """Decode images, every pixel of them, and tell which cannot be decoded; a bar shows images/s and the time left.
+
+    Args:
+        records: The set.
+        indices: Places in it to look at; None: all.
+        num_workers: Processes that decode, 0 for none beside this one.
+        name: What the bar calls them.
+
+    Returns:
+        Place in the set → why, for those that cannot be decoded or are not there.
+    """
+    places = range(len(records)) if indices is None else indices
+    dataset = _Trials(records, places)
+    loader = DataLoader(dataset, batch_size=16, num_workers=num_workers, collate_fn=_as_they_are)
+    bad: dict[int, str] = {}
+    with tqdm(total=len(places), desc=f"checking {name}", unit="image", disable=None) as bar:
+        for batch in loader:
+            bad |= {index: reason for index, reason in batch if reason}
+            bar.update(len(batch))
+    return bad
+
+
+class _Trials(Dataset[tuple[int, str]]):
+    """Place of an image, and why it cannot be decoded; nothing for one that can."""
+
+    def __init__(self, records: Records, places: Sequence[int]) -> None:
+        self.records = records
+        self.places = places
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, position: int) -> tuple[int, str]:
+        index = self.places[position]
+        try:
+            self.records.image(index)
+        except (BadImageError, FileNotFoundError, PermissionError) as error:
+            return index, str(error)
+        return index, ""
+
+
+def _as_they_are(items: list[tuple[int, str]]) -> list[tuple[int, str]]:
+    return items

@@ -1,0 +1,142 @@
+"""Features in files that are filled image by image, go on where they stopped, and are then mapped into memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mlssl.atomic import written_aside
+
+SECONDS_BETWEEN_NOTES = 10.0
+"""How often it is noted how far the files are: what a killed pass loses at most."""
+
+_ARRAYS = {"features": "features.npy", "image_ids": "image_ids.npy", "labels": "labels.npy"}
+_PROGRESS = "progress.json"
+
+
+class FeatureCache:
+    """Features (n, D), ids (n,) and labels (n, L) of one set of images and one backbone, in a folder.
+
+    ``features.npy``, ``image_ids.npy`` and ``labels.npy`` are what `numpy.load` reads, and ``progress.json`` says how
+    many images they hold and what they were taken with. Numbers reach the disk before they are counted there, so that
+    a pass that was killed goes on at the last count.
+
+    Args:
+        folder: Made if missing.
+        num_images: n.
+        made_with: What the features depend on, as words and numbers: another content is another cache.
+
+    Raises:
+        ValueError: If the folder holds other features, or files that are no cache or are damaged.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], num_images: int, made_with: dict[str, Any]) -> None:
+        self.folder = Path(folder)
+        self.num_images = num_images
+        self.done = 0
+        self._about = {"num_images": num_images, **made_with}
+        self._row_bytes: dict[str, int] = {}
+        self._noted = time.monotonic()
+        if (self.folder / _PROGRESS).is_file():
+            self._resume()
+        elif self.folder.is_dir() and any(self.folder.glob("*.npy")):
+            raise ValueError(f"{self.folder} holds files that are no cache of features: pass another folder")
+
+    def append(self, features: Tensor, image_ids: Tensor, labels: Tensor | None) -> None:
+        """Add the next images, on the CPU.
+
+        Raises:
+            ValueError: If labels came or went, or have another width than before.
+            OSError: If they cannot be written (disk full, no permission).
+        """
+        arrays = {"features": features, "image_ids": image_ids} | ({} if labels is None else {"labels": labels})
+        if not self._row_bytes:
+            self._create(arrays)
+        given = {name: tensor[:1].numpy().nbytes for name, tensor in arrays.items()}
+        if given != self._row_bytes:
+            raise ValueError(
+                f"an image takes {given} bytes, and in {self.folder} it takes {self._row_bytes}: "
+                "the labels are others than before, pass another folder or remove that one"
+            )
+        for name, tensor in arrays.items():
+            with (self.folder / _ARRAYS[name]).open("ab") as file:
+                file.write(tensor.contiguous().numpy().tobytes())
+        self.done += len(features)
+        if time.monotonic() - self._noted > SECONDS_BETWEEN_NOTES or self.done == self.num_images:
+            self._note()
+
+    def read(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Features, ids and labels, once all images are there; mapped, so that memory is taken where they are read.
+
+        Changes to the tensors stay in memory and do not reach the files.
+        """
+        mapped = {
+            name: torch.from_numpy(np.load(self.folder / file, mmap_mode="c"))
+            for name, file in _ARRAYS.items()
+            if name in self._row_bytes
+        }
+        return mapped["features"], mapped["image_ids"], mapped.get("labels")
+
+    def line(self, index: int) -> Tensor:
+        """Features (D,) of one of the images that are done already, without a look at the others."""
+        mapped = np.memmap(
+            self.folder / _ARRAYS["features"], np.dtype(self._about["dtype"]), "r", self._data_start("features")
+        )
+        width = self._row_bytes["features"] // mapped.itemsize
+        return torch.from_numpy(np.array(mapped[index * width : (index + 1) * width]))
+
+    def _create(self, arrays: dict[str, Tensor]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for name, tensor in arrays.items():
+            rows = tensor.numpy()
+            self._row_bytes[name] = rows[:1].nbytes
+            shape = (self.num_images, *rows.shape[1:])
+            header = {"descr": np.lib.format.dtype_to_descr(rows.dtype), "fortran_order": False, "shape": shape}
+            with (self.folder / _ARRAYS[name]).open("wb") as file:
+                np.lib.format.write_array_header_2_0(file, header)
+        self._note()
+
+    def _note(self) -> None:
+        for name in self._row_bytes:
+            with (self.folder / _ARRAYS[name]).open("rb+") as file:
+                os.fsync(file.fileno())
+        content = {**self._about, "row_bytes": self._row_bytes, "done": self.done}
+        with written_aside(self.folder / _PROGRESS) as aside:
+            aside.write_text(json.dumps(content, indent=1))
+        self._noted = time.monotonic()
+
+    def _resume(self) -> None:
+        try:
+            found = json.loads((self.folder / _PROGRESS).read_text())
+            self.done, self._row_bytes = found.pop("done"), found.pop("row_bytes")
+            starts = {name: self._data_start(name) for name in self._row_bytes}
+        except (ValueError, KeyError, AttributeError, OSError) as error:
+            raise ValueError(f"the features in {self.folder} are damaged ({error}): remove that folder") from error
+        different = [name for name in self._about if found.get(name) != self._about[name]]
+        if different:
+            name = different[0]
+            raise ValueError(
+                f"the features in {self.folder} were taken with {name} {found.get(name)!r}, and now it is "
+                f"{self._about[name]!r}: pass another folder, or remove that one"
+            )
+        for name, start in starts.items():
+            path, wanted = self.folder / _ARRAYS[name], start + self.done * self._row_bytes[name]
+            if path.stat().st_size < wanted:
+                raise ValueError(
+                    f"{path} holds {path.stat().st_size} of {wanted} bytes that were written: it is cut off, "
+                    "remove its folder"
+                )
+            os.truncate(path, wanted)  # what was written after the last note is written again
+
+    def _data_start(self, name: str) -> int:
+        with (self.folder / _ARRAYS[name]).open("rb") as file:
+            np.lib.format.read_magic(file)
+            np.lib.format.read_array_header_2_0(file)
+            return file.tell()

@@ -1,0 +1,109 @@
+"""How features lie in space: cosines by kind of pair, effective rank, spectrum and a map in two dimensions."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def pair_cosines(z: Tensor) -> dict[str, Tensor]:
+    """Cosines of all pairs of views of a batch, by what the two views share.
+
+    - ``same_block``: two branches of one block;
+    - ``same_image``: two blocks of one image, in whatever branch;
+    - ``other_image``: views of two images.
+
+    Args:
+        z: (B, A, K, P), finite.
+
+    Returns:
+        Cosines (pairs,), each pair in both orders, by kind; a kind without pairs (one block, one image) is left out.
+
+    Example:
+        >>> {kind: len(cosines) for kind, cosines in pair_cosines(torch.randn(3, 2, 4, 8)).items()}
+        {'same_block': 24, 'same_image': 144, 'other_image': 384}
+    """
+    image, _, block = torch.meshgrid(*(torch.arange(n, device=z.device) for n in z.shape[:3]), indexing="ij")
+    image, block = image.flatten(), block.flatten()
+    rows = F.normalize(z.float().flatten(0, 2), dim=1)
+    cosines = (rows @ rows.T).clamp(-1, 1)  # rounding goes beyond
+    of_one_image, of_one_block = image[:, None] == image, block[:, None] == block
+    pairs = {
+        "same_block": of_one_image & of_one_block & ~torch.eye(len(rows), dtype=torch.bool, device=z.device),
+        "same_image": of_one_image & ~of_one_block,
+        "other_image": ~of_one_image,
+    }
+    return {name: cosines[pair] for name, pair in pairs.items() if pair.any()}
+
+
+def spread(z: Tensor) -> Tensor:
+    """Standard deviation over the views of each channel of the L2-normalised z, mean over channels, times √P.
+
+    Args:
+        z: (n, P), finite.
+
+    Returns:
+        Scalar: 1 where the views spread evenly over the sphere, 0 where all are one point (SimSiam, arXiv 2011.10566,
+        sec. 4.1).
+    """
+    deviation: Tensor = F.normalize(z.float(), dim=1).std(0, correction=0)
+    scaled: Tensor = deviation.mean() * z.shape[1] ** 0.5
+    return scaled
+
+
+def effective_rank(singular_values: Tensor) -> Tensor:
+    """Exp of the entropy of the singular values' shares (RankMe, arXiv 2210.02885, eq. 1).
+
+    Args:
+        singular_values: (r,), at least 0.
+
+    Returns:
+        Scalar, 1 (one direction, or all values 0) to r (all alike).
+
+    Example:
+        >>> effective_rank(torch.tensor([2.0, 2.0, 0.0])).item()
+        2.0
+    """
+    shares = singular_values / singular_values.sum().clamp(min=torch.finfo(singular_values.dtype).tiny)
+    rank: Tensor = torch.special.entr(shares).sum().exp()
+    return rank
+
+
+def feature_spectrum(features: Tensor) -> Tensor:
+    """Singular values of features about their mean, largest first; without the mean, which all images share.
+
+    Args:
+        features: (n, D), finite, n at least 1.
+
+    Returns:
+        (min(n, D),).
+    """
+    centred = features.float() - features.float().mean(0)
+    values: Tensor = torch.linalg.svdvals(centred)
+    return values
+
+
+def map_2d(features: Tensor) -> tuple[Tensor, tuple[float, float]]:
+    """Places of images on their two principal directions, after each feature vector is brought to length 1.
+
+    A principal component analysis keeps distances as well as two numbers can and has no setting to be tuned. The sign
+    of a direction is chosen so that its largest coordinate is positive, so that a map can be drawn again.
+
+    Args:
+        features: (n, D), finite, n at least 1.
+
+    Returns:
+        Places (n, 2), and the share of the variance (0–1) that lies along each of the two; 0 where there is none.
+    """
+    rows = F.normalize(features.float(), dim=1)
+    rows = rows - rows.mean(0)
+    u, s, _ = torch.linalg.svd(rows, full_matrices=False)
+    places = torch.zeros(len(rows), 2)
+    shares = [0.0, 0.0]
+    total = s.square().sum()
+    for axis in range(min(2, len(s))):
+        along = u[:, axis] * s[axis]
+        places[:, axis] = along * (-1 if along[along.abs().argmax()] < 0 else 1)
+        shares[axis] = (s[axis].square() / total).item() if total > 0 else 0.0
+    return places, (shares[0], shares[1])

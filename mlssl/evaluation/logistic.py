@@ -1,0 +1,304 @@
+"""Logistic regression of many labels and many strengths at once, on features that need not fit in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+PositiveWeight: TypeAlias = float | Literal["balanced"]
+
+HELD_BYTES = 2**30
+"""Features that take more than this in float32 are read anew in every pass; on a GPU, half of its free memory."""
+
+PIECE_NUMBERS = {"cpu": 2**20, "cuda": 2**26}
+"""Numbers of features or logits that are worked on at a time: what a processor's cache, or a GPU, likes."""
+
+AXES_LINES = 2**16
+"""About how many images the principal axes are taken from; they only steer the solver, so a sample is enough."""
+
+
+class Lines:
+    """Lines of a feature matrix, standardised, in pieces on a device.
+
+    Args:
+        features: (n, D) of any floating type, may be mapped from a file.
+        rows: (m,) ascending, the lines to take; None: all.
+        device: To compute on.
+        mean: (D,) to subtract; with `scale` those of another set, else of these lines.
+        scale: (D,) to multiply by, 1 ÷ standard deviation, or 0 for a feature that is constant and so says nothing.
+    """
+
+    def __init__(
+        self,
+        features: Tensor,
+        rows: Tensor | None = None,
+        *,
+        device: torch.device | None = None,
+        mean: Tensor | None = None,
+        scale: Tensor | None = None,
+    ) -> None:
+        self.features = features
+        self.rows = rows
+        self.device = torch.device("cpu") if device is None else device
+        self.width = features.shape[1]
+        self._size = max(1, PIECE_NUMBERS.get(self.device.type, 2**20) // self.width)
+        if mean is None or scale is None:
+            mean, scale = self._statistics()
+        self.mean, self.scale = mean.to(self.device), scale.to(self.device)
+        held = HELD_BYTES
+        if self.device.type == "cuda":
+            held = torch.cuda.mem_get_info(self.device)[0] // 2
+        self._held = list(self._read()) if 4 * len(self) * self.width <= held else None
+
+    def __len__(self) -> int:
+        return len(self.features) if self.rows is None else len(self.rows)
+
+    def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
+        """Where a piece lies, and its standardised features (c, D) float32."""
+        return self._read() if self._held is None else iter(self._held)
+
+    def places(self) -> Iterator[slice]:
+        """Where the pieces lie."""
+        return (slice(start, min(start + self._size, len(self))) for start in range(0, len(self), self._size))
+
+    @cached_property
+    def principal_axes(self) -> tuple[Tensor, Tensor]:
+        """Variances (D, 1) and axes (D, D) of a sample of the lines, an axis a column."""
+        gram, count = torch.zeros(self.width, self.width, device=self.device), 0
+        every = max(1, len(self) // AXES_LINES)
+        for number, (_, inputs) in enumerate(self):
+            if number % every == 0:
+                gram.addmm_(inputs.T, inputs)
+                count += len(inputs)
+        # Not every device has eigenvalues in float64, and the CPU finds them in seconds.
+        variance, axes = torch.linalg.eigh(gram.cpu().double() / max(count, 1))
+        return variance.clamp(min=0).float().to(self.device)[:, None], axes.float().to(self.device)
+
+    def _read(self) -> Iterator[tuple[slice, Tensor]]:
+        return ((place, (raw - self.mean) * self.scale) for place, raw in self._raw())
+
+    def _raw(self) -> Iterator[tuple[slice, Tensor]]:
+        for place in self.places():
+            lines = self.features[place] if self.rows is None else self.features[self.rows[place]]
+            yield place, lines.to(self.device, torch.float32)
+
+    def _statistics(self) -> tuple[Tensor, Tensor]:
+        total = torch.zeros(self.width, dtype=torch.float64)
+        for _, raw in self._raw():
+            total += raw.sum(0).cpu()
+        mean = (total / max(len(self), 1)).float().to(self.device)
+        squares = torch.zeros(self.width, dtype=torch.float64)
+        for _, raw in self._raw():
+            squares += (raw - mean).square().sum(0).cpu()
+        deviation = (squares / max(len(self), 1)).sqrt().float().to(self.device)
+        varies = deviation > 1e-6 * (mean.abs() + 1e-12)
+        return mean, torch.where(varies, 1 / deviation, torch.zeros_like(deviation))
+
+
+@dataclass(frozen=True)
+class LinearClassifiers:
+    """Solutions for each strength and label, on features standardised by `mean` and `scale`.
+
+    Attributes:
+        mean: (D,), subtracted from the features.
+        scale: (D,), multiplied by.
+        weights: (S, D, L), in the order of the strengths; 0 for a label without both a positive and a negative.
+        bias: (S, L).
+    """
+
+    mean: Tensor
+    scale: Tensor
+    weights: Tensor
+    bias: Tensor
+
+    def logits(self, features: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Logits (S, n, L) of features (n, D), or of some of their rows, on the CPU."""
+        strengths, width, labels = self.weights.shape
+        lines = Lines(features, rows, device=self.weights.device, mean=self.mean, scale=self.scale)
+        columns = self.weights.permute(1, 0, 2).reshape(width, strengths * labels)
+        result = torch.empty(strengths, len(lines), labels)
+        for place, inputs in lines:
+            result[:, place] = (inputs @ columns).view(-1, strengths, labels).permute(1, 0, 2).cpu() + self.bias[
+                :, None
+            ].cpu()
+        return result
+
+
+def logistic_regression(
+    features: Tensor | Lines,
+    labels: Tensor,
+    strengths: Sequence[float],
+    *,
+    pos_weight: PositiveWeight = 1.0,
+    max_iterations: int = 500,
+    tolerance: float = 1e-5,
+) -> LinearClassifiers:
+    """Minimise, for each label and strength λ, mean log-loss + ½·λ·‖w‖² by preconditioned conjugate gradients.
+
+    All labels and strengths advance together, so that a step reads the features twice however many there are; a pair
+    that is done is taken out. The preconditioner is the Hessian's diagonal along the principal axes of the features,
+    (mean of p·(1−p)) · variance + λ. Steps along the conjugate directions (Polak–Ribière, restarted where they stop
+    descending) are found by Newton's method.
+
+    Args:
+        features: (n, D), standardised here, or `Lines` of them.
+        labels: (n, L) of 1, 0 and −1; −1 is left out of the label's mean.
+        strengths: λ >= 0, one solution each.
+        pos_weight: Weight of a positive beside a negative's 1 in a label's mean, as in torch's
+            `BCEWithLogitsLoss`; "balanced" gives all positives of a label the weight of all its negatives.
+        max_iterations: A solution that needs more is returned as it stands.
+        tolerance: A label is done when its Newton decrement, about twice what the objective can still fall, is below
+            `tolerance` times 1e-2 of the objective.
+
+    Raises:
+        ValueError: If `pos_weight` is not above 0.
+    """
+    check_pos_weight(pos_weight)
+    lines = features if isinstance(features, Lines) else Lines(features)
+    device, num_labels, num_strengths = lines.device, labels.shape[1], len(strengths)
+    labels = labels.to(device, torch.int8)
+    counts = torch.stack([(labels == 1).sum(0), (labels == 0).sum(0)]).double()
+    learnable = (counts > 0).all(0)
+    positive = (
+        counts[1] / counts[0].clamp(min=1) if pos_weight == "balanced" else torch.full_like(counts[0], pos_weight)
+    )
+    total = (counts[0] * positive + counts[1]).clamp(min=1e-30)
+    shares = torch.stack([positive / total, 1 / total]).where(learnable, 0.0).float()
+
+    problem = _Problem(lines, labels, shares)
+    label = torch.arange(num_labels, device=device).repeat(num_strengths)
+    penalty = torch.tensor([float(strength) for strength in strengths], device=device).repeat_interleave(num_labels)
+    prior = ((counts[0] * positive) / total).where(learnable, 0.5).logit().float()
+    weights, bias = problem.solve(label, penalty, prior[label], max_iterations, tolerance * 1e-2)
+    by_strength = weights.view(lines.width, num_strengths, num_labels).permute(1, 0, 2)
+    return LinearClassifiers(lines.mean, lines.scale, by_strength, bias.view(num_strengths, num_labels))
+
+
+def check_pos_weight(pos_weight: PositiveWeight) -> None:
+    """Refuse a weight of positives that is none.
+
+    Raises:
+        ValueError: If it is neither above 0 and finite nor "balanced".
+    """
+    if pos_weight != "balanced" and not (isinstance(pos_weight, (int, float)) and 0 < pos_weight < float("inf")):
+        raise ValueError(f"pos_weight={pos_weight!r} was given: pass a number above 0, or 'balanced'")
+
+
+class _Problem:
+    """Columns, each a label under a strength, that descend together.
+
+    Args:
+        lines: (n, D).
+        labels: (n, L) int8.
+        shares: (2, L), weight of a positive and of a negative in the mean of a label; 0 for one that is not learnable.
+    """
+
+    def __init__(self, lines: Lines, labels: Tensor, shares: Tensor) -> None:
+        self.lines, self.labels, self.shares = lines, labels, shares
+        self.variance, self.axes = lines.principal_axes
+
+    def solve(
+        self, label: Tensor, penalty: Tensor, bias: Tensor, max_iterations: int, tolerance: float
+    ) -> tuple[Tensor, Tensor]:
+        """Weights (D, C) and biases (C,) of columns with a label (C,) and a penalty (C,), from given biases on."""
+        solved = torch.zeros(self.lines.width, len(label), device=label.device)
+        solved_bias = bias.clone()
+        active = torch.arange(len(label), device=label.device)
+        # In the rotated coordinates; the last line is the bias, which has a variance of 1 and no penalty.
+        weights = torch.cat([solved, bias[None]])
+        penalties = torch.cat([penalty.expand_as(solved), torch.zeros_like(bias)[None]])
+        variance = F.pad(self.variance, (0, 0, 0, 1), value=1.0)
+        logits = bias.expand(len(self.lines), -1).clone()
+        old_scaled, direction = torch.zeros_like(weights), torch.zeros_like(weights)
+        old_decrement = torch.ones_like(bias)
+        for iteration in range(max_iterations + 1):
+            gradient, spread, loss = self._gradient(logits, label)
+            gradient += penalties * weights
+            scaled = gradient / (spread * variance + penalties).clamp(min=1e-8)
+            decrement = (gradient * scaled).sum(0)
+            objective = loss + 0.5 * (penalties * weights.square()).sum(0)
+            going = decrement > tolerance * objective
+            if iteration == max_iterations or not going.any():
+                going = torch.zeros_like(going)
+            if going.float().mean() < 0.8:
+                done = ~going
+                solved[:, active[done]] = self.axes @ weights[:-1, done]
+                solved_bias[active[done]] = weights[-1, done]
+                if not going.any():
+                    break
+                active, label, logits, old_decrement, decrement = (
+                    values[..., going] for values in (active, label, logits, old_decrement, decrement)
+                )
+                weights, penalties, gradient, scaled, old_scaled, direction = (
+                    values[:, going] for values in (weights, penalties, gradient, scaled, old_scaled, direction)
+                )
+            momentum = ((decrement - (gradient * old_scaled).sum(0)) / old_decrement.clamp(min=1e-30)).clamp(min=0)
+            direction = momentum * direction - scaled
+            uphill = (direction * gradient).sum(0) >= 0
+            direction = torch.where(uphill, -scaled, direction)
+            change = self._change(direction)
+            slope, curvature = (penalties * weights * direction).sum(0), (penalties * direction.square()).sum(0)
+            step = self._line_search(logits, change, label, slope, curvature)
+            weights = weights + step * direction
+            logits.addcmul_(change, step.expand_as(change))
+            old_scaled, old_decrement = scaled, decrement
+        return solved, solved_bias
+
+    def _share_and_target(self, place: slice, label: Tensor) -> tuple[Tensor, Tensor]:
+        """Share (c, C) of each image in the mean of a column, and whether it is a positive there."""
+        labels = self.labels[place]
+        positive = (labels == 1).float()
+        share = positive * self.shares[0] + (labels == 0) * self.shares[1]
+        return share[:, label], positive[:, label]
+
+    def _gradient(self, logits: Tensor, label: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradient (D + 1, C) of the mean log-loss, mean (C,) of p·(1−p), and that loss (C,)."""
+        gradient = torch.zeros(self.lines.width + 1, len(label), device=label.device)
+        spread, loss = torch.zeros_like(gradient[0]), torch.zeros_like(gradient[0])
+        for place, inputs in self.lines:
+            share, target = self._share_and_target(place, label)
+            values = logits[place]
+            probability = values.sigmoid()
+            residual = share * (probability - target)
+            gradient[:-1].addmm_(inputs.T, residual)
+            gradient[-1] += residual.sum(0)
+            spread += (share * probability * (1 - probability)).sum(0)
+            loss += (share * (F.softplus(values) - target * values)).sum(0)
+        gradient[:-1] = self.axes.T @ gradient[:-1]
+        return gradient, spread, loss
+
+    def _change(self, direction: Tensor) -> Tensor:
+        """What a step of 1 adds to the logits (n, C)."""
+        columns = self.axes @ direction[:-1]
+        change = torch.empty(len(self.lines), direction.shape[1], device=direction.device)
+        for place, inputs in self.lines:
+            torch.addmm(direction[-1], inputs, columns, out=change[place])
+        return change
+
+    def _line_search(self, logits: Tensor, change: Tensor, label: Tensor, slope: Tensor, curvature: Tensor) -> Tensor:
+        # Newton's method on the derivative along the direction, which rises; bisection where Newton leaves the bracket.
+        low, high = torch.zeros_like(slope), torch.full_like(slope, torch.inf)
+        step, start = low, torch.zeros_like(slope)
+        for attempt in range(9):
+            first, second = slope + step * curvature, curvature.clone()
+            for place in self.lines.places():
+                share, target = self._share_and_target(place, label)
+                moved = change[place]
+                probability = torch.addcmul(logits[place], moved, step.expand_as(moved)).sigmoid_()
+                weighted = share * moved
+                first += (weighted * (probability - target)).sum(0)
+                second += (weighted * moved * probability * (1 - probability)).sum(0)
+            start = first if attempt == 0 else start
+            if (first.abs() <= 0.05 * start.abs()).all():
+                break
+            low, high = torch.where(first <= 0, step, low), torch.where(first > 0, step, high)
+            newton = torch.minimum(step - first / second.clamp(min=1e-30), 4 * low + 4)
+            inside = (newton > low) & (newton < high) | (first == 0)
+            step = torch.where(inside, newton, (low + high.clamp(max=4 * low + 4)) / 2)
+        return step

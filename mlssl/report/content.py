@@ -1,0 +1,294 @@
+"""What stands on the page about a run: from its log and two snapshots of its network to verdicts, facts and figures."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mlssl.data.records import Records
+from mlssl.evaluation.geometry import map_2d
+from mlssl.report import figures
+from mlssl.report.measure import Snapshot, label_names, nearest_of_some, picture, spread_lines
+from mlssl.report.page import SPRITE_COLUMNS, THUMBNAIL, FeatureMap, Neighbor, Page, Plot, data_address, sprite
+from mlssl.report.verdicts import has_collapsed, is_learning, waits_for_data
+
+MAX_POINTS = 600
+"""Images on the map: their pictures take half a megabyte, and more points would hide one another."""
+
+NUM_QUERIES = 12
+NUM_NEAREST = 5
+NUM_VIEW_GRIDS = 2
+MAX_LABELS = 6  # of an image, which a caption can hold
+START, END = "start of the run", "end of the run"
+
+
+class Log(NamedTuple):
+    """A quantity over a run: steps, epochs and values, of the same length."""
+
+    steps: list[float]
+    epochs: list[float]
+    values: list[float]
+
+
+class Sets(NamedTuple):
+    """Images of a run, and those of its training images that were looked at."""
+
+    all_train: Records
+    all_val: Records | None
+    train: Records
+
+
+def build_page(
+    folder: Path, config: dict[str, Any], log: dict[str, Log], start: Snapshot, end: Snapshot, sets: Sets
+) -> Page:
+    """Put the page together.
+
+    Args:
+        folder: Of the run; its pictures of views are shown.
+        config: Settings of the run, as in its config.yaml.
+        log: Quantity → its values over the run.
+        start: The network that the run began with.
+        end: The network that it ended with.
+        sets: Of the run.
+    """
+    times = (_median(log, name) for name in ("time/data", "time/step", "throughput/images_per_s"))
+    return Page(
+        title=folder.resolve().name,
+        subtitle=f"{config['model']['backbone']} on {len(sets.all_train):,} images of {config['data']['dataset']}",
+        verdicts=[
+            is_learning(_map_of(start), _map_of(end), _gap(start), _gap(end)),
+            has_collapsed(end.spread, end.view_rank, end.num_views),
+            waits_for_data(*times),
+        ],
+        facts=_facts(config, log, sets),
+        curves=_curves(log),
+        quality=_quality(log, start, end, end.images),
+        geometry=_geometry(start, end, len(end.images)),
+        view_grids=_view_grids(folder),
+        neighbors=_neighbors(end, end.images),
+        feature_map=_feature_map(end, end.images),
+        notes=_notes(start, end, sets),
+        version=version("mlssl"),
+    )
+
+
+def _facts(config: dict[str, Any], log: dict[str, Log], sets: Sets) -> dict[str, str]:
+    settings, model, trainer = config["data"], config["model"], config["trainer"]
+    loss = log.get("train/loss", Log([], [], []))
+    val = sets.all_val
+    epochs = f"{int(max(loss.epochs, default=-1)) + 1}"
+    if trainer.get("max_epochs"):
+        epochs += f" of {trainer['max_epochs']}"
+    facts = {
+        "backbone": str(model["backbone"]),
+        "training images": f"{len(sets.all_train):,}",
+        "val images": "none" if val is None else f"{len(val):,}",
+        "labels": str(len(sets.all_train.classes) or "none"),
+        "epochs": epochs,
+        "last logged step": f"{int(max(loss.steps, default=0)):,}",
+        "batch size (a device)": str(settings["batch_size"]),
+        "views": f"{settings['size']} × {settings['size']}",
+        "grid": f"{settings['rows']} × {settings['cols']}, overlap {settings['overlap']:g}",
+        "optimizer": f"{model['optimizer']}, base_lr {model['base_lr']:g}",
+        "seed": str(config["seed_everything"]),
+    }
+    if loss.values:
+        facts["loss, first → last"] = f"{loss.values[0]:.3f} → {loss.values[-1]:.3f}"
+    return facts
+
+
+def _curves(log: dict[str, Log]) -> list[Plot]:
+    plots = []
+    losses = {
+        title: _over_steps(log[name])
+        for title, name in (
+            ("total", "train/loss"),
+            ("image-aware", "train/image_aware_loss"),
+            ("pair", "train/pair_loss"),
+        )
+        if name in log
+    }
+    if losses:
+        figure = figures.figure_of_curves(losses, "loss")
+        caption = "Total = pair term + contrastive_weight × image-aware term. The pair term cannot fall below −1."
+        plots.append(Plot("loss", "Loss", caption, figures.svg(figure, "loss")))
+    if "train/lr" in log:
+        figure = figures.figure_of_curves({"learning rate": _over_steps(log["train/lr"])}, "learning rate")
+        caption = "As the steps were taken, scaled by the views of a step."
+        plots.append(Plot("lr", "Learning rate", caption, figures.svg(figure, "lr")))
+    if "throughput/images_per_s" in log:
+        figure = figures.figure_of_curves({"images a second": _over_steps(log["throughput/images_per_s"])}, "images/s")
+        caption = "Images, not views, of all devices; means over 50 steps."
+        plots.append(Plot("speed", "Speed", caption, figures.svg(figure, "speed")))
+    if {"time/data", "time/step"} <= log.keys():
+        times = {"waiting for data": _over_steps(log["time/data"]), "computing": _over_steps(log["time/step"])}
+        figure = figures.figure_of_curves(times, "seconds a step")
+        plots.append(
+            Plot("time", "Where the time goes", "Means over 50 steps, on one device.", figures.svg(figure, "time"))
+        )
+    return plots
+
+
+def _quality(log: dict[str, Log], start: Snapshot, end: Snapshot, shown: Records) -> list[Plot]:
+    plots = []
+    curves = {
+        title: (log[name].epochs, log[name].values)
+        for title, name in (("online probe", "probe/mAP"), ("online kNN", "knn/mAP"))
+        if name in log
+    }
+    levels = {}
+    if start.probe is not None and end.probe is not None and start.knn is not None and end.knn is not None:
+        levels = {"probe, start": start.probe.mAP, "probe, end": end.probe.mAP}
+        levels |= {"kNN, start": start.knn, "kNN, end": end.knn}
+    if curves or levels:
+        figure = figures.figure_of_curves(curves, "mAP on the val images", "epoch", levels)
+        words = "Lines with points: what the run logged about itself. "
+        if levels:
+            words = (
+                "Dashed: a linear probe and the votes of the nearest training images, on frozen features, "
+                f"start → end: probe {levels['probe, start']:.3f} → {levels['probe, end']:.3f}, "
+                f"kNN {levels['kNN, start']:.3f} → {levels['kNN, end']:.3f}. "
+            ) + (words if curves else "")
+        plots.append(Plot("quality", "Probe and nearest neighbours", words, figures.svg(figure, "quality")))
+    if start.probe is not None and end.probe is not None:
+        precisions = {START: start.probe.average_precision, END: end.probe.average_precision}
+        order = end.probe.average_precision.nan_to_num(-1).argsort(descending=True).tolist()
+        order = [place for place in order if end.probe.average_precision[place].isfinite()]
+        positives = (end.features.labels == 1).sum(0) if end.features.labels is not None else None
+        table = {
+            "class": [shown.classes[place] for place in order],
+            "images": ["" if positives is None else str(int(positives[place])) for place in order],
+            "start": [f"{start.probe.average_precision[place].item():.3f}" for place in order],
+            "end": [f"{end.probe.average_precision[place].item():.3f}" for place in order],
+        }
+        caption = "Average precision of each class by the linear probe; bars: the end of the run, strokes: its start."
+        figure = figures.figure_of_classes(precisions)
+        plots.append(Plot("classes", "Each class", caption, figures.svg(figure, "classes"), table))
+    return plots
+
+
+def _geometry(start: Snapshot, end: Snapshot, num_images: int) -> list[Plot]:
+    cosines = figures.figure_of_cosines({"start": start.cosines, "end": end.cosines})
+    means = ", ".join(
+        f"{figures.KINDS[kind]} {values.mean().item():.2f} (start {start.cosines[kind].mean().item():.2f})"
+        for kind, values in end.cosines.items()
+    )
+    spectra = figures.figure_of_spectra({"start": start.spectrum, "end": end.spectrum})
+    return [
+        Plot(
+            "cosines",
+            "How alike are views?",
+            f"Cosines of the projections of views of training images. Means at the end: {means}. The three should be "
+            "ordered, and other images apart from the rest.",
+            figures.svg(cosines, "cosines"),
+        ),
+        Plot(
+            "spectrum",
+            "Directions that the features use",
+            f"Singular values of the features of {num_images:,} images about their mean. Effective rank "
+            f"{end.rank:.0f} of {len(end.spectrum)} (start {start.rank:.0f}).",
+            figures.svg(spectra, "spectrum"),
+        ),
+    ]
+
+
+def _feature_map(end: Snapshot, shown: Records) -> FeatureMap:
+    lines = spread_lines(len(shown), MAX_POINTS)
+    places, shares = map_2d(end.features.features[torch.from_numpy(lines)])
+    order = np.zeros(0, int)
+    groups = [-1] * len(lines)
+    if shown.labels is not None:
+        present = shown.labels[lines] == 1
+        order = np.argsort(-present.sum(0), kind="stable")
+        order = order[present.sum(0)[order] > 0]
+        # The rarest of the frequent labels of an image says most about it.
+        groups = [next((g for g in range(min(8, len(order)) - 1, -1, -1) if row[order[g]]), -1) for row in present]
+    names = [shown.classes[column] for column in order]
+    figure = figures.figure_of_map(places, shares, groups, names[:8])
+    points = [
+        {
+            "name": shown.path(line).name,
+            "labels": label_names(shown, line)[:MAX_LABELS],
+            "classes": [] if shown.labels is None else np.flatnonzero(shown.labels[line][order] == 1).tolist(),
+        }
+        for line in lines.tolist()
+    ]
+    caption = (
+        f"{len(lines):,} images on the two directions along which their features vary most (PCA of unit vectors). "
+        "Point at one to see it."
+    )
+    if names:
+        caption += " An image is coloured by the rarest of the eight most frequent labels that it shows."
+    plot = Plot("map", "Map of the images", caption, figures.svg(figure, "map"))
+    images = [picture(shown, line) for line in lines.tolist()]
+    return FeatureMap(plot, sprite(images), SPRITE_COLUMNS, THUMBNAIL, points, names)
+
+
+def _neighbors(end: Snapshot, shown: Records) -> list[list[Neighbor]]:
+    if len(shown) < 2:
+        return []
+    queries, found = nearest_of_some(end.features, NUM_QUERIES, NUM_NEAREST)
+    return [
+        [
+            _neighbor(shown, query, query, None),
+            *(
+                _neighbor(shown, line, query, cosine)
+                for line, cosine in zip(near.tolist(), similar.tolist(), strict=True)
+            ),
+        ]
+        for query, near, similar in zip(queries.tolist(), found.indices, found.similarities, strict=True)
+    ]
+
+
+def _neighbor(shown: Records, line: int, query: int, cosine: float | None) -> Neighbor:
+    shared = set(label_names(shown, query)) if line != query else set()
+    labels = [(name, name in shared) for name in label_names(shown, line)[:MAX_LABELS]]
+    return Neighbor(data_address(picture(shown, line), 132), shown.path(line).name, labels, cosine)
+
+
+def _view_grids(folder: Path) -> list[tuple[str, str]]:
+    grids = []
+    for path in sorted((folder / "views").glob("*.png"))[:NUM_VIEW_GRIDS]:
+        with Image.open(path) as picture:
+            pixels = np.asarray(picture.convert("RGB"))
+        words = f"A training image ({path.stem}) with its blocks, and beside it the views of each block"
+        grids.append((data_address(pixels, 1400, 82), words))
+    return grids
+
+
+def _notes(start: Snapshot, end: Snapshot, sets: Sets) -> list[str]:
+    if start.probe is None or end.probe is None:
+        return [
+            "Without labels in the training and the val set there is no probe. What the features are good for shows in "
+            "the neighbours below."
+        ]
+    strengths = f"{start.probe.strength:.2g} at the start, {end.probe.strength:.2g} at the end"
+    return [
+        f"The probe learned from {len(sets.train):,} of {len(sets.all_train):,} training images and was scored on "
+        f"{len(end.images):,} val images, in {end.probe.num_classes} classes that these show, with average pooling; "
+        f"how strongly it is regularised was chosen on a fifth of the training images ({strengths})."
+    ]
+
+
+def _map_of(snapshot: Snapshot) -> float | None:
+    return None if snapshot.probe is None else snapshot.probe.mAP
+
+
+def _gap(snapshot: Snapshot) -> float:
+    within = torch.cat([snapshot.cosines[kind] for kind in ("same_block", "same_image") if kind in snapshot.cosines])
+    between: Tensor = snapshot.cosines["other_image"]
+    return (within.mean() - between.mean()).item()
+
+
+def _median(log: dict[str, Log], name: str) -> float | None:
+    return float(np.median(log[name].values)) if name in log else None
+
+
+def _over_steps(log: Log) -> tuple[list[float], list[float]]:
+    return log.steps, log.values

@@ -1,0 +1,154 @@
+"""From a block to a view: operations that are drawn already, on 8-bit pixels, in few passes of OpenCV."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from mlssl.views.draws import Jitter, Operations
+
+Pixels = npt.NDArray[np.uint8]
+
+LUMA = (0.299, 0.587, 0.114)
+"""Shares of red, green and blue in gray (ITU-R BT.601), as Pillow and torchvision have them."""
+
+_KERNEL_REACH = 3.5
+"""Standard deviations that a blur's kernel reaches to each side."""
+
+
+class Renderer:
+    """Render views of one size and number of channels, in buffers that it keeps.
+
+    Brightness, contrast and saturation are a·x + b·luma(x) + c each, and so is one after another as long as no value
+    can leave 0–255, that is, for factors up to 1: such operations are applied in one pass, and rounded once.
+
+    A crop that shrinks more than twofold is averaged over areas; any other is interpolated bilinearly. Hue turns in
+    the 256 steps of 8-bit HSV, as in Pillow. Saturation, hue and gray exist for three channels alone, taken as RGB; for
+    any other number they are left out, and contrast is taken about each channel's own mean.
+
+    Args:
+        size: Side S of a view in pixels.
+        channels: C.
+    """
+
+    def __init__(self, size: int, channels: int = 3) -> None:
+        self.size = size
+        self.channels = channels
+        # Fresh memory of this size would be mapped page by page at every operation.
+        self._colour = np.empty((2, size, size, channels), np.uint8)
+        self._gray = np.empty((2, size, size), np.uint8)
+        self._hue = np.zeros((size, size, channels), np.uint8)
+        self._hue[..., 0] = 1
+
+    def __call__(self, block: Pixels, operations: Operations, out: Pixels) -> None:
+        """Render a view.
+
+        Args:
+            block: (H, W, C), left as it is.
+            operations: Those of the view.
+            out: (C, S, S), each channel contiguous; overwritten.
+        """
+        view = self._resized(block, operations)
+        if self.channels == 3:
+            view = self._jittered(view, operations.jitters)
+            if operations.gray:
+                view = cv2.cvtColor(view, cv2.COLOR_RGB2GRAY, dst=self._gray[0])
+        else:
+            self._jitter_channels(view, operations.jitters)
+        if operations.blur_sigma > 0:
+            view = self._blurred(view, operations.blur_sigma)
+        if operations.solarize_from is not None:
+            view = self._solarized(view, operations.solarize_from)
+        if operations.flip:
+            view = cv2.flip(view, 1, dst=self._other(view))
+        if view.ndim == 2:
+            out[:] = view
+        else:
+            cv2.split(view, list(out))
+
+    def _other(self, view: Pixels) -> Pixels:
+        """The buffer of the view's shape that the view does not lie in."""
+        first, second = self._gray if view.ndim == 2 else self._colour
+        other: Pixels = second if np.may_share_memory(view, first) else first
+        return other
+
+    def _resized(self, block: Pixels, operations: Operations) -> Pixels:
+        top, left, height, width = operations[:4]
+        crop = block[top : top + height, left : left + width]
+        # Bilinear interpolation reads two pixels each way: past twofold shrinking it would skip some.
+        shrinks_twofold = max(height, width) > 2 * self.size
+        interpolation = cv2.INTER_AREA if shrinks_twofold else cv2.INTER_LINEAR
+        size = (self.size, self.size)
+        view: Pixels = self._gray[0] if self.channels == 1 else self._colour[0]
+        if self.channels <= 4:
+            cv2.resize(crop, size, dst=view, interpolation=interpolation)
+            return view
+        for first in range(0, self.channels, 4):  # OpenCV resizes four channels at most
+            part = np.ascontiguousarray(crop[:, :, first : first + 4])
+            resized = cv2.resize(part, size, interpolation=interpolation)
+            view[:, :, first : first + 4] = resized.reshape(*size, -1)
+        return view
+
+    def _jittered(self, view: Pixels, jitters: tuple[tuple[Jitter, float], ...]) -> Pixels:
+        a, b, c = 1.0, 0.0, 0.0  # pending: x → a·x + b·luma(x) + c
+        luma: float | None = None  # mean of the view, without what is pending
+        for name, factor in jitters:
+            if name == "brightness":
+                a, b, c = factor * a, factor * b, factor * c
+            elif name == "contrast":
+                luma = _mean_luma(view) if luma is None else luma
+                a, b, c = factor * a, factor * b, factor * c + (1 - factor) * ((a + b) * luma + c)
+            elif name == "saturation":
+                a, b = factor * a, b + (1 - factor) * a
+            if name == "hue" or factor > 1:
+                view, luma = self._mapped(view, a, b, c), None
+                a, b, c = 1.0, 0.0, 0.0
+            if name == "hue":
+                view = self._hue_turned(view, factor)
+        return self._mapped(view, a, b, c)
+
+    def _mapped(self, view: Pixels, a: float, b: float, c: float) -> Pixels:
+        if (a, b, c) == (1.0, 0.0, 0.0):
+            return view
+        red, green, blue = (b * share for share in LUMA)
+        matrix = np.array([[a + red, green, blue, c], [red, a + green, blue, c], [red, green, a + blue, c]])
+        mapped: Pixels = cv2.transform(view, matrix, dst=self._other(view))
+        return mapped
+
+    def _hue_turned(self, view: Pixels, turns: float) -> Pixels:
+        steps = round(turns * 256) % 256
+        if steps == 0:
+            return view
+        hsv = cv2.cvtColor(view, cv2.COLOR_RGB2HSV_FULL, dst=self._other(view))
+        np.multiply(self._hue, np.uint8(steps), out=view)
+        np.add(hsv, view, out=hsv)  # 8 bits wrap round as the circle does
+        turned: Pixels = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL, dst=view)
+        return turned
+
+    def _jitter_channels(self, view: Pixels, jitters: tuple[tuple[Jitter, float], ...]) -> None:
+        wanted = [jitter for jitter in jitters if jitter[0] in ("brightness", "contrast")]
+        if not wanted:
+            return
+        pixels = view.astype(np.float32)
+        for name, factor in wanted:
+            centre = pixels.mean(axis=(0, 1)) if name == "contrast" else 0
+            pixels = ((pixels - centre) * factor + centre).clip(0, 255)
+        np.rint(pixels, out=view, casting="unsafe")
+
+    def _blurred(self, view: Pixels, sigma: float) -> Pixels:
+        reach = int(_KERNEL_REACH * sigma)
+        if reach == 0:
+            return view
+        kernel = cv2.getGaussianKernel(2 * reach + 1, sigma)
+        blurred: Pixels = cv2.sepFilter2D(view, -1, kernel, kernel, dst=self._other(view))
+        return blurred
+
+    def _solarized(self, view: Pixels, threshold: int) -> Pixels:
+        inverted = cv2.threshold(view, threshold - 1, 255, cv2.THRESH_BINARY, dst=self._other(view))[1]
+        solarized: Pixels = cv2.bitwise_xor(view, inverted, dst=view)
+        return solarized
+
+
+def _mean_luma(view: Pixels) -> float:
+    return sum(share * mean for share, mean in zip(LUMA, cv2.mean(view), strict=False))

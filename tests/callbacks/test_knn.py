@@ -1,0 +1,150 @@
+"""The online kNN: what it votes with, when, and what it refuses."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mlssl.callbacks import OnlineKNN
+from mlssl.data.records import Records
+from mlssl.data.synthetic import synthetic_scenes
+from mlssl.evaluation.features import extract_features
+from mlssl.evaluation.metrics import mean_average_precision
+from mlssl.evaluation.neighbors import knn_scores
+
+Make = Callable[..., Any]
+
+
+def some_scenes(split: str, count: int, seed: int = 0) -> Records:
+    return synthetic_scenes(split, size=32, count=count, seed=seed)
+
+
+def unlabelled(records: Records) -> Records:
+    paths = [records.path(index) for index in range(len(records))]
+    return Records(paths, image_ids=records.image_ids, decode=records.decode)
+
+
+def test_map_is_that_of_the_votes_of_the_training_images(make_model: Make, make_data: Make, make_trainer: Make) -> None:
+    model, data = make_model(), make_data()
+    trainer = make_trainer(OnlineKNN(k=5, every_n_epochs=2))
+    trainer.fit(model, data)
+    bank = extract_features(model, data.image_dataloader("train"))
+    val = extract_features(model, data.image_dataloader("val"))
+    scores = knn_scores(val.features, torch.nn.functional.normalize(bank.features).half(), bank.labels, 5)
+    expected, _ = mean_average_precision(scores, val.labels)
+    assert trainer.callback_metrics["knn/mAP"].item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_labelled_set_of_the_probe_comes_first(make_model: Make, make_data: Make, make_trainer: Make) -> None:
+    model, own = make_model(), some_scenes("train", 10, seed=5)
+    data = make_data(train=unlabelled(some_scenes("train", 18)), val=some_scenes("test", 11), probe_train=own)
+    trainer = make_trainer(OnlineKNN(k=5, every_n_epochs=1))
+    trainer.fit(model, data)
+    assert 0 < trainer.callback_metrics["knn/mAP"] <= 1
+
+
+def test_it_works_every_n_epochs_and_always_outside_a_fit(
+    make_model: Make, make_data: Make, make_trainer: Make
+) -> None:
+    passes: list[int] = []
+
+    class Counted(OnlineKNN):
+        def _features(self, loader: Any, pl_module: Any) -> Any:
+            passes.append(pl_module.current_epoch)
+            return super()._features(loader, pl_module)
+
+    model, data = make_model(), make_data()
+    trainer = make_trainer(Counted(k=3, every_n_epochs=2), max_epochs=5, num_sanity_val_steps=2)
+    trainer.fit(model, data)
+    assert passes == [1, 3]
+    logged = trainer.validate(model, data, verbose=False)[0]
+    assert "knn/mAP" in logged
+    assert len(passes) == 3
+
+
+def test_the_bank_is_bounded_evenly(make_model: Make, make_data: Make, make_trainer: Make) -> None:
+    banks: list[Any] = []
+
+    class Kept(OnlineKNN):
+        def _features(self, loader: Any, pl_module: Any) -> Any:
+            banks.append(super()._features(loader, pl_module))
+            return banks[-1]
+
+    data = make_data()
+    make_trainer(Kept(k=3, every_n_epochs=2, max_images=7)).fit(make_model(), data)
+    features, labels, ids = banks[0]
+    assert features.dtype == torch.float16
+    assert features.device.type == "cpu"
+    assert ids.tolist() == data.train_records.image_ids[::3].tolist()
+    assert np.array_equal(labels.numpy(), data.train_records.labels[::3])
+
+
+@pytest.mark.parametrize("kind", ["no labels in the bank", "no labels in the val set", "nothing present"])
+def test_where_there_is_nothing_to_vote_one_line_says_so(
+    kind: str, make_model: Make, make_data: Make, make_trainer: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    train, val = some_scenes("train", 18), some_scenes("test", 11)
+    if kind == "no labels in the bank":
+        train = unlabelled(train)
+    elif kind == "no labels in the val set":
+        val = unlabelled(val)
+    else:
+        paths = [val.path(index) for index in range(len(val))]
+        val = Records(paths, np.zeros_like(val.labels), val.classes, image_ids=val.image_ids, decode=val.decode)
+    with caplog.at_level(logging.INFO):
+        trainer = make_trainer(OnlineKNN(k=3, every_n_epochs=1))
+        trainer.fit(make_model(), make_data(train=train, val=val))
+    said = [message for message in caplog.messages if message.startswith("OnlineKNN")]
+    sentence = {
+        "no labels in the bank": "the images of the bank have no labels",
+        "no labels in the val set": "returns no features with labels",
+        "nothing present": "no label is known to be present",
+    }[kind]
+    assert len(said) == 1
+    assert sentence in said[0]
+    assert "knn/mAP" not in trainer.callback_metrics
+
+
+def test_a_run_without_whole_images_says_so(
+    make_model: Make, make_data: Make, make_trainer: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = make_data()
+    with caplog.at_level(logging.INFO):
+        make_trainer(OnlineKNN(every_n_epochs=1)).fit(
+            make_model(views_per_step=16), data.train_dataloader(), data.val_dataloader()
+        )
+    assert any("no datamodule with whole images" in message for message in caplog.messages)
+
+
+def test_a_bank_that_is_too_small_or_has_other_labels_is_refused(
+    make_model: Make, make_data: Make, make_trainer: Make
+) -> None:
+    with pytest.raises(ValueError, match="k=19 neighbours were asked for, and the bank has 18 images"):
+        make_trainer(OnlineKNN(k=19, every_n_epochs=1)).fit(make_model(), make_data())
+    data, blank = make_data(), {"image": torch.zeros(3, 16, 16, dtype=torch.uint8)}
+    data.probe_dataloader = lambda: torch.utils.data.DataLoader(
+        [{**blank, "image_ids": number, "labels": torch.ones(5).int()} for number in range(4)], batch_size=4
+    )
+    with pytest.raises(ValueError, match="The bank has 5 labels, and the validation images have 12"):
+        make_trainer(OnlineKNN(k=3, every_n_epochs=1)).fit(make_model(), data)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"k": 0}, "k=0 was given: pass at least 1"),
+        ({"every_n_epochs": 0}, "every_n_epochs=0 was given"),
+        ({"temperature": 0}, "temperature=0 was given: pass a number above 0"),
+        ({"temperature": math.nan}, "temperature=nan"),
+        ({"k": 20, "max_images": 19}, "max_images=19 was given: pass at least k=20"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        OnlineKNN(**settings)

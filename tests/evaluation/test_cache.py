@@ -1,0 +1,207 @@
+"""Features on disk: the same numbers, a pass that goes on where it stopped, and caches that are not taken."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from mlssl.evaluation import cache as module
+from mlssl.evaluation.features import Features, extract_features
+
+COUNT = 23
+
+
+class Images(Dataset[dict[str, Any]]):
+    """Images that depend on their ids alone; counts what is read, and may fail at one."""
+
+    def __init__(self, count: int = COUNT, labels: int = 3, seed: int = 0, fails_at: int | None = None) -> None:
+        self.count, self.labels, self.seed, self.fails_at = count, labels, seed, fails_at
+        self.read: list[int] = []
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if index == self.fails_at:
+            raise OSError("the disk went away")
+        self.read.append(index)
+        generator = torch.Generator().manual_seed(1000 * self.seed + index)
+        image = torch.randint(0, 256, (3, 8, 8), generator=generator).to(torch.uint8)
+        labels = {"labels": torch.arange(self.labels, dtype=torch.int8) % 2} if self.labels else {}
+        return {"image": image, "image_ids": 100 + index, **labels}
+
+
+def loader(images: Images, **settings: Any) -> DataLoader[Any]:
+    return DataLoader(images, batch_size=4, **settings)
+
+
+@pytest.fixture
+def model() -> SimpleNamespace:
+    return made_model()
+
+
+def made_model() -> SimpleNamespace:
+    torch.manual_seed(0)
+    backbone = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return SimpleNamespace(backbone=backbone, normalize=lambda images: images.float() / 255)
+
+
+@pytest.fixture(autouse=True)
+def _note_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SECONDS_BETWEEN_NOTES", -1.0)
+
+
+def assert_same(left: Features, right: Features) -> None:
+    torch.testing.assert_close(left.features, right.features)
+    assert torch.equal(left.image_ids, right.image_ids)
+    assert (left.labels is None and right.labels is None) or torch.equal(left.labels, right.labels)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("labels", [3, 0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_features_on_disk_are_those_in_memory(
+    dtype: torch.dtype, labels: int, model: SimpleNamespace, tmp_path: Path
+) -> None:
+    images = Images(labels=labels)
+    in_memory = extract_features(model, loader(images), dtype=dtype)
+    on_disk = extract_features(model, loader(images), dtype=dtype, cache=tmp_path / "cache")
+    assert in_memory.features.dtype == on_disk.features.dtype == dtype
+    assert_same(on_disk, in_memory)
+    assert np.array_equal(np.load(tmp_path / "cache" / "features.npy"), in_memory.features.numpy())
+    on_disk.features.add_(1)  # stays in memory
+    assert_same(extract_features(model, loader(images), dtype=dtype, cache=tmp_path / "cache"), in_memory)
+
+
+def test_a_pass_that_is_done_is_not_repeated(model: SimpleNamespace, tmp_path: Path) -> None:
+    images = Images()
+    first = extract_features(model, loader(images), cache=tmp_path)
+    images.read.clear()
+    assert_same(extract_features(model, loader(images), cache=tmp_path), first)
+    assert images.read == [0, COUNT - 1], "only the two that are compared"
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_pass_that_failed_goes_on(workers: int, model: SimpleNamespace, tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="the disk went away"):
+        extract_features(model, loader(Images(fails_at=13), num_workers=workers), cache=tmp_path)
+    with (tmp_path / "features.npy").open("ab") as file:
+        file.write(b"half a line")  # as a killed process leaves it
+    images = Images()
+    resumed = extract_features(model, loader(images, num_workers=workers), cache=tmp_path)
+    if not workers:
+        assert images.read == [0, 11, *range(12, COUNT)]
+    assert_same(resumed, extract_features(model, loader(Images())))
+
+
+KILLED = """
+import sys, time
+sys.path.insert(0, sys.argv[2])
+from test_cache import Images, extract_features, loader, made_model, module
+module.SECONDS_BETWEEN_NOTES = -1.0
+
+class Slow(Images):
+    def __getitem__(self, index):
+        if index >= 12:
+            print("ready", flush=True)
+            time.sleep(60)
+        return super().__getitem__(index)
+
+extract_features(made_model(), loader(Slow()), cache=sys.argv[1])
+"""
+
+
+@pytest.mark.slow
+def test_a_pass_that_was_killed_goes_on(model: SimpleNamespace, tmp_path: Path) -> None:
+    words = [sys.executable, "-c", KILLED, str(tmp_path / "cache"), str(Path(__file__).parent)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGKILL)
+    images = Images()
+    resumed = extract_features(model, loader(images), cache=tmp_path / "cache")
+    assert images.read == [0, 11, *range(12, COUNT)]
+    assert_same(resumed, extract_features(model, loader(Images())))
+
+
+def test_bar_starts_where_the_pass_goes_on(
+    model: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(OSError, match="went away"):
+        extract_features(model, loader(Images(fails_at=13)), cache=tmp_path)
+    extract_features(model, loader(Images()), cache=tmp_path, progress=True)
+    printed = capsys.readouterr().err
+    assert f"12/{COUNT}" in printed
+    assert f"{COUNT}/{COUNT}" in printed
+
+
+def test_other_features_are_not_taken(model: SimpleNamespace, tmp_path: Path) -> None:
+    extract_features(model, loader(Images()), cache=tmp_path)
+    with pytest.raises(ValueError, match="taken with num_images 23, and now it is 24: pass another folder"):
+        extract_features(model, loader(Images(24)), cache=tmp_path)
+    with pytest.raises(ValueError, match="taken with dtype 'float32', and now it is 'float16'"):
+        extract_features(model, loader(Images()), cache=tmp_path, dtype=torch.float16)
+    with pytest.raises(ValueError, match=r"features in .* are not those of these images, image 0 differs"):
+        extract_features(model, loader(Images(seed=1)), cache=tmp_path)
+    model.backbone[0].weight.data.mul_(1.001)
+    with pytest.raises(ValueError, match="taken with weights"):
+        extract_features(model, loader(Images()), cache=tmp_path)
+
+
+def test_labels_that_come_or_go_in_between_are_found(model: SimpleNamespace, tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="went away"):
+        extract_features(model, loader(Images(fails_at=13)), cache=tmp_path)
+    with pytest.raises(ValueError, match="the labels are others than before"):
+        extract_features(model, loader(Images(labels=0)), cache=tmp_path)
+
+
+def test_damaged_caches_and_other_files_are_named(model: SimpleNamespace, tmp_path: Path) -> None:
+    extract_features(model, loader(Images()), cache=tmp_path)
+    whole = (tmp_path / "features.npy").read_bytes()
+    (tmp_path / "features.npy").write_bytes(whole[:-1])
+    with pytest.raises(ValueError, match=r"features\.npy holds \d+ of \d+ bytes that were written: it is cut off"):
+        extract_features(model, loader(Images()), cache=tmp_path)
+    (tmp_path / "features.npy").unlink()
+    with pytest.raises(ValueError, match=r"are damaged .*remove that folder"):
+        extract_features(model, loader(Images()), cache=tmp_path)
+    (tmp_path / "progress.json").write_text(json.dumps({"done": 3}))
+    with pytest.raises(ValueError, match="are damaged"):
+        extract_features(model, loader(Images()), cache=tmp_path)
+    (tmp_path / "progress.json").unlink()
+    with pytest.raises(ValueError, match="holds files that are no cache of features: pass another folder"):
+        extract_features(model, loader(Images()), cache=tmp_path)
+
+
+def test_a_loader_without_a_fixed_order_is_refused(model: SimpleNamespace, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="fixed order, and a DataLoader was given"):
+        extract_features(model, loader(Images(), shuffle=True), cache=tmp_path)
+    with pytest.raises(ValueError, match="fixed order, and a list was given"):
+        extract_features(model, [], cache=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_features_beyond_half_precision_and_other_numbers_are_refused(model: SimpleNamespace) -> None:
+    with pytest.raises(TypeError, match=r"dtype=torch\.int8 was given"):
+        extract_features(model, loader(Images()), dtype=torch.int8)
+    model.backbone[1].bias = nn.Parameter(torch.full((5,), 1e6))
+    with pytest.raises(ValueError, match=r"features of image 100 reach 1e\+06, more than float16 holds: use float32"):
+        extract_features(model, loader(Images()), dtype=torch.float16)
+
+
+def test_an_image_that_comes_twice_is_kept_once(model: SimpleNamespace, tmp_path: Path) -> None:
+    class Twice(Images):
+        def __getitem__(self, index: int) -> dict[str, Any]:
+            return super().__getitem__(index % 20)
+
+    ids: Tensor = extract_features(model, loader(Twice()), cache=tmp_path).image_ids
+    assert ids.tolist() == [100 + index for index in range(20)]

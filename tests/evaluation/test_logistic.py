@@ -1,0 +1,141 @@
+"""The solver: weighted positives, features that are read anew in every pass, labels in groups; and the bootstrap."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+
+from mlssl.evaluation import logistic, probe
+from mlssl.evaluation.features import Features
+from mlssl.evaluation.logistic import Lines, logistic_regression
+from mlssl.evaluation.metrics import bootstrap_interval, mean_average_precision
+from mlssl.evaluation.probe import linear_probe
+
+
+def made(count: int, seed: int, labels: int = 4, width: int = 10) -> Features:
+    causes = torch.randn(width, labels, generator=torch.Generator().manual_seed(9))
+    generator = torch.Generator().manual_seed(seed)
+    features = 3 + 2 * torch.randn(count, width, generator=generator)
+    noise = 3 * torch.randn(count, labels, generator=generator)
+    logits = (features - 3) @ causes + noise - 3
+    return Features(features, (logits > 0).to(torch.int8), torch.arange(count))
+
+
+@pytest.mark.parametrize("pos_weight", [0.25, 2.0, "balanced"])
+def test_weighted_positives_are_those_of_scikit_learn(pos_weight: float | str) -> None:
+    data = made(300, 0)
+    assert data.labels is not None
+    solution = logistic_regression(data.features, data.labels, [0.01], pos_weight=pos_weight)  # type: ignore[arg-type]
+    logits = solution.logits(data.features)[0]
+    inputs = ((data.features - data.features.mean(0)) / data.features.std(0, correction=0)).double().numpy()
+    for label in range(4):
+        target = data.labels[:, label].numpy()
+        positives = target.sum()
+        weight = (300 - positives) / positives if pos_weight == "balanced" else pos_weight
+        total = positives * weight + 300 - positives  # scikit-learn sums the loss, where ours is a mean
+        reference = LogisticRegression(
+            C=1 / (0.01 * total), class_weight={0: 1, 1: weight}, tol=1e-8, max_iter=10_000
+        ).fit(inputs, target)
+        ours = logits[:, label].sigmoid().numpy()
+        assert np.abs(ours - reference.predict_proba(inputs)[:, 1]).max() < 1e-3
+
+
+def test_features_read_anew_in_every_pass_give_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    train, test = made(200, 0), made(100, 1)
+    held = linear_probe(train, test, num_resamples=0)
+    np.save(tmp_path / "features.npy", train.features.numpy())
+    mapped = train._replace(features=torch.from_numpy(np.load(tmp_path / "features.npy", mmap_mode="c")))
+    monkeypatch.setattr(logistic, "HELD_BYTES", 0)
+    monkeypatch.setitem(logistic.PIECE_NUMBERS, "cpu", 70)  # seven lines
+    anew = linear_probe(mapped, test, num_resamples=0)
+    assert anew.strength == held.strength
+    torch.testing.assert_close(anew.scores, held.scores, rtol=1e-3, atol=1e-3)
+
+
+def test_labels_in_groups_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    train, test = made(200, 0), made(100, 1)
+    together = linear_probe(train, test, num_resamples=0)
+    monkeypatch.setattr(probe, "LOGIT_BYTES", 1)
+    alone = linear_probe(train, test, num_resamples=0)
+    assert alone.strength == together.strength
+    assert alone.validation == pytest.approx(together.validation, abs=1e-6)
+    torch.testing.assert_close(alone.scores, together.scores, rtol=1e-3, atol=1e-3)
+
+
+def test_half_precision_features_are_close() -> None:
+    train, test = made(300, 0), made(200, 1)
+    halves = [data._replace(features=data.features.half()) for data in (train, test)]
+    assert linear_probe(*halves, num_resamples=0).mAP == pytest.approx(linear_probe(train, test).mAP, abs=5e-3)
+
+
+def test_lines_of_some_rows_are_standardised_by_these() -> None:
+    data = made(50, 0)
+    rows = torch.arange(5, 45, 2)
+    lines = torch.cat([piece for _, piece in Lines(data.features, rows)])
+    torch.testing.assert_close(lines.mean(0), torch.zeros(10), rtol=0, atol=1e-5)
+    torch.testing.assert_close(lines.std(0, correction=0), torch.ones(10), rtol=0, atol=1e-5)
+
+
+def test_a_label_without_positives_in_training_is_counted_and_scores_all_alike() -> None:
+    train, test = made(100, 0), made(80, 1)
+    labels = train.labels.clone()  # type: ignore[union-attr]
+    labels[:, 2] = 0
+    result = linear_probe(train._replace(labels=labels), test)
+    assert result.num_learned == 3
+    assert result.num_classes == 4
+    assert result.scores[:, 2].unique().numel() == 1
+    share = (test.labels[:, 2] == 1).float().mean().item()  # type: ignore[index]
+    assert result.average_precision[2].item() == pytest.approx(share)
+
+
+def test_refuses_a_weight_that_is_none() -> None:
+    data = made(20, 0)
+    for weight in (0.0, -1.0, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match=f"pos_weight={weight} was given: pass a number above 0, or 'balanced'"):
+            logistic_regression(data.features, data.labels, [1.0], pos_weight=weight)  # type: ignore[arg-type]
+
+
+# ---------------------------------------------------------------------- the bootstrap
+
+
+def scored(count: int = 60, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    targets = torch.randint(-1, 2, (count, 5), generator=generator)
+    targets[:, 4] = targets[:, 4].clamp(max=0)
+    # Few levels, so that many images are tied.
+    scores = (targets + 3 * torch.rand(count, 5, generator=generator)).mul(4).round()
+    return scores, targets
+
+
+def test_interval_is_that_of_resamples_made_one_by_one() -> None:
+    scores, targets = scored()
+    generator = torch.Generator().manual_seed(5)
+    drawn = torch.randint(60, (200, 60), generator=generator)
+    means = torch.tensor([mean_average_precision(scores[rows], targets[rows])[0] for rows in drawn]).double()
+    expected = means.quantile(torch.tensor([0.05, 0.95], dtype=torch.float64)).tolist()
+    assert bootstrap_interval(scores, targets, num_resamples=200, confidence=0.9, seed=5) == pytest.approx(expected)
+
+
+def test_interval_holds_the_mean_shrinks_with_images_and_repeats() -> None:
+    widths = []
+    for count in (50, 800):
+        scores, targets = scored(count)
+        low, high = bootstrap_interval(scores, targets, num_resamples=200)
+        assert low < mean_average_precision(scores, targets)[0] < high
+        assert (low, high) == bootstrap_interval(scores, targets, num_resamples=200)
+        widths.append(high - low)
+    assert 2.5 < widths[0] / widths[1] < 6, "as the root of 16"
+
+
+def test_interval_without_a_positive_is_nan_and_bad_numbers_are_refused() -> None:
+    scores, targets = scored()
+    assert np.isnan(bootstrap_interval(scores, targets.clamp(max=0))).all()
+    for numbers in ({"num_resamples": 0}, {"confidence": 1.0}, {"confidence": 0.0}):
+        with pytest.raises(ValueError, match=r"num_resamples=.* and confidence=.* were given"):
+            bootstrap_interval(scores, targets, **numbers)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="have no label axis"):
+        bootstrap_interval(scores[:, 0], targets[:, 0])

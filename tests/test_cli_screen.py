@@ -1,0 +1,173 @@
+"""What a person sees of the command: help on one screen, errors in one line, completion, a clean end by Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mlssl.cli import _COMMANDS, main
+from mlssl.commands.run import TRAINER_COMMANDS
+
+SCREEN = 45, 100
+"""Lines and columns."""
+
+SMALL = [
+    *("--model.backbone", "test_resnet", "--model.projection_dim", "16", "--model.predictor_dim", "8"),
+    *("--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--trainer.precision", "32-true"),
+    *("--data.batch_size", "8", "--data.size", "32", "--data.eval_size", "32", "--data.num_workers", "0"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _work_in(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def _heed_interrupts_again():
+    before = signal.getsignal(signal.SIGINT)  # which Lightning ignores after the first one
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("command", [*_COMMANDS, *TRAINER_COMMANDS])
+def test_help_of_a_command_fits_a_screen_and_shows_an_example(command, capsys):
+    if command in TRAINER_COMMANDS:
+        assert main([command, "--help"]) == 0
+    else:
+        with pytest.raises(SystemExit, match="0"):
+            main([command, "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= SCREEN[0]
+    assert max(map(len, lines)) <= SCREEN[1]
+    assert lines[0].startswith(f"usage: mlssl {command}")
+    assert any(line.startswith("Example: ") and f"mlssl {command}" in line for line in lines)
+
+
+def test_every_argument_is_explained(capsys):
+    for command in _COMMANDS:
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        lines = capsys.readouterr().out.splitlines()
+        options = [place for place, line in enumerate(lines) if line.startswith("  ") and line.strip().startswith("-")]
+        for place in options:
+            own = lines[place].split("  ")
+            following = lines[place + 1] if place + 1 < len(lines) else ""
+            assert len([part for part in own if part.strip()]) > 1 or following.startswith(" " * 10), lines[place]
+
+
+def test_every_command_is_in_the_list(capsys):
+    assert main(["--help"]) == 0
+    printed = capsys.readouterr().out
+    assert all(f"\n  {name} " in printed for name in [*_COMMANDS, *TRAINER_COMMANDS])
+    assert "130 interrupted" in printed
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["fit", "--data.sise", "3"], "data.sise"),
+        (["fit", "--data.size", "many"], "data.size"),
+        (["views"], "image"),
+        (["views", "a.png", "--sise", "3"], "--sise"),
+        (["completion", "powershell"], "powershell"),
+    ],
+)
+def test_a_wrong_word_is_one_line_and_exit_code_2(words, message, capsys):
+    assert main(words) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("mlssl: error: ")
+    assert message in lines[0]
+    assert not list(Path().iterdir())
+
+
+def test_print_config_prints_what_runs_and_starts_nothing(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["fit", *SMALL, "--data.overlap", "0.3", "--print_config"])
+    assert end.value.code == 0
+    settings = yaml.safe_load(capsys.readouterr().out)
+    assert settings["data"]["overlap"] == 0.3
+    assert settings["model"]["backbone"] == "test_resnet"
+    assert not list(Path().iterdir())
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
+def test_completion_is_a_script_that_knows_the_options(shell, capsys):
+    assert main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    assert all(word in script for word in ("neighbors", "data.overlap", "trainer.max_epochs", "corel5k"))
+    if shutil.which(shell):
+        Path("script").write_text(script)
+        subprocess.run([shell, "-n", "script"], check=True)
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash on this machine")
+def test_bash_completes_commands_options_and_choices(capsys):
+    assert main(["completion", "bash"]) == 0
+    Path("script").write_text(capsys.readouterr().out)
+    for words, expected in (
+        (["mlssl", "ne"], "neighbors"),
+        (["mlssl", "fit", "--data.over"], "--data.overlap"),
+        (["mlssl", "linear", "--pooling", "avgm"], "avgmax"),
+    ):
+        given = " ".join(f"'{word}'" for word in words)
+        program = (
+            f"source ./script; COMP_WORDS=({given}); COMP_CWORD={len(words) - 1}; "
+            f"$(complete -p mlssl | sed 's/.*-F \\([^ ]*\\) .*/\\1/') mlssl '{words[-1]}' '{words[-2]}'; "
+            'echo "${COMPREPLY[@]}"'
+        )
+        done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, check=True)
+        assert expected in done.stdout.split(), (words, done.stdout, done.stderr)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="sends a signal to a process group")
+def test_ctrl_c_ends_cleanly_and_names_the_last_checkpoint(tmp_path):
+    words = [*SMALL, "--data.num_workers", "1", "--trainer.max_epochs", "1000", "--trainer.limit_train_batches", "2"]
+    limits = ["--trainer.limit_val_batches", "1", "--name", "stopped"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mlssl.cli", "fit", *words, *limits],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # a terminal's Ctrl-C reaches the whole group, workers too
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    try:
+        deadline = time.monotonic() + 240
+        while not list(tmp_path.glob("runs/*/checkpoints/last.ckpt")):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        os.killpg(process.pid, signal.SIGINT)
+        _, said = process.communicate(timeout=120)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    (checkpoint,) = Path("runs").glob("stopped-*/checkpoints/last.ckpt")
+    assert process.returncode == 130
+    assert "Traceback" not in said
+    last = said.strip().splitlines()[-1]
+    assert last.startswith("mlssl: interrupted; the last checkpoint is ")
+    assert last.endswith(f"mlssl fit --resume {checkpoint.parent.parent}")
+
+
+@pytest.mark.usefixtures("_heed_interrupts_again")
+def test_an_interrupt_before_anything_is_written_says_so(monkeypatch, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mlssl.commands.run.MultiLabelDataModule.setup", interrupted)
+    assert main(["fit", *SMALL, "--trainer.max_epochs", "1"]) == 130
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("mlssl: interrupted; ")
+    assert "no checkpoint yet" in last or "nothing was written" in last

@@ -1,0 +1,36 @@
+"""The pictures of the documentation are those that its script draws, and each is shown somewhere."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+STATIC = ROOT / "docs" / "_static"
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    runpy.run_path(str(ROOT / "docs" / "pictures.py"))["main"](folder)
+    return folder
+
+
+def test_the_script_draws_every_picture_that_is_kept(drawn):
+    assert {path.name for path in drawn.iterdir()} == {path.name for path in STATIC.iterdir()}
+    for path in STATIC.iterdir():
+        kept, new = (np.asarray(Image.open(one).convert("RGB"), dtype=float) for one in (path, drawn / path.name))
+        assert np.abs(np.subtract(kept.shape, new.shape)).max() <= 20  # another matplotlib sets letters otherwise
+        assert abs(kept.mean() - new.mean()) < 5
+        assert path.stat().st_size < 300_000
+
+
+def test_every_picture_is_shown_and_described():
+    text = "\n".join(page.read_text() for page in (ROOT / "docs").glob("*.md"))
+    for path in STATIC.iterdir():
+        assert f"](_static/{path.name})" in text
+        assert f"![](_static/{path.name})" not in text

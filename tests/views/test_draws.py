@@ -1,0 +1,114 @@
+"""What is drawn for a view: its distribution against torchvision's own draws, over thousands of both."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torchvision import transforms as T
+
+from mlssl.views.draws import NUM_UNIFORMS, Operations, draw_operations
+from mlssl.views.photometric import BRANCH_RECIPES
+
+NUM = 4000
+SIZE = 224
+
+
+def drawn(branch: int, height: int = 336, width: int = 448, size: int = SIZE) -> list[Operations]:
+    uniforms = np.random.default_rng(0).random((NUM, NUM_UNIFORMS)).tolist()
+    return [draw_operations(BRANCH_RECIPES[branch], height, width, size, numbers) for numbers in uniforms]
+
+
+def assert_same_distribution(ours: list[float], theirs: list[float]) -> None:
+    """Means and spreads agree within five standard errors, and Kolmogorov and Smirnov find no difference (p 0.0001)."""
+    one, other = np.sort(ours), np.sort(theirs)
+    share = (1 / len(one) + 1 / len(other)) ** 0.5
+    assert one.mean() == pytest.approx(other.mean(), abs=5 * other.std() * share)
+    assert one.std() == pytest.approx(other.std(), abs=5 * other.std() * share)
+    values = np.concatenate([one, other])
+    ranks = [np.searchsorted(each, values, side="right") / len(each) for each in (one, other)]
+    assert np.abs(ranks[0] - ranks[1]).max() < 2.23 * share
+
+
+@pytest.mark.parametrize(("height", "width"), [(336, 448), (100, 100), (40, 200)])
+def test_crops_are_those_of_torchvision(height: int, width: int) -> None:
+    ours = drawn(0, height, width)
+    torch.manual_seed(0)
+    block = torch.empty(3, height, width)
+    theirs = [T.RandomResizedCrop.get_params(block, [0.2, 1.0], [3 / 4, 4 / 3]) for _ in range(NUM)]
+    for measure in (
+        lambda top, left, h, w: h * w / (height * width),
+        lambda top, left, h, w: np.log(w / h),
+        lambda top, left, h, w: top + h / 2,
+        lambda top, left, h, w: left + w / 2,
+    ):
+        assert_same_distribution([measure(*one[:4]) for one in ours], [measure(*one) for one in theirs])
+    assert all(one.top + one.height <= height and one.left + one.width <= width for one in ours)
+
+
+def test_jitters_are_those_of_torchvision() -> None:
+    ours = [one.jitters for one in drawn(0) if one.jitters]
+    torch.manual_seed(0)
+    bounds = ([0.6, 1.4], [0.6, 1.4], [0.6, 1.4], [-0.1, 0.1])
+    theirs = [T.ColorJitter.get_params(*bounds) for _ in range(NUM)]
+    for place, name in enumerate(("brightness", "contrast", "saturation", "hue")):
+        assert_same_distribution([dict(one)[name] for one in ours], [one[1 + place] for one in theirs])
+    orders = [tuple(name for name, _ in one) for one in ours]
+    counts = [orders.count(order) for order in set(orders)]
+    assert len(counts) == 24
+    assert max(abs(count - len(ours) / 24) for count in counts) < 5 * (len(ours) / 24) ** 0.5
+
+
+@pytest.mark.parametrize("size", [224, 64])
+def test_blur_is_that_of_torchvision_scaled_with_the_view(size: int) -> None:
+    ours = [one.blur_sigma * 224 / size for one in drawn(0, size=size) if one.blur_sigma]
+    torch.manual_seed(0)
+    assert_same_distribution(ours, [T.GaussianBlur.get_params(0.1, 2.0) for _ in range(NUM)])
+
+
+@pytest.mark.parametrize("branch", [0, 1])
+def test_operations_are_as_frequent_as_the_method_says(branch: int) -> None:
+    views = drawn(branch)
+    frequent = {
+        "jitter": (np.mean([bool(one.jitters) for one in views]), 0.8),
+        "gray": (np.mean([one.gray for one in views]), 0.2),
+        "blur": (np.mean([one.blur_sigma > 0 for one in views]), (0.5, 0.1)[branch]),
+        "solarize": (np.mean([one.solarize_from == 128 for one in views]), (0.5, 0.2)[branch]),
+        "flip": (np.mean([one.flip for one in views]), 0.5),
+    }
+    for name, (share, probability) in frequent.items():
+        assert share == pytest.approx(probability, abs=5 * (probability * (1 - probability) / NUM) ** 0.5), name
+
+
+def test_draws_do_not_depend_on_each_other() -> None:
+    views = drawn(0)
+    table = np.array(
+        [
+            [
+                one.height * one.width,
+                np.log(one.width / one.height),
+                bool(one.jitters),
+                one.gray,
+                one.blur_sigma > 0,
+                one.solarize_from is not None,
+                one.flip,
+                (one.left + 0.5) / (449 - one.width),
+                (one.top + 0.5) / (337 - one.height),
+            ]
+            for one in views
+        ],
+        dtype=float,
+    )
+    correlations = np.corrcoef(table.T) - np.eye(table.shape[1])
+    correlations[0, 1] = correlations[1, 0] = 0  # a wide large crop does not fit
+    assert np.abs(correlations).max() < 5 / NUM**0.5
+
+
+@pytest.mark.parametrize("number", [0.0, np.nextafter(1.0, 0.0)])
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 40), (40, 1), (20, 4000), (4000, 20), (7, 7)])
+def test_crops_stay_in_the_block_at_the_ends_of_every_draw(height: int, width: int, number: float) -> None:
+    one = draw_operations(BRANCH_RECIPES[0], height, width, SIZE, [number] * NUM_UNIFORMS)
+    assert 0 <= one.top < one.top + one.height <= height
+    assert 0 <= one.left < one.left + one.width <= width
+    assert one.width <= max(1, 4 / 3 * one.height + 1)
+    assert one.height <= max(1, 4 / 3 * one.width + 1)
