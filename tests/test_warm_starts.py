@@ -108,6 +108,9 @@ def test_the_command_goes_on_from_a_run_on_new_data_with_a_new_schedule(checkpoi
     (path,) = (tmp_path / "runs").glob("*/checkpoints/last.ckpt")
     whole = torch.load(path, weights_only=True)
     assert (whole["epoch"], whole["global_step"]) == (0, 1)
+    checkpoint.unlink()  # a run that goes on reads its own
+    assert main(["fit", "--resume", str(path.parents[1]), "--trainer.max_steps", "2"]) == 0
+    assert torch.load(path, weights_only=True)["global_step"] == 2
 
 
 def test_wrong_checkpoints_to_start_from_end_in_one_line(checkpoint, tmp_path, monkeypatch, capsys) -> None:
@@ -120,6 +123,8 @@ def test_wrong_checkpoints_to_start_from_end_in_one_line(checkpoint, tmp_path, m
     both = [*words, str(checkpoint), "--model.backbone", "test_resnet", "--ckpt_path", str(checkpoint)]
     assert main(both) == 2
     assert "and --ckpt_path goes on with its run: give one of them" in capsys.readouterr().err
+    assert main(["fit", "--resume", "runs/first", "--start_from", str(checkpoint)]) == 2
+    assert "--start_from begins a new run, and --resume goes on with one" in capsys.readouterr().err
     assert not list(tmp_path.glob("runs/*"))
 
 

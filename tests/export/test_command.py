@@ -18,7 +18,7 @@ from mlssl.cli import main
             "test_resnet",
             "timm",
             "a.safetensors",
-            "create_model('test_resnet', num_classes=0, checkpoint_path='{path}')",
+            "create_model('test_resnet', num_classes=0, checkpoint_path='{path}'",
         ),
         ("test_resnet", "timm-dir", "a", "timm.create_model('local-dir:{path}', pretrained=True, num_classes=0)"),
         ("resnet18", "torchvision", "a.pth", "torchvision.models.get_model('resnet18'"),
