@@ -40,9 +40,13 @@ def _one_thread() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _lightning_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+def _lightning_is_heard(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     # Lightning keeps its log to itself where it was imported before pytest listened, as older pytest lets it be.
-    monkeypatch.setattr(logging.getLogger("lightning.pytorch"), "propagate", True)
+    logger = logging.getLogger("lightning.pytorch")
+    monkeypatch.setattr(logger, "propagate", True)
+    level = logger.level
+    yield
+    logger.setLevel(level)
 
 
 @pytest.fixture(autouse=True)
