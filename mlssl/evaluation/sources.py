@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from mlssl.backbones import build_backbone, pixel_statistics, rebuild_backbone
-from mlssl.export import misfit, open_checkpoint
+from mlssl.export.sources import misfit, open_checkpoint
 
 _PREFIXES = ("_orig_mod.", "module.", "backbone.")
 _NESTED = ("state_dict", "model")
