@@ -1,6 +1,7 @@
 """From records on disk to the batches that the module trains on and the callbacks evaluate."""
 
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -339,10 +340,15 @@ def _default_workers(devices: int) -> int:
 
 
 def _one_thread(_worker: int) -> None:
-    """Workers are parallel already: OpenCV's own threads would fight over the same cores."""
+    """Workers are parallel already: OpenCV's own threads would fight over the same cores.
+
+    A terminal's Ctrl-C reaches workers too, and one that died of it would be reported in place of the interrupt: the
+    main process ends them.
+    """
     import cv2
 
     cv2.setNumThreads(0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _check_numbers(**numbers: tuple[int | None, int]) -> None:
