@@ -302,7 +302,7 @@ class MultiLabelDataModule(L.LightningDataModule):
             num_workers=workers,
             persistent_workers=keep_workers and workers > 0,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_one_thread,
+            worker_init_fn=_prepare_worker,
             generator=torch.Generator(),  # else every pass over a loader would draw from the model's random state
             **settings,
         )
@@ -339,15 +339,11 @@ def _default_workers(devices: int) -> int:
     return max(1, min(MAX_WORKERS, cores // devices - 1))
 
 
-def _one_thread(_worker: int) -> None:
-    """Workers are parallel already: OpenCV's own threads would fight over the same cores.
-
-    A terminal's Ctrl-C reaches workers too, and one that died of it would be reported in place of the interrupt: the
-    main process ends them.
-    """
+def _prepare_worker(_worker: int) -> None:
     import cv2
 
-    cv2.setNumThreads(0)
+    cv2.setNumThreads(0)  # workers are parallel already: threads would fight over the same cores
+    # A terminal's Ctrl-C reaches workers too, and the death of one would be reported in place of the interrupt.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 

@@ -152,12 +152,24 @@ def _plain_name(name: str) -> str:
     return _WRAPPERS.sub("", name).removeprefix("module.")  # the last of DDP
 
 
-def load_plain(path: Path) -> Any:
-    """What a checkpoint file holds, tensors and plain values alone.
+def load_plain(
+    path: Path,
+    kind: str = "a checkpoint",
+    remedies: tuple[str, str] = (
+        "give a .ckpt that the Trainer saved",
+        "train with hyper-parameters that are plain values",
+    ),
+) -> Any:
+    """What a file that torch.save wrote holds, tensors and plain values alone; no code in it is run.
+
+    Args:
+        path: The file.
+        kind: What it is expected to be, for the message.
+        remedies: What to do where it is something else, and where it holds pickled code.
 
     Raises:
         FileNotFoundError: If there is none.
-        ValueError: If it is no checkpoint, or holds pickled code.
+        ValueError: If it is something else or damaged, or holds pickled code.
     """
     if not path.is_file():
         raise FileNotFoundError(f"No checkpoint stands at {path}: give the path of a .ckpt file that exists.")
@@ -169,9 +181,9 @@ def load_plain(path: Path) -> Any:
         if isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(path):
             raise ValueError(
                 f"{path} holds pickled Python objects, which could run any code when opened, and was refused: "
-                f"train with hyper-parameters that are plain values. {error}"
+                f"{remedies[1]}. {error}"
             ) from None
-        raise ValueError(f"{path} is not a checkpoint or is damaged: give a .ckpt that the Trainer saved.") from None
+        raise ValueError(f"{path} is not {kind} or is damaged: {remedies[0]}.") from None
 
 
 def _load_shards(path: Path) -> dict[str, Any]:
