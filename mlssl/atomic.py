@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,6 +60,51 @@ def written_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise
     if os.name == "posix":  # elsewhere a folder cannot be opened, and the rename is flushed with the file
         _flush(path.parent)
+
+
+@contextmanager
+def files_written_aside(folder: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:
+    """Give a new folder in `folder` to write files to, and move them to `folder` once the block has ended well.
+
+    Where the block raises, `folder` stays as it was, and is taken away again if it was made for this. Other files in it
+    are never touched. A process killed between two moves leaves whole files, some old and some new.
+
+    Args:
+        folder: Made if missing.
+        overwrite: Whether files of the same names may be replaced; files of the same content always may.
+
+    Raises:
+        FileExistsError: If one exists and may not be replaced; then none is moved.
+        FullDiskError: If there is no space for the files.
+        OSError: If a file cannot be written or moved otherwise.
+    """
+    folder = Path(folder)
+    missing = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = folder / f".{secrets.token_hex(4)}"
+    aside.mkdir()
+    try:
+        yield aside
+        files = sorted(aside.iterdir())
+        for file in files:
+            there = folder / file.name
+            if there.exists() and not overwrite and there.read_bytes() != file.read_bytes():
+                raise FileExistsError(
+                    f"{there} exists: choose another folder or name, or pass overwrite=True to replace it."
+                )
+            _flush(file)
+        for file in files:
+            file.replace(folder / file.name)
+        if os.name == "posix":
+            _flush(folder)
+    except OSError as error:
+        if error.errno in FULL_DISK:
+            raise FullDiskError(error.errno, error.strerror, error.filename or str(folder)) from error
+        raise
+    finally:
+        shutil.rmtree(aside)
+        if missing and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def _flush(path: Path) -> None:

@@ -6,9 +6,13 @@ import difflib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 Pooling = Literal["avg", "max", "avgmax"]
@@ -33,12 +37,14 @@ def build_backbone(backbone: str | nn.Module, **kwargs: Any) -> nn.Module:
     Args:
         backbone: A timm name (`"resnet50"`, `"vit_small_patch16_224"`), `"torchvision/<name>"`, or a module, which
             is returned as it is.
-        **kwargs: Passed to the constructor. `pretrained=True` loads the published weights of either library, and
-            `in_chans=C` (default 3) sets the number of image channels.
+        **kwargs: Passed to the constructor. `pretrained=True` loads the published weights of either library,
+            `checkpoint_path=file` those of a file in the library's own names, for torchvision with or without a
+            classifier, and `in_chans=C` (default 3) sets the number of image channels.
 
     Raises:
-        ValueError: On an unknown name (names the nearest), on `num_classes`, and for a torchvision network without a
-            linear classifier to take off (squeezenet) or with auxiliary ones.
+        ValueError: On an unknown name (names the nearest), on `num_classes`, on a file of other weights, and for a
+            torchvision network without a linear classifier to take off (squeezenet) or with auxiliary ones.
+        FileNotFoundError: If no file stands at `checkpoint_path`.
         TypeError: On an argument that the network does not take, and on any argument together with a module.
     """
     if isinstance(backbone, nn.Module):
@@ -89,6 +95,26 @@ def image_shape(backbone: nn.Module) -> tuple[int, int, int]:
         ValueError: If the network takes none of them.
     """
     return _first_run(backbone)[0]
+
+
+def check_image_size(backbone: nn.Module, height: int, width: int) -> None:
+    """Find out, by one forward pass of a blank image in eval mode, whether the network takes images of a size.
+
+    Raises:
+        ValueError: If it does not, as a transformer of fixed image size, or one whose patches do not fill the image.
+    """
+    backbone = getattr(backbone, "_orig_mod", backbone)  # compiled for one image, it would be compiled again for many
+    parameter = next(backbone.parameters(), torch.zeros(()))
+    image = torch.zeros(1, _channels(backbone), height, width, device=parameter.device, dtype=parameter.dtype)
+    try:
+        with torch.no_grad(), _evaluating(backbone):
+            backbone(image)
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise ValueError(
+            f"The backbone {type(backbone).__name__} takes no images of {height} × {width} pixels ({error}): choose a "
+            "size that it takes; a vision transformer takes its own, or with dynamic_img_size=True multiples of its "
+            "patch size."
+        ) from None
 
 
 def pixel_statistics(backbone: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -145,6 +171,9 @@ def _build(name: str, kwargs: dict[str, Any], passed_on: frozenset[str]) -> nn.M
         raise ValueError("num_classes was given, and a backbone gives features, not class scores: leave it out.")
     weights = {key: value for key, value in kwargs.items() if key in passed_on}
     architecture = {key: value for key, value in kwargs.items() if key not in _READING | _DESCRIBING}
+    file = weights.get("checkpoint_path")
+    if file and not Path(file).is_file():
+        raise FileNotFoundError(f"No weights stand at {file}: give a .safetensors or .pth file as checkpoint_path.")
     if architecture.get("in_chans") == 3:  # everybody's default, which torchvision has no argument for
         del architecture["in_chans"]
     try:
@@ -157,6 +186,12 @@ def _build(name: str, kwargs: dict[str, Any], passed_on: frozenset[str]) -> nn.M
         if unknown not in kwargs:
             raise
         raise TypeError(f"Backbone {name!r} does not take {unknown!r}: leave it out of its arguments.") from None
+    except (RuntimeError, UnpicklingError, SafetensorError) as error:
+        if not file:
+            raise
+        hint = "one with a classifier is read by pretrained=True, pretrained_cfg_overlay={'file': …}"
+        of_timm = "" if name.startswith(TORCHVISION_PREFIX) else f"; {hint}"
+        raise ValueError(f"The weights in {file} do not fit backbone {name!r}{of_timm}: {error}") from None
     network.built_as = (name, architecture)  # type: ignore[assignment]
     return network
 
@@ -199,15 +234,29 @@ def _build_torchvision(full_name: str, architecture: dict[str, Any], weights: di
         raise ValueError(_unknown_name(full_name))
     arguments = architecture | weights
     in_chans = arguments.pop("in_chans", 3)
+    file = arguments.pop("checkpoint_path", None)
     if arguments.pop("pretrained", False):
         arguments.setdefault("weights", "DEFAULT")
     if models.get_model_builder(name).__module__ == "torchvision.models.resnet":
         arguments.setdefault("zero_init_residual", True)
     network: nn.Module = models.get_model(name, **arguments)
+    whole = network.state_dict().keys()
     _take_off_classifier(network, full_name)
+    if file:
+        classifier = whole - network.state_dict().keys()
+        network.load_state_dict({k: v for k, v in _read_weights(Path(file)).items() if k not in classifier})
     if in_chans != 3:
-        _replace_first_convolution(network, in_chans, keep_weights=bool(arguments.get("weights")))
+        _replace_first_convolution(network, in_chans, keep_weights=bool(file or arguments.get("weights")))
     return network
+
+
+def _read_weights(file: Path) -> dict[str, Tensor]:
+    weights: dict[str, Tensor]
+    if file.suffix == ".safetensors":
+        weights = load_file(file)
+    else:
+        weights = torch.load(file, map_location="cpu", weights_only=True)
+    return weights
 
 
 def _unexpected_argument(error: TypeError) -> str | None:

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mlssl.backbones import build_backbone, built_as, feature_width, pixel_statistics
+from mlssl.backbones import build_backbone, built_as, check_image_size, feature_width, pixel_statistics
 from mlssl.data.records import ImageBatch, ViewBatch, check_image_batch, check_view_batch
 from mlssl.distributed import gather, gather_with_gradient, rank, sum_over_devices, world_size
 from mlssl.heads import predictor, projector
@@ -330,6 +330,7 @@ class MultiLabelSSLModule(L.LightningModule):
                 "what one would: pass sync_batchnorm=True to the Trainer (--trainer.sync_batchnorm true), on GPUs."
             )
         if self.global_step == 0:
+            check_image_size(self.backbone, *batch["views"].shape[-2:])
             anchors = branches * images * blocks
             positives = branches * blocks - 1
             rank_zero_info(
@@ -367,12 +368,14 @@ class MultiLabelSSLModule(L.LightningModule):
     # ------------------------------------------------------------------ checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save nothing of a step whose loss is no number, no prefix of torch.compile, and no word to read weights."""
+        """Save no step whose loss is no number, no prefix of torch.compile, no word to read weights; add metrics."""
         self._check_finite()
         checkpoint["state_dict"] = {_plain_name(name): value for name, value in checkpoint["state_dict"].items()}
         hparams, origin = checkpoint.get("hyper_parameters", {}), built_as(self.backbone)
         if origin is not None and hparams.get("backbone_kwargs"):
             hparams["backbone_kwargs"] = origin[1]
+        if self._trainer is not None:  # for whoever exports the backbone
+            checkpoint["metrics"] = {name: value.item() for name, value in self._trainer.callback_metrics.items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Find compiled and plain networks under one name, and ask for the backbone that no checkpoint holds."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import mlssl.atomic
-from mlssl.atomic import written_aside
+from mlssl.atomic import files_written_aside, written_aside
 
 ALONE = (
     f"import sys; sys.path.insert(0, {str(Path(mlssl.atomic.__file__).parent)!r}); from atomic import written_aside\n"
@@ -120,3 +120,37 @@ def test_a_process_killed_at_any_time_leaves_a_whole_file(tmp_path: Path) -> Non
         process.wait()
         content = path.read_bytes()
         assert content == content[:1] * 3_000_000
+
+
+def test_files_appear_together_and_others_stay(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    with files_written_aside(tmp_path) as aside:
+        for name in ("a.txt", "b.txt"):
+            (aside / name).write_text(name)
+        assert [name for name in names(tmp_path) if not name.startswith(".")] == ["mine.txt"]
+    assert names(tmp_path) == ["a.txt", "b.txt", "mine.txt"]
+
+
+def write_files(folder: Path, contents: dict[str, str], *, overwrite: bool = False, fail: bool = False) -> None:
+    with files_written_aside(folder, overwrite=overwrite) as aside:
+        for name, content in contents.items():
+            (aside / name).write_text(content)
+        if fail:
+            raise ValueError("no")
+
+
+def test_files_of_the_same_name_are_replaced_only_when_asked_and_then_all_or_none(tmp_path: Path) -> None:
+    (tmp_path / "b.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"b\.txt exists: choose another folder or name, or pass overwrite=True"):
+        write_files(tmp_path, {"a.txt": "new", "b.txt": "new"})
+    assert names(tmp_path) == ["b.txt"]
+    assert (tmp_path / "b.txt").read_text() == "mine"
+    write_files(tmp_path, {"b.txt": "mine"})  # the same content
+    write_files(tmp_path, {"b.txt": "new"}, overwrite=True)
+    assert (tmp_path / "b.txt").read_text() == "new"
+
+
+def test_a_folder_that_was_made_for_files_goes_when_they_fail(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no"):
+        write_files(tmp_path / "new", {"a.txt": "a"}, fail=True)
+    assert names(tmp_path) == []

@@ -83,6 +83,11 @@ def header(path: Path) -> dict[str, str]:
         return file.metadata()
 
 
+def what(path: Path) -> dict[str, str]:
+    """The header, but for what only a checkpoint or a Trainer tells."""
+    return {name: value for name, value in header(path).items() if name not in ("steps", "data", "metrics")}
+
+
 def file_names(folder: Path) -> list[str]:
     return sorted(file.name for file in folder.iterdir())
 
@@ -176,7 +181,7 @@ def test_checkpoint_and_module_and_backbone_give_one_file(name: str, tmp_path: P
     checkpoint = written_checkpoint(module, tmp_path / "last.ckpt")
     for number, source in enumerate([checkpoint, str(checkpoint), module, module.backbone]):
         report = export_backbone(source, tmp_path / f"{number}.safetensors", "safetensors")
-        assert header(report.path) == header(tmp_path / "0.safetensors")
+        assert what(report.path) == what(tmp_path / "0.safetensors")
         assert_same_features(loaded_by(report.check, build_backbone(name)), module.backbone)
 
 
@@ -240,7 +245,7 @@ def test_the_header_says_how_to_use_the_backbone(tmp_path: Path) -> None:
     headers = []
     for number, source in enumerate([module, checkpoint]):
         export_backbone(source, tmp_path / f"{number}.safetensors", metadata={"licence": "CC0"})
-        headers.append(header(tmp_path / f"{number}.safetensors"))
+        headers.append(what(tmp_path / f"{number}.safetensors"))
     assert headers[0] == headers[1]
     assert headers[0].pop("library").startswith("mlssl ")
     assert {name: headers[0].pop(name) for name in ("backbone", "licence", "features")} == {
@@ -272,7 +277,9 @@ def test_a_subclass_is_exported_with_the_statistics_it_set(tmp_path: Path) -> No
 
 
 def test_an_unknown_format_names_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="Unknown export format 'onyx': choose 'timm', 'torchvision', 'safetensors'"):
+    with pytest.raises(
+        ValueError, match="Unknown export format 'onyx': choose 'timm', 'torchvision', 'safetensors', 'timm-dir'"
+    ):
         export_backbone(OwnNetwork(), tmp_path / "own.safetensors", "onyx")
     with pytest.raises(ValueError, match="Unknown export format 'onyx'"):
         fitting_format(OwnNetwork(), "onyx")
@@ -308,7 +315,11 @@ def test_without_a_format_the_suffix_decides(tmp_path: Path) -> None:
             "timm",
             "This network cannot be exported, format 'timm' cannot hold it: it was not built by name",
         ),
-        ("test_vit", "torchvision", "'test_vit' cannot .* torchvision does not build it .*Choose 'safetensors'"),
+        (
+            "test_vit",
+            "torchvision",
+            "torchvision does not build it .*Formats that hold it: 'timm', 'safetensors', 'timm-dir', 'onnx'",
+        ),
         ("torchvision/shufflenet_v2_x0_5", "timm", "timm does not build it"),
         ("mobilenetv3_small_100", "torchvision", "torchvision does not build it"),
         ("torchvision/convnext_tiny", "timm", "timm builds it with weights of other names or shapes"),
@@ -330,7 +341,7 @@ def test_an_architecture_that_a_format_cannot_hold_is_said(
     [
         ("backbone.pth", "timm", r"\.safetensors"),
         ("backbone.safetensors", "torchvision", r"\.pth or \.pt"),
-        ("backbone", None, r"\.safetensors or \.pth or \.pt"),
+        ("backbone", None, r"\.safetensors or \.pth or \.pt or \.pkl or \.onnx"),
     ],
 )
 def test_a_suffix_of_another_format_is_refused(name: str, format: str | None, suffixes: str, tmp_path: Path) -> None:
@@ -380,14 +391,14 @@ def test_an_existing_file_is_replaced_only_when_asked(tmp_path: Path) -> None:
     assert safetensors.torch.load_file(path)
 
 
-@pytest.mark.parametrize("format", ["timm", "torchvision"])
+@pytest.mark.parametrize("format", ["timm", "torchvision", "detectron2"])
 def test_a_full_disk_leaves_the_previous_file_whole(
     format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network = build_backbone("resnet18")
     path = tmp_path / f"backbone{EXPORT_SUFFIXES[format][0]}"
     export_backbone(trained(network), path, format)
-    before = path.read_bytes()
+    before, names = path.read_bytes(), file_names(tmp_path)
 
     def fill_the_disk(file: Path, data: Any) -> int:
         with file.open("wb") as opened:
@@ -398,7 +409,7 @@ def test_a_full_disk_leaves_the_previous_file_whole(
     with pytest.raises(OSError, match=f"No space left on device: '{path}'"):
         export_backbone(trained(network), path, format, overwrite=True)
     assert path.read_bytes() == before
-    assert file_names(tmp_path) == [path.name]
+    assert file_names(tmp_path) == names
 
 
 # ---------------------------------------------------------------------- sources that are refused

@@ -26,7 +26,8 @@ class BackboneExport(Callback):
     With a ``WandbLogger`` each export is an artifact of the run too, with the metrics that were logged last.
 
     Args:
-        format: ``"timm"``, ``"torchvision"`` or ``"safetensors"``; None takes the best that can hold the backbone.
+        format: One of :func:`mlssl.export_backbone`'s; None takes the first of timm, torchvision and safetensors that
+            can hold the backbone.
         every_n_epochs: Epochs ≥ 1 from one export to the next; None exports at the end only.
         directory: Where to write; None is ``exports/`` in the Trainer's ``default_root_dir``.
 

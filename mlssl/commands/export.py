@@ -10,8 +10,9 @@ from mlssl.export import export_backbone
 
 def export(
     checkpoint: Path,
-    format: Literal["timm", "torchvision", "safetensors"] | None = None,
+    format: Literal["timm", "timm-dir", "torchvision", "detectron2", "safetensors", "onnx"] | None = None,
     overwrite: bool = False,
+    image_size: int | tuple[int, int] | None = None,
     output: Path = Path("backbone.safetensors"),
 ) -> None:
     """Write the backbone of a checkpoint alone, and check that it gives the same features after loading.
@@ -19,11 +20,12 @@ def export(
     Example: mlssl export runs/fit-20250101-120000/checkpoints/last.ckpt -o backbone.safetensors
 
     Args:
-        checkpoint: Written by `mlssl fit`.
-        format: Of the file; the first that can hold the backbone by default.
-        overwrite: Replace an existing file.
-        output: File to write.
+        checkpoint: Written by `mlssl fit`, a file or FSDP's folder of shards.
+        format: Of the file; the first that the output's suffix names and that can hold the backbone by default.
+        overwrite: Replace existing files.
+        image_size: Height and width, or one side, of the images that features are compared on.
+        output: File to write, or folder for timm-dir.
     """
-    report = export_backbone(checkpoint, output, format, overwrite=overwrite)
+    report = export_backbone(checkpoint, output, format, overwrite=overwrite, image_size=image_size)
     print(f"{report.path}: format {report.format}, checked by {report.check}")
     print(f"largest difference of its features: {report.max_difference:.1e} of the largest feature")

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 from mlssl.atomic import written_aside
 from mlssl.data.datamodule import MultiLabelDataModule
+from mlssl.export.sources import load_plain
 from mlssl.module import MultiLabelSSLModule
 from mlssl.runs import logger_in_folder, new_run_folder, resumable_run, run_settings, run_summary
 
@@ -54,7 +55,8 @@ Pre-train a backbone. Everything is written to a folder of the run's own, RUNS/N
   --trainer.max_epochs N       passes over the images
   --trainer.logger CLASS       WandbLogger, TensorBoardLogger, ... beside metrics.csv
   --name NAME --runs FOLDER    of the run's folder
-  --resume RUN                 go on where a run stopped, in its own folder"""
+  --resume RUN                 go on where a run stopped, in its own folder
+  --start_from CHECKPOINT      begin a new run with the weights of another one"""
     + _MORE
     + """
 
@@ -145,6 +147,8 @@ class RunCLI(LightningCLI):
             return words
         if others[0] != "fit":
             raise ValueError(f"--resume is for fit, and {others[0]} was asked for: pass --ckpt_path CHECKPOINT.")
+        if any(word.partition("=")[0] == "--start_from" for word in others):
+            raise ValueError("--start_from begins a new run, and --resume goes on with one: give one of them.")
         self.folder = Path(given.resume)
         config, self.resumed = resumable_run(self.folder)
         return ["fit", "--config", str(config), *others[1:]]
@@ -158,6 +162,12 @@ class RunCLI(LightningCLI):
             type=str,
             default=None,
             help="Folder of a run that goes on in it, with its config; what else is given, such as more epochs, holds.",
+        )
+        parser.add_argument(
+            "--start_from",
+            type=str | None,
+            default=None,
+            help="fit: Checkpoint whose weights a new run starts from, with a schedule of its own and any data.",
         )
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
 
@@ -218,6 +228,30 @@ class RunCLI(LightningCLI):
             elif isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_text("summary", _as_code(json.dumps(summary, indent=2)))
                 logger.finalize("success")  # once more, for what was written after the Trainer did
+
+    def before_fit(self) -> None:
+        """Weights of another run's checkpoint, heads included; optimizer, schedule and epochs start afresh.
+
+        Raises:
+            ValueError: If the run is to be resumed too, or the weights are those of another model.
+        """
+        source = self._get(self.config, "start_from")
+        if source is None or self.resumed is not None:  # a resumed run has long begun
+            return
+        if self._get(self.config, "ckpt_path"):
+            raise ValueError(
+                "--start_from begins a new run with a checkpoint's weights, and --ckpt_path goes on with its run: "
+                "give one of them."
+            )
+        checkpoint = load_plain(Path(source))
+        try:
+            self.model.on_load_checkpoint(checkpoint)
+            self.model.load_state_dict(checkpoint["state_dict"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"{source} does not fit the model, give --model.backbone and the widths that it was trained with: "
+                f"{error}"
+            ) from None
 
     def predict(self, **arguments: Any) -> None:
         """Write the features (n, D) and ids (n,) of every image to ``features.safetensors`` in the run's folder."""

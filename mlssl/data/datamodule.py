@@ -1,6 +1,7 @@
 """From records on disk to the batches that the module trains on and the callbacks evaluate."""
 
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -336,7 +337,7 @@ class MultiLabelDataModule(L.LightningDataModule):
             num_workers=workers,
             persistent_workers=keep_workers and workers > 0,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_one_thread,
+            worker_init_fn=_prepare_worker,
             timeout=self.hparams["timeout"] if workers else 0,
             generator=torch.Generator(),  # else every pass over a loader would draw from the model's random state
             **settings,
@@ -374,11 +375,12 @@ def _default_workers(devices: int) -> int:
     return max(1, min(MAX_WORKERS, cores // devices - 1))
 
 
-def _one_thread(_worker: int) -> None:
-    """Workers are parallel already: OpenCV's own threads would fight over the same cores."""
+def _prepare_worker(_worker: int) -> None:
     import cv2
 
-    cv2.setNumThreads(0)
+    cv2.setNumThreads(0)  # workers are parallel already: threads would fight over the same cores
+    # A terminal's Ctrl-C reaches workers too, and the death of one would be reported in place of the interrupt.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _check_numbers(**numbers: tuple[float | None, int]) -> None:

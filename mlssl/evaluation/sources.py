@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from mlssl.backbones import build_backbone, pixel_statistics, rebuild_backbone
-from mlssl.export import misfit, open_checkpoint
+from mlssl.export.sources import load_plain, misfit, open_checkpoint
 
 _PREFIXES = ("_orig_mod.", "module.", "backbone.")
 _NESTED = ("state_dict", "model")
@@ -112,17 +110,7 @@ def _read_weights(path: Path) -> dict[str, Any]:
                 return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
         except SafetensorError as error:
             raise ValueError(f"{path} is not a safetensors file or is damaged ({error}): fetch it again") from None
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # foreign bytes make the unpickler raise almost anything
-        if isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(path):
-            raise ValueError(
-                f"{path} holds pickled Python objects, which could run any code when opened, and was refused: "
-                "save its state_dict alone"
-            ) from None
-        raise ValueError(f"{path} is not a file of weights or is damaged: pass one that torch.save wrote") from None
+    content = load_plain(path, "a file of weights", ("pass one that torch.save wrote", "save its state_dict alone"))
     for key in _NESTED:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]

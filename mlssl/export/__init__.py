@@ -1,0 +1,281 @@
+"""The pre-trained backbone leaves: written, loaded again by the library it is for, and compared before it counts."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mlssl.atomic import files_written_aside
+from mlssl.backbones import TORCHVISION_PREFIX, check_image_size, image_shape
+from mlssl.export.detectron2 import load_detectron2, write_detectron2
+from mlssl.export.networks import (
+    TIMM_CONFIG,
+    TIMM_WEIGHTS,
+    load_own,
+    load_timm,
+    load_timm_folder,
+    load_torchvision,
+    same_weights,
+    write_safetensors,
+    write_state_dict,
+    write_timm_folder,
+)
+from mlssl.export.onnx import larger_images, load_onnx, write_onnx
+from mlssl.export.sources import Backbone, open_source, plain_copy
+
+MAX_RELATIVE_DIFFERENCE = 1e-5
+"""Largest difference of an exported network's features that is let through, as a fraction of the largest feature."""
+
+MAX_RELATIVE_DIFFERENCE_ONNX = 1e-4
+"""The same for ONNX, whose runtime has its own kernels and resizes position embeddings on its own."""
+
+EXPORT_SUFFIXES = {
+    "timm": (".safetensors",),
+    "torchvision": (".pth", ".pt"),
+    "safetensors": (".safetensors",),
+    "timm-dir": ("",),
+    "detectron2": (".pkl",),
+    "onnx": (".onnx",),
+}
+"""The formats, with the suffixes that a file of each may have; none for a folder."""
+
+
+class ExportReport(NamedTuple):
+    """What was written, and how it was checked; `open`, `pathlib.Path` and the like take it for its path."""
+
+    path: Path
+    format: str
+    max_difference: float
+    """Largest difference from the source's features, as a fraction of the largest feature."""
+    check: str
+    """Lines of Python that load the file into `network`, as was done for the comparison."""
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+
+def export_backbone(
+    source: str | os.PathLike[str] | nn.Module,
+    path: str | os.PathLike[str],
+    format: str | None = "timm",
+    *,
+    overwrite: bool = False,
+    metadata: Mapping[str, str] | None = None,
+    image_size: int | tuple[int, int] | None = None,
+) -> ExportReport:
+    """Write the backbone alone, without projector and predictor, and prove that it gives the same features.
+
+    The file is written aside and loaded strictly by the library it is for; its features of random images, of two sizes
+    where the network takes them, are compared with the source's (float32, eval mode, NCHW, CPU). Only then does it get
+    its name: a file is whole and right, or not there. The source keeps its weights, training flags, device and
+    precision, and no random state moves.
+
+    ===========  ========================  =====================================================================
+    format       file                      loads with
+    ===========  ========================  =====================================================================
+    timm         .safetensors              `timm.create_model(name, num_classes=0, checkpoint_path=path)`
+    timm-dir     a folder, config.json     `timm.create_model("local-dir:path", pretrained=True, num_classes=0)`
+                 and model.safetensors
+    torchvision  .pth, a dict of tensors   `load_state_dict` once the classifier is `nn.Identity()`
+    detectron2   .pkl, and beside it       `MODEL.WEIGHTS`; without Detectron2 the weights are checked in a ResNet
+                 configs, head, README     of torchvision that is rebuilt from their names
+    safetensors  .safetensors              `load_state_dict(safetensors.torch.load_file(path))`, for any network
+    onnx         .onnx                     `onnxruntime.InferenceSession(path)`, for any network that torch exports
+    ===========  ========================  =====================================================================
+
+    A transformer that averages its patch tokens, as ours do, needs the same `global_pool="avg"` in timm's call;
+    `check` of the report is the call with all arguments. timm's folder says it itself, but without `pretrained=True`
+    timm keeps random weights and does not tell. An ONNX graph takes any number of images, and images of any size where
+    the network does.
+
+    Args:
+        source: A Lightning checkpoint of a `MultiLabelSSLModule` (of any precision, of DDP, of torch.compile, or the
+            folder of shards that FSDP writes), such a module, or a backbone.
+        path: File to write, or the folder of timm-dir; missing folders are made.
+        format: One of the table; None takes the first with the path's suffix that can hold the backbone (torchvision
+            first for a `torchvision/<name>`).
+        overwrite: Whether existing files may be replaced; others in the same folder stay.
+        metadata: Entries of the file's header, beside those always there: library version, backbone, its arguments,
+            mean, std and feature width, and from a checkpoint or a fit the steps, the data and the metrics. The
+            tensors of torchvision's format have no header.
+        image_size: Height and width, or one side, of the images that features are compared on; by default the smallest
+            that the network takes.
+
+    Raises:
+        FileExistsError: If a file that would be written exists and `overwrite` is False.
+        FileNotFoundError: If no checkpoint stands at `source`.
+        ValueError: On an unknown format, a suffix that does not fit it, a format that cannot hold the architecture, a
+            checkpoint that holds no backbone or pickled code, an image size that the network does not take, or
+            features that differ after loading.
+        ModuleNotFoundError: If the packages of the extra "onnx" are asked for and missing.
+        OSError: If the file cannot be written; one that stood at `path` is whole then.
+    """
+    path = Path(path)
+    check_format(format)
+    _check_file_name(path, format, metadata)
+    _check_free(path, format, overwrite)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        backbone = plain_copy(open_source(source))
+        format = _fitting_format(backbone, format, path.suffix)
+        batches = _random_images(backbone.network, image_size)
+        expected = [backbone.network(images) for images in batches]
+        header = _header(backbone, expected[0].shape[1]) | dict(metadata or {})
+        is_folder = format == "timm-dir"
+        with files_written_aside(path if is_folder else path.parent, overwrite=overwrite) as aside:
+            staged = aside if is_folder else aside / path.name
+            try:
+                _FORMATS[format].write(backbone, staged, header)
+            except OSError as error:
+                if error.filename is None:  # as a full disk is reported
+                    error.filename = str(path)
+                raise
+            loaded, check = _FORMATS[format].load(backbone, staged)
+            loaded.eval()
+            difference = max(_difference(loaded(images), one) for images, one in zip(batches, expected, strict=True))
+            allowed = _FORMATS[format].max_difference
+            if not difference <= allowed:
+                raise ValueError(
+                    f"The {format!r} export gives features that differ by {difference:.1e} of the largest one, at most "
+                    f"{allowed:.0e} is allowed, and was not kept: check the weights for NaN, or export "
+                    "as 'safetensors' and load them into the network they come from."
+                )
+    return ExportReport(path, format, difference, check.replace(str(staged), str(path)))
+
+
+def fitting_format(network: nn.Module, format: str | None = None) -> str:
+    """The format itself where it can hold the backbone, and for None the best one that can; nothing is written.
+
+    Args:
+        network: A `MultiLabelSSLModule` or a backbone.
+        format: As for :func:`export_backbone`.
+
+    Raises:
+        ValueError: On an unknown format, or one that cannot hold the backbone.
+    """
+    check_format(format)
+    with torch.random.fork_rng(devices=[]):
+        return _fitting_format(open_source(network), format)
+
+
+def check_format(format: str | None) -> None:
+    """Refuse a format that is not known.
+
+    Raises:
+        ValueError: Naming the known ones.
+    """
+    if format is not None and format not in EXPORT_SUFFIXES:
+        raise ValueError(f"Unknown export format {format!r}: choose {', '.join(map(repr, EXPORT_SUFFIXES))}.")
+
+
+# ---------------------------------------------------------------------- formats
+
+
+class _Format(NamedTuple):
+    write: Callable[[Backbone, Path, Mapping[str, str]], None]
+    load: Callable[[Backbone, Path | None], tuple[nn.Module, str]]
+    """Builds the network by the library of the format, loads the file strictly where there is one, and tells how."""
+    max_difference: float = MAX_RELATIVE_DIFFERENCE
+
+
+_FORMATS = {
+    "timm": _Format(write_safetensors, load_timm),
+    "torchvision": _Format(write_state_dict, load_torchvision),
+    "safetensors": _Format(write_safetensors, load_own),
+    "timm-dir": _Format(write_timm_folder, load_timm_folder),
+    "detectron2": _Format(write_detectron2, load_detectron2),
+    "onnx": _Format(write_onnx, load_onnx, MAX_RELATIVE_DIFFERENCE_ONNX),
+}
+_BUILT_BY_NAME = ("timm", "torchvision", "timm-dir")
+
+
+def _fitting_format(backbone: Backbone, format: str | None, suffix: str | None = None) -> str:
+    candidates = [format] if format else [one for one, ends in EXPORT_SUFFIXES.items() if suffix in (None, *ends)]
+    if (backbone.name or "").startswith(TORCHVISION_PREFIX):
+        candidates.sort(key="torchvision".__ne__)
+    obstacles = []
+    for candidate in candidates:
+        obstacle = _obstacle(backbone, candidate)
+        if obstacle is None:
+            return candidate
+        obstacles.append(f"format {candidate!r} cannot hold it: {obstacle}")
+    given = "This network" if backbone.name is None else f"The backbone {backbone.name!r}"
+    holding = [repr(other) for other in _FORMATS if other == "onnx" or _obstacle(backbone, other) is None]
+    raise ValueError(f"{given} cannot be exported, {'; '.join(obstacles)}. Formats that hold it: {', '.join(holding)}.")
+
+
+def _obstacle(backbone: Backbone, format: str) -> str | None:
+    """Why the format's library does not build a network with weights of the same names and shapes; None if it does."""
+    if backbone.name is None and format in _BUILT_BY_NAME:
+        return "it was not built by name"
+    try:
+        network, _ = _FORMATS[format].load(backbone, None)
+    except (ValueError, TypeError, RuntimeError) as error:
+        return f"{format} does not build it ({error})"
+    return None if same_weights(backbone, network) else f"{format} builds it with weights of other names or shapes"
+
+
+# ---------------------------------------------------------------------- files
+
+
+def _check_file_name(path: Path, format: str | None, metadata: Mapping[str, str] | None) -> None:
+    of_files = [suffix for suffixes in EXPORT_SUFFIXES.values() for suffix in suffixes if suffix]
+    if format == "timm-dir":
+        if path.suffix in of_files:
+            raise ValueError(f"{path} ends like a file, and format 'timm-dir' is a folder: leave {path.suffix} out.")
+    elif path.suffix not in (suffixes := EXPORT_SUFFIXES[format] if format else tuple(dict.fromkeys(of_files))):
+        raise ValueError(f"{path} does not end in {' or '.join(suffixes)}, by which its format is known: rename it.")
+    if metadata and path.suffix in EXPORT_SUFFIXES["torchvision"]:
+        raise ValueError(f"{path} will hold tensors alone: leave metadata out, or write a .safetensors file.")
+
+
+def _check_free(path: Path, format: str | None, overwrite: bool) -> None:
+    files = [path / TIMM_CONFIG, path / TIMM_WEIGHTS] if format == "timm-dir" and not path.is_file() else [path]
+    for file in files:
+        if file.exists() and not (overwrite and file.is_file()):
+            raise FileExistsError(f"{file} exists: choose another name, or pass overwrite=True to replace it.")
+
+
+def _random_images(network: nn.Module, image_size: int | tuple[int, int] | None) -> list[Tensor]:
+    """Two of one size, and one of another where the network takes it."""
+    shape = image_shape(network)
+    if image_size is not None:
+        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+        check_image_size(network, height, width)
+        shape = (shape[0], height, width)
+    images = [torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))]
+    larger = larger_images(network, shape)
+    return images if larger is None else [*images, larger]
+
+
+def _header(backbone: Backbone, width: int) -> dict[str, str]:
+    mean, std = backbone.statistics
+    return {
+        "library": f"mlssl {_library_version()}",
+        "backbone": backbone.name or type(backbone.network).__name__,
+        "arguments": json.dumps(backbone.arguments, default=repr),
+        "mean": json.dumps(mean),
+        "std": json.dumps(std),
+        "features": str(width),
+        **backbone.history,
+    }
+
+
+def _library_version() -> str:
+    try:
+        return version("mlssl")
+    except PackageNotFoundError:  # run from a checkout that is not installed
+        return "unknown"
+
+
+def _difference(features: Tensor, expected: Tensor) -> float:
+    """Largest difference as a fraction of the largest feature; 0 for features that are all 0 on both sides."""
+    largest = expected.abs().max().item()
+    difference = (features - expected).abs().max().item()
+    return difference / largest if largest else difference

@@ -1,0 +1,102 @@
+"""ONNX: a graph of any network, for batches of any number and, where the network takes them, images of any size."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import warnings
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mlssl.backbones import image_shape
+from mlssl.export.sources import Backbone
+
+INPUT, OUTPUT = "images", "features"
+"""Names in the graph: normalised images (n, C, H, W) to features (n, D)."""
+
+_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+
+
+def check_packages() -> None:
+    """Refuse to go on without the packages that write and run a graph.
+
+    Raises:
+        ModuleNotFoundError: Saying what to install.
+    """
+    missing = [name for name in _PACKAGES if find_spec(name) is None]
+    if missing:
+        raise ModuleNotFoundError(f"Format 'onnx' needs {', '.join(missing)}: pip install 'mlssl[onnx]'.")
+
+
+def larger_images(network: nn.Module, shape: tuple[int, int, int]) -> Tensor | None:
+    """One random image twice as high and three times as wide as `shape`, or None for a network of fixed image size."""
+    channels, height, width = shape
+    images = torch.rand(1, channels, 2 * height, 3 * width, generator=torch.Generator().manual_seed(1))
+    try:
+        network(images)
+    except (RuntimeError, ValueError, AssertionError):
+        return None
+    return images
+
+
+def write_onnx(backbone: Backbone, path: Path, header: Mapping[str, str]) -> None:
+    """The graph in torch's own opset, the header as its metadata."""
+    import onnx
+
+    shape = image_shape(backbone.network)
+    dynamic: dict[int, Any] = {0: torch.export.Dim("batch")}
+    if larger_images(backbone.network, shape) is not None:
+        dynamic |= {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # torch's remarks on its own progress
+        warnings.simplefilter("ignore")
+        program: Any = torch.onnx.export(
+            backbone.network,
+            (torch.rand(2, *shape),),
+            dynamo=True,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_shapes=(dynamic,),
+        )
+    model = program.model_proto
+    _name_sizes(model, sizes=("height", "width") if len(dynamic) > 1 else ())
+    onnx.helper.set_model_props(model, dict(header))
+    path.write_bytes(model.SerializeToString())
+
+
+def load_onnx(backbone: Backbone, file: Path | None) -> tuple[nn.Module, str]:
+    """The graph under onnxruntime, as a module that gives features; and the lines that run it."""
+    check_packages()
+    if file is None:
+        return backbone.network, ""
+    return _Session(file), (
+        f"session = onnxruntime.InferenceSession({str(file)!r})\n"
+        f"features = session.run(None, {{{INPUT!r}: images.numpy()}})[0]"
+    )
+
+
+class _Session(nn.Module):
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        import onnxruntime
+
+        self.session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.from_numpy(self.session.run(None, {INPUT: images.numpy()})[0])
+
+
+def _name_sizes(model: Any, sizes: tuple[str, ...]) -> None:
+    """Give the free dimensions of the images the names of what they are, everywhere in the graph."""
+    dims = model.graph.input[0].type.tensor_type.shape.dim
+    names = {dims[place].dim_param: name for place, name in zip((2, 3), sizes, strict=False)}
+    for value in [*model.graph.input, *model.graph.output, *model.graph.value_info]:
+        for dim in value.type.tensor_type.shape.dim:
+            for old, new in names.items():
+                if old in dim.dim_param:
+                    dim.dim_param = re.sub(rf"\b{old}\b", new, dim.dim_param)

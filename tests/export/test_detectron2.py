@@ -1,0 +1,174 @@
+"""Detectron2: names, shapes, layout and values of the weights, the configs, and the head on a stand-in."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from test_export import assert_same_features, file_names
+from torch import nn
+
+from mlssl.backbones import build_backbone
+from mlssl.export import MAX_RELATIVE_DIFFERENCE, export_backbone
+from mlssl.export.detectron2 import torchvision_resnet
+
+BESIDE = ["r_README.md", "r_coco.yaml", "r_voc.yaml", "res5_extra_norm.py", "train_detectron2.py"]
+
+
+def trained(network: nn.Module) -> nn.Module:
+    """In eval mode with norms off their first values, mildly, as a hundred layers make much of little."""
+    rng = torch.Generator().manual_seed(0)
+    for layer in network.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            for value in (layer.weight.data, layer.bias.data, layer.running_mean, layer.running_var):
+                value.copy_(0.5 + 0.5 * torch.rand(value.shape, generator=rng))
+    return network.eval()
+
+
+def content(path: Path) -> dict:
+    return pickle.loads(path.read_bytes())
+
+
+@pytest.mark.parametrize("name", ["resnet18", "torchvision/resnet18", "torchvision/resnet50", "resnext50_32x4d"])
+def test_weights_are_rebuilt_by_torchvision_from_their_names(name: str, tmp_path: Path) -> None:
+    source = trained(build_backbone(name))
+    report = export_backbone(source, tmp_path / "r.pkl", "detectron2")
+    assert report.max_difference <= MAX_RELATIVE_DIFFERENCE
+    assert_same_features(torchvision_resnet(report.path), source)
+    assert file_names(tmp_path) == sorted(["r.pkl", *BESIDE])
+
+
+def test_names_layout_and_values_are_those_that_detectron2_documents(tmp_path: Path) -> None:
+    source = trained(build_backbone("resnet50"))
+    export_backbone(source, tmp_path / "r.pkl", "detectron2")
+    file = content(tmp_path / "r.pkl")
+    assert file["matching_heuristics"] is True
+    assert file["__author__"].startswith("mlssl ")
+    weights, own = file["model"], source.state_dict()
+    blocks = {"res2": 3, "res3": 4, "res4": 6, "res5": 3}
+    layers = [
+        f"{stage}.{block}.conv{number}" for stage, n in blocks.items() for block in range(n) for number in (1, 2, 3)
+    ]
+    layers += ["stem.conv1", *(f"{stage}.0.shortcut" for stage in blocks)]
+    statistics = ("norm.weight", "norm.bias", "norm.running_mean", "norm.running_var")
+    assert set(weights) == {f"{layer}.{part}" for layer in layers for part in ("weight", *statistics)}
+    assert all(isinstance(value, np.ndarray) and value.dtype == np.float32 for value in weights.values())
+    pairs = {
+        "stem.conv1.weight": "conv1.weight",
+        "stem.conv1.norm.running_var": "bn1.running_var",
+        "res2.0.shortcut.weight": "layer1.0.downsample.0.weight",
+        "res4.5.conv3.norm.bias": "layer3.5.bn3.bias",
+        "res5.0.shortcut.norm.running_mean": "layer4.0.downsample.1.running_mean",
+    }
+    for there, here in pairs.items():
+        assert np.array_equal(weights[there], own[here].numpy()), there
+
+
+@pytest.mark.parametrize(("name", "head"), [("resnet50", "Res5ROIHeadsExtraNorm"), ("resnet18", "StandardROIHeads")])
+def test_configs_name_the_network_its_pixels_and_the_schedules(name: str, head: str, tmp_path: Path) -> None:
+    export_backbone(build_backbone(name), tmp_path / "r.pkl", "detectron2")
+    voc, coco = (yaml.safe_load((tmp_path / f"r_{schedule}.yaml").read_text()) for schedule in ("voc", "coco"))
+    for config in (voc, coco):
+        model = config["MODEL"]
+        assert (model["WEIGHTS"], model["ROI_HEADS"]["NAME"], config["INPUT"]["FORMAT"]) == ("r.pkl", head, "RGB")
+        assert model["PIXEL_MEAN"] == pytest.approx([123.675, 116.28, 103.53])
+        assert model["PIXEL_STD"] == pytest.approx([58.395, 57.12, 57.375])
+        assert model["RESNETS"]["STRIDE_IN_1X1"] is False
+        assert model["RESNETS"]["NORM"] == "SyncBN"
+        assert (model["RESNETS"]["DEPTH"], model["RESNETS"]["RES2_OUT_CHANNELS"]) == (
+            (50, 256) if name == "resnet50" else (18, 64)
+        )
+    assert (voc["SOLVER"]["MAX_ITER"], coco["SOLVER"]["MAX_ITER"]) == (24000, 90000)
+    assert (voc["MODEL"]["MASK_ON"], coco["MODEL"]["MASK_ON"]) == (False, True)
+    assert (voc["MODEL"]["ROI_HEADS"]["NUM_CLASSES"], coco["MODEL"]["ROI_HEADS"]["NUM_CLASSES"]) == (20, 80)
+    assert "voc_2007_test" in voc["DATASETS"]["TEST"]
+    readme = (tmp_path / "r_README.md").read_text()
+    assert "python train_detectron2.py --config-file r_voc.yaml --num-gpus 8" in readme
+    assert "$" not in readme.replace("$DETECTRON2_DATASETS", "")
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_convnext", "resnet50d", "resnet18d", "regnety_002", "resnet10t"])
+def test_an_architecture_without_a_place_there_is_refused_and_told_what_has_one(name: str, tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"detectron2.*it holds ResNet-18, 34, 50, 101 and 152.*Formats that hold it: 'timm'"
+    ):
+        export_backbone(build_backbone(name), tmp_path / "r.pkl", "detectron2")
+    assert file_names(tmp_path) == []
+
+
+def test_a_file_beside_the_weights_is_never_overwritten_unasked(tmp_path: Path) -> None:
+    (tmp_path / "r_voc.yaml").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"r_voc\.yaml exists: choose another folder or name, or pass overwrite"):
+        export_backbone(build_backbone("resnet18"), tmp_path / "r.pkl", "detectron2")
+    assert file_names(tmp_path) == ["r_voc.yaml"]
+    assert (tmp_path / "r_voc.yaml").read_text() == "mine"
+    export_backbone(build_backbone("resnet18"), tmp_path / "r.pkl", "detectron2", overwrite=True)
+    export_backbone(build_backbone("resnet18"), tmp_path / "s.pkl", "detectron2")  # shares head and script
+    assert {"r.pkl", "s.pkl"} < set(file_names(tmp_path))
+
+
+def test_a_pickle_with_a_wrong_value_fails_the_comparison(tmp_path: Path) -> None:
+    source = trained(build_backbone("resnet18"))
+    export_backbone(source, tmp_path / "r.pkl", "detectron2")
+    file = content(tmp_path / "r.pkl")
+    file["model"]["res3.0.conv1.weight"][:] *= 1.1
+    (tmp_path / "r.pkl").write_bytes(pickle.dumps(file))
+    with pytest.raises(AssertionError):
+        assert_same_features(torchvision_resnet(tmp_path / "r.pkl"), source)
+    del file["model"]["res3.0.conv1.weight"]
+    (tmp_path / "r.pkl").write_bytes(pickle.dumps(file))
+    with pytest.raises(RuntimeError, match="Missing key"):
+        torchvision_resnet(tmp_path / "r.pkl")
+    (tmp_path / "r.pkl").write_bytes(pickle.dumps({"model": {}}))
+    with pytest.raises(ValueError, match="it holds ResNet-18, 34"):
+        torchvision_resnet(tmp_path / "r.pkl")
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The few names of Detectron2 that head and check use, over torchvision."""
+
+    class Res5ROIHeads(nn.Module):
+        def __init__(self, cfg, input_shape):
+            super().__init__()
+            self.res5 = nn.Conv2d(4, 512, 1)
+
+        def _shared_roi_transform(self, features, boxes):
+            return self.res5(features[0])
+
+    class Registry(dict):
+        def register(self):
+            return lambda one: self.setdefault(one.__name__, one)
+
+    modeling = ModuleType("detectron2.modeling")
+    modeling.ROI_HEADS_REGISTRY, modeling.Res5ROIHeads = Registry(), Res5ROIHeads
+    layers = ModuleType("detectron2.layers")
+    layers.get_norm = lambda norm, channels: {"BN": nn.BatchNorm2d}[norm](channels)
+    for module in (ModuleType("detectron2"), modeling, layers):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr("mlssl.export.detectron2.find_spec", lambda name: None)  # it builds no backbone
+    return modeling
+
+
+def test_the_head_puts_a_norm_behind_res5(stand_in: ModuleType, tmp_path: Path) -> None:
+    export_backbone(build_backbone("resnet50"), tmp_path / "r.pkl", "detectron2", overwrite=True)
+    exec((tmp_path / "res5_extra_norm.py").read_text(), {"__name__": "res5_extra_norm"})
+    resnets = SimpleNamespace(RES2_OUT_CHANNELS=64, NORM="BN")
+    head = stand_in.ROI_HEADS_REGISTRY["Res5ROIHeadsExtraNorm"](
+        SimpleNamespace(MODEL=SimpleNamespace(RESNETS=resnets)), {}
+    )
+    given = head._shared_roi_transform([100 + 50 * torch.rand(8, 4, 3, 3)], None)
+    assert given.shape == (8, 512, 3, 3)
+    assert given.mean().abs() < 1e-4
+    assert (given.std() - 1).abs() < 0.01
+
+
+def test_the_training_script_is_python(tmp_path: Path) -> None:
+    export_backbone(build_backbone("resnet18"), tmp_path / "r.pkl", "detectron2")
+    compile((tmp_path / "train_detectron2.py").read_text(), "train_detectron2.py", "exec")

@@ -1,0 +1,82 @@
+"""ONNX: the same features in onnxruntime, for any batch and any image size that the network takes."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnxruntime
+import pytest
+import torch
+from test_export import OwnNetwork, file_names, trained, trained_module
+from torch import nn
+
+from mlssl.backbones import build_backbone
+from mlssl.export import MAX_RELATIVE_DIFFERENCE_ONNX, export_backbone
+
+
+def features(path: Path, images: torch.Tensor) -> torch.Tensor:
+    session = onnxruntime.InferenceSession(str(path))
+    return torch.from_numpy(session.run(["features"], {"images": images.numpy()})[0])
+
+
+@pytest.mark.slow
+def test_the_graph_takes_any_batch_and_any_size(tmp_path: Path) -> None:
+    source = trained_module("test_vit", mean=[0.5, 0.5, 0.5])
+    path = tmp_path / "backbone.onnx"
+    report = export_backbone(source, path, "onnx", metadata={"licence": "CC0"})
+    assert report.max_difference <= MAX_RELATIVE_DIFFERENCE_ONNX
+    for shape in ((1, 3, 64, 64), (5, 3, 96, 160), (2, 3, 224, 64)):
+        images = torch.rand(shape)
+        with torch.no_grad():
+            expected = source.backbone(images)
+        assert (features(path, images) - expected).abs().max() <= MAX_RELATIVE_DIFFERENCE_ONNX * expected.abs().max()
+    model = onnx.load(path)
+    onnx.checker.check_model(model)
+    assert [dim.dim_param for dim in model.graph.input[0].type.tensor_type.shape.dim] == [
+        "batch",
+        "",
+        "height",
+        "width",
+    ]
+    said = {entry.key: entry.value for entry in model.metadata_props}
+    assert (said["backbone"], said["mean"], said["licence"]) == ("test_vit", "[0.5, 0.5, 0.5]", "CC0")
+    assert file_names(tmp_path) == ["backbone.onnx"]
+
+
+def test_a_network_of_ones_own_and_of_fixed_size_keeps_its_size(tmp_path: Path) -> None:
+    class Fixed(OwnNetwork):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            if images.shape[2:] != (64, 64):
+                raise ValueError("64 × 64 only")
+            return super().forward(images)
+
+    source, path = trained(Fixed()), tmp_path / "own.onnx"
+    report = export_backbone(source, path, format=None)
+    assert report.format == "onnx"
+    dims = onnx.load(path).graph.input[0].type.tensor_type.shape.dim
+    assert [dim.dim_param or dim.dim_value for dim in dims] == ["batch", 3, 64, 64]
+    assert "onnxruntime.InferenceSession" in report.check
+    assert str(path) in report.check
+
+
+def test_a_graph_of_other_features_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = torch.onnx.export
+
+    def of_another(network: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return write(nn.Sequential(network, nn.Softplus()).eval(), *args, **kwargs)
+
+    monkeypatch.setattr(torch.onnx, "export", of_another)
+    with pytest.raises(ValueError, match="The 'onnx' export gives features that differ"):
+        export_backbone(OwnNetwork(), tmp_path / "own.onnx", "onnx")
+    assert file_names(tmp_path) == []
+
+
+def test_missing_packages_are_named_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr("mlssl.export.onnx.find_spec", lambda name: None if name == "onnxscript" else find(name))
+    with pytest.raises(ModuleNotFoundError, match=r"'onnx' needs onnxscript: pip install 'mlssl\[onnx\]'"):
+        export_backbone(build_backbone("test_resnet"), tmp_path / "backbone.onnx", "onnx")
+    assert file_names(tmp_path) == []

@@ -1,0 +1,245 @@
+"""The examples of transfer: detectors on drawn scenes in COCO's and VOC's layout, and fine-tuning on Corel-5K."""
+
+from __future__ import annotations
+
+import csv
+import inspect
+import json
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from test_export import trained
+
+from mlssl import export_backbone
+from mlssl.backbones import build_backbone
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+TINY = [
+    "--backbone", "test_resnet",
+    "--batch_size", "2",
+    "--min_sizes", "[64]",
+    "--max_size", "96",
+    "--num_workers", "0",
+    "--milestones", "[100]",
+    "--warmup", "0",
+]  # fmt: skip
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The number of training batches"),
+    pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
+    pytest.mark.filterwarnings("ignore:.*max_epochs:UserWarning"),
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # of pycocotools, with NumPy 2
+]
+
+
+def run(name: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    path = EXAMPLES / name
+    monkeypatch.setattr(sys, "argv", [name, *words])
+    monkeypatch.setattr(sys, "path", [str(path.parent), *sys.path])  # as Python does for a script
+    runpy.run_path(str(path), run_name="__main__")
+
+
+def scene(index: int, side: int = 64) -> tuple[np.ndarray, list[tuple[int, list[int]]]]:
+    """One bright square or bar on a dark ground, with its kind and box left, top, width, height."""
+    rng = np.random.default_rng(index)
+    kind = index % 2
+    width, height = (24, 24) if kind == 0 else (36, 12)
+    left, top = int(rng.integers(0, side - width)), int(rng.integers(0, side - height))
+    image = rng.integers(0, 40, (side, side, 3), dtype=np.uint8)
+    image[top : top + height, left : left + width] = (230, 60, 60) if kind == 0 else (60, 60, 230)
+    return image, [(kind, [left, top, width, height])]
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve training and four test scenes in COCO's layout, with a crowd and an image without an object."""
+    root = tmp_path_factory.mktemp("coco")
+    (root / "annotations").mkdir()
+    for split, count in (("train2017", 12), ("val2017", 4)):
+        (root / split).mkdir()
+        content: dict = {
+            "images": [],
+            "annotations": [],
+            "categories": [{"id": 7, "name": "square"}, {"id": 3, "name": "bar"}],
+        }
+        for index in range(count):
+            image, objects = scene(index)
+            Image.fromarray(image).save(root / split / f"{index}.png")
+            content["images"].append({"id": index, "file_name": f"{index}.png", "height": 64, "width": 64})
+            for kind, (left, top, width, height) in objects[: 0 if index == 3 else None]:
+                corners = [left, top, left + width, top, left + width, top + height, left, top + height]
+                entry = {"image_id": index, "category_id": (7, 3)[kind], "bbox": [left, top, width, height]}
+                content["annotations"].append(entry | {"id": index, "iscrowd": 0, "segmentation": [corners]})
+        crowd = {"size": [64, 64], "counts": [64 * 32, 64 * 32]}
+        entry = {"image_id": 0, "category_id": 7, "bbox": [32, 0, 32, 64], "iscrowd": 1, "segmentation": crowd}
+        content["annotations"].append(entry | {"id": 99})
+        (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+    return root
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> str:
+    return str(export_backbone(trained(build_backbone("test_resnet")), tmp_path / "ours.safetensors").path)
+
+
+def losses(folder: Path) -> list[float]:
+    (path,) = folder.rglob("metrics.csv")
+    return [float(row["loss"]) for row in rows_of(path) if row.get("loss")]
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("head", "masks", "rows"), [("fpn", False, ["scratch", "ours"]), ("c4", True, ["ours"])])
+def test_a_detector_learns_drawn_scenes_from_an_exported_file(
+    head, masks, rows, drawn, weights, tmp_path, monkeypatch, capsys
+) -> None:
+    words = [*TINY, "--head", head, "--root", str(drawn), "--steps", "20", "--lr", "0.005", "--masks", str(masks)]
+    monkeypatch.setattr(sys, "path", [str(EXAMPLES / "detection"), *sys.path])
+    from detectors import Pyramid
+
+    monkeypatch.setattr(Pyramid.__init__, "__defaults__", (32,))  # channels instead of 256, which take minutes
+    files = ", ".join({"scratch": "scratch", "ours": weights}[row] for row in rows)
+    run("detection/train.py", [*words, "--weights", f"[{files}]", "--out", str(tmp_path / "out")], monkeypatch)
+    table = capsys.readouterr().out.splitlines()[-2 - len(rows) :]
+    assert table[0] == "| weights | AP | AP50 | AP75 |" + (" mask AP |" if masks else "")
+    assert [line.split()[1] for line in table[2:]] == rows
+    assert all(0 <= float(number) <= 100 for line in table[2:] for number in re.findall(r"[\d.]+", line))
+    for name in rows:
+        found = losses(tmp_path / "out" / name)
+        assert found[-1] < found[0]
+
+
+@pytest.mark.slow
+def test_a_detector_trains_on_photographs_of_coco(coco256, tmp_path, monkeypatch, capsys) -> None:
+    (tmp_path / "annotations").mkdir()
+    for split in ("train2017", "val2017"):
+        content = json.loads((coco256 / "annotations" / f"instances_{split}.json").read_text())
+        content["images"] = content["images"][:8]
+        (tmp_path / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+        (tmp_path / split).symlink_to(coco256 / split)
+    words = [*TINY, "--root", str(tmp_path), "--steps", "2", "--out", str(tmp_path / "out")]
+    run("detection/train.py", words, monkeypatch)
+    assert "scored on 8 images" in capsys.readouterr().out
+
+
+def test_coco_is_read_with_masks_and_without_crowds_in_training(drawn, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "path", [str(EXAMPLES / "detection"), *sys.path])
+    from data import read_coco
+
+    train, test = (read_coco(str(drawn), "val2017", training, with_masks=True) for training in (True, False))
+    assert (train.classes, len(train), len(test)) == (["bar", "square"], 3, 4)  # without the image of no object
+    image, target = test[0]
+    left, top, width, height = scene(0)[1][0][1]
+    assert image.shape == (3, 64, 64)
+    assert target["boxes"].tolist() == [[left, top, left + width, top + height], [32, 0, 64, 64]]
+    assert target["labels"].tolist() == [2, 2]
+    assert target["iscrowd"].tolist() == [0, 1]
+    assert target["masks"].flatten(1).sum(1).tolist() == [width * height, 64 * 32]
+    assert test[3][1]["boxes"].shape == (0, 4)
+    monkeypatch.setattr("torch.rand", lambda *_: np.float32(0.0))  # flips
+    flipped, mirrored = train[0]
+    assert np.array_equal(flipped.numpy(), image.numpy()[:, :, ::-1])
+    assert mirrored["boxes"].tolist() == [[64 - left - width, top, 64 - left, top + height]]
+    inside = mirrored["masks"][0][top : top + height, 64 - left - width : 64 - left]
+    assert inside.sum() == width * height
+
+
+VOC_OBJECTS = (("cat", 0), ("tvmonitor", 1))
+
+
+def test_voc_is_read_from_its_layout_with_difficult_objects_ignored(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "path", [str(EXAMPLES / "detection"), *sys.path])
+    from data import read_voc
+
+    folder = tmp_path / "VOC2007"
+    for name in ("ImageSets/Main", "Annotations", "JPEGImages"):
+        (folder / name).mkdir(parents=True)
+    (folder / "ImageSets" / "Main" / "trainval.txt").write_text("000001\n")
+    Image.new("RGB", (40, 30)).save(folder / "JPEGImages" / "000001.jpg")
+    box = "<bndbox><xmin>1</xmin><ymin>11</ymin><xmax>10</xmax><ymax>30</ymax></bndbox>"
+    one, other = (
+        f"<object><name>{n}</name><difficult>{d}</difficult>{box}</object>" for n, d in (("cat", 0), ("tvmonitor", 1))
+    )
+    (folder / "Annotations" / "000001.xml").write_text(f"<annotation>{one}{other}</annotation>")
+    _, target = read_voc(str(tmp_path), ["2007/trainval"], training=False)[0]
+    assert target["boxes"].tolist() == [[0, 10, 10, 30]] * 2
+    assert (target["labels"].tolist(), target["iscrowd"].tolist()) == ([8, 20], [0, 1])
+    assert len(read_voc(str(tmp_path), ["2007/trainval"], training=True)[0][1]["boxes"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "error", "message"),
+    [
+        (
+            ["--weights", "[gone.safetensors]"],
+            FileNotFoundError,
+            "No weights stand at gone.safetensors: give a file, or",
+        ),
+        (["--head", "c4", "--backbone", "test_vit"], ValueError, "head c4 takes a ResNet apart"),
+        (["--dataset", "voc", "--masks", "true"], ValueError, "VOC's boxes come without masks"),
+        (["--train_splits", "[a, b]"], ValueError, "COCO has one split at a time"),
+    ],
+)
+def test_wrong_input_of_the_detector_is_said(words, error, message, drawn, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(error, match=message):
+        run("detection/train.py", ["--root", str(drawn), *TINY, *words], monkeypatch)
+
+
+@pytest.mark.parametrize("name", ["coco_1x", "voc_24k"])
+def test_a_schedule_names_arguments_of_the_example_and_the_literatures_numbers(name, monkeypatch) -> None:
+    monkeypatch.setattr(sys, "path", [str(EXAMPLES / "detection"), *sys.path])
+    from train import main
+
+    config = yaml.safe_load((EXAMPLES / "detection" / f"{name}.yaml").read_text())
+    assert config.keys() < inspect.signature(main).parameters.keys()
+    schedule = {"coco_1x": (90000, [60000, 80000]), "voc_24k": (24000, [18000, 22000])}[name]
+    assert (config["steps"], config["milestones"], config["batch_size"], config["lr"]) == (*schedule, 16, 0.02)
+
+
+def test_fine_tuning_prints_a_row_for_each_of_the_weights(corel5k, weights, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["--root", str(corel5k), "--backbone", "test_resnet", "--weights", f"[scratch, {weights}]", "--seeds", "2"]
+    words += ["--fractions", "[0.02]", "--steps", "[2]", "--size", "[32, 48]", "--lrs", "[0.001, 0.01]"]
+    run("fine_tune.py", [*words, "--layer_decays", "[0.7]", "--loss", "asymmetric"], monkeypatch)
+    rows = [
+        line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith(("| scratch", "| ours"))
+    ]
+    assert [row[0] for row in rows] == ["| scratch", "| ours"]
+    runs = rows_of(tmp_path / "fine_tune.csv")
+    assert [run["purpose"] for run in runs] == ["choice", "choice", "test", "test"] * 2
+    assert {run["layer_decay"] for run in runs if run["weights"] == "ours"} == {"0.7"}
+
+
+def test_learning_rates_rise_with_depth_and_losses_are_those_of_the_papers() -> None:
+    import torch
+    from sklearn.metrics import log_loss
+
+    names = runpy.run_path(str(EXAMPLES / "fine_tune.py"))
+    tuner = names["FineTuner"](names["build"]("test_resnet", "scratch", 5), 0.1, 0.5, "bce")
+    tuner._trainer = type("T", (), {"estimated_stepping_batches": 10})()
+    groups = tuner.configure_optimizers()["optimizer"].param_groups
+    rate = {id(p): group["initial_lr"] for group in groups for p in group["params"]}
+    network = tuner.network
+    first, last, head = (
+        rate[id(one)] for one in (network.conv1[0].weight, network.layer4[0].conv1.weight, network.fc.weight)
+    )
+    assert first < last < head == pytest.approx(0.1)
+    logits, labels = torch.randn(6, 3), torch.tensor([[1, 0, 0], [0, 1, 0]] * 3)
+    bce = sum(log_loss(labels[:, i], logits[:, i].sigmoid().numpy(), labels=[0, 1]) for i in range(3))
+    assert names["bce_loss"](logits, labels).item() == pytest.approx(bce, rel=1e-5)
+    from timm.loss import AsymmetricLossMultiLabel
+
+    asymmetric = AsymmetricLossMultiLabel()(logits, labels)
+    if "reduction" not in inspect.signature(AsymmetricLossMultiLabel).parameters:  # timm < 1.0.30 sums over images
+        asymmetric = asymmetric / len(labels)
+    assert names["asymmetric_loss"](logits, labels).item() == pytest.approx(asymmetric.item(), rel=1e-4)
