@@ -10,11 +10,14 @@ import sys
 import time
 from pathlib import Path
 
+import lightning as L
 import pytest
 import yaml
 
 from mlssl.cli import _COMMANDS, main
+from mlssl.commands.interrupts import Interrupts
 from mlssl.commands.run import TRAINER_COMMANDS
+from mlssl.runs import steps_of
 
 SCREEN = 45, 100
 """Lines and columns."""
@@ -159,6 +162,38 @@ def test_ctrl_c_ends_cleanly_and_names_the_last_checkpoint(tmp_path):
     last = said.strip().splitlines()[-1]
     assert last.startswith("mlssl: interrupted; the last checkpoint is ")
     assert last.endswith(f"mlssl fit --resume {checkpoint.parent.parent}")
+
+
+class CtrlCInADestructor(L.Callback):
+    """Sends the signal while something is destroyed, where Python drops the exception that it raises."""
+
+    def on_train_batch_end(self, *_):
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            _Destroyed()
+
+
+class _Destroyed:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+        time.sleep(0)  # by here Python has called the handler
+
+
+@pytest.mark.usefixtures("_heed_interrupts_again")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_ctrl_c_that_python_drops_ends_the_run_at_the_next_step(capsys):
+    callbacks = ["--trainer.callbacks+=test_cli_screen.CtrlCInADestructor"]
+    assert main(["fit", *SMALL, *callbacks, "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "4"]) == 130
+    assert capsys.readouterr().err.strip().splitlines()[-1].startswith("mlssl: interrupted; ")
+    (checkpoint,) = Path("runs").glob("*/checkpoints/last.ckpt")
+    assert steps_of(checkpoint) == 1
+
+
+def test_ctrl_c_means_what_it_meant_before_once_a_command_is_over():
+    with Interrupts():
+        assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 @pytest.mark.usefixtures("_heed_interrupts_again")

@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from safetensors.torch import save_file
 
 from mlssl.atomic import written_aside
+from mlssl.commands.interrupts import Interrupts
 from mlssl.data.datamodule import MultiLabelDataModule
 from mlssl.export.sources import load_plain
 from mlssl.module import MultiLabelSSLModule
@@ -104,6 +105,11 @@ class RunCLI(LightningCLI):
         self.folder: Path | None = None
         self.resumed: Path | None = None
         """Checkpoint that the run of the folder goes on from."""
+        self._interrupts = Interrupts()
+        with self._interrupts:
+            self._run(words)
+
+    def _run(self, words: list[str]) -> None:
         try:
             super().__init__(
                 MultiLabelSSLModule,
@@ -204,7 +210,9 @@ class RunCLI(LightningCLI):
         assert self.folder is not None
         given = {**self._get(self.config_init, "trainer", default={}), **settings}
         given["logger"] = self._loggers_in_folder(self.folder, given.get("logger"))
-        return super().instantiate_trainer(**run_settings(self.folder, given, checkpoint=self.resumed))
+        trainer = super().instantiate_trainer(**run_settings(self.folder, given, checkpoint=self.resumed))
+        trainer.callbacks.insert(0, self._interrupts)
+        return trainer
 
     def _loggers_in_folder(self, folder: Path, loggers: Any) -> Any:
         configs = self._get(self.config, "trainer").logger
