@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mlssl.views.resizing import resized
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -133,30 +135,14 @@ def _pipeline(recipe: Recipe, size: int, channels: int) -> Compose:
 
 
 def _crop_class(A: Any) -> Any:  # noqa: N803
-    import cv2
-
     class RandomResizedCrop(A.RandomResizedCrop):  # type: ignore[misc]
-        """albumentations' draws, applied without a copy of the block and without aliasing."""
+        """albumentations' draws, applied without a copy of the block and as Pillow resizes."""
 
         def apply_with_params(self, params: dict[str, Any], *_: Any, **data: Any) -> dict[str, Any]:
             left, top, right, bottom = params["crop_coords"]
-            crop = data["image"][top:bottom, left:right]
-            # Bilinear interpolation reads two pixels each way: past twofold shrinking it would skip some.
-            shrinks_twofold = max(crop.shape[0] / self.size[0], crop.shape[1] / self.size[1]) > 2
-            interpolation = cv2.INTER_AREA if shrinks_twofold else cv2.INTER_LINEAR
-            return {**data, "image": _resized(crop, self.size[::-1], interpolation)}
+            return {**data, "image": resized(data["image"][top:bottom, left:right], *self.size)}
 
     return RandomResizedCrop
-
-
-def _resized(image: np.ndarray, width_height: tuple[int, int], interpolation: int) -> np.ndarray:
-    """cv2.resize for any number of channels: it takes four at most, and drops the axis of a single one."""
-    import cv2
-
-    if image.shape[2] in (2, 3, 4):
-        return np.asarray(cv2.resize(image, width_height, interpolation=interpolation))
-    parts = [image[:, :, first : first + 4] for first in range(0, image.shape[2], 4)]
-    return np.dstack([cv2.resize(part, width_height, interpolation=interpolation) for part in parts])
 
 
 def _colour_steps(A: Any, recipe: Recipe, channels: int) -> list[Any]:  # noqa: N803

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlssl.views.draws import Jitter, Operations
+from mlssl.views.resizing import resized
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -23,9 +24,9 @@ class Renderer:
     Brightness, contrast and saturation are a·x + b·luma(x) + c each, and so is one after another as long as no value
     can leave 0–255, that is, for factors up to 1: such operations are applied in one pass, and rounded once.
 
-    A crop that shrinks more than twofold is averaged over areas; any other is interpolated bilinearly. Hue turns in
-    the 256 steps of 8-bit HSV, as in Pillow. Saturation, hue and gray exist for three channels alone, taken as RGB; for
-    any other number they are left out, and contrast is taken about each channel's own mean.
+    Crops are resized as by Pillow, see `mlssl.views.resizing`. Hue turns in the 256 steps of 8-bit HSV, as in Pillow.
+    Saturation, hue and gray exist for three channels alone, taken as RGB; for any other number they are left out, and
+    contrast is taken about each channel's own mean.
 
     Args:
         size: Side S of a view in pixels.
@@ -49,7 +50,10 @@ class Renderer:
             operations: Those of the view.
             out: (C, S, S), each channel contiguous; overwritten.
         """
-        view = self._resized(block, operations)
+        top, left, height, width = operations[:4]
+        view = resized(block[top : top + height, left : left + width], self.size, self.size)
+        if self.channels == 1:  # OpenCV knows such an image by two axes
+            view = view[:, :, 0]
         if self.channels == 3:
             view = self._jittered(view, operations.jitters)
             if operations.gray:
@@ -72,23 +76,6 @@ class Renderer:
         first, second = self._gray if view.ndim == 2 else self._colour
         other: Pixels = second if np.may_share_memory(view, first) else first
         return other
-
-    def _resized(self, block: Pixels, operations: Operations) -> Pixels:
-        top, left, height, width = operations[:4]
-        crop = block[top : top + height, left : left + width]
-        # Bilinear interpolation reads two pixels each way: past twofold shrinking it would skip some.
-        shrinks_twofold = max(height, width) > 2 * self.size
-        interpolation = cv2.INTER_AREA if shrinks_twofold else cv2.INTER_LINEAR
-        size = (self.size, self.size)
-        view: Pixels = self._gray[0] if self.channels == 1 else self._colour[0]
-        if self.channels <= 4:
-            cv2.resize(crop, size, dst=view, interpolation=interpolation)
-            return view
-        for first in range(0, self.channels, 4):  # OpenCV resizes four channels at most
-            part = np.ascontiguousarray(crop[:, :, first : first + 4])
-            resized = cv2.resize(part, size, interpolation=interpolation)
-            view[:, :, first : first + 4] = resized.reshape(*size, -1)
-        return view
 
     def _jittered(self, view: Pixels, jitters: tuple[tuple[Jitter, float], ...]) -> Pixels:
         a, b, c = 1.0, 0.0, 0.0  # pending: x → a·x + b·luma(x) + c
