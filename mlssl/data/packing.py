@@ -7,6 +7,7 @@ import json
 import os
 import stat
 import tarfile
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -75,7 +76,7 @@ def _planned(records: Records, limit: int) -> _Plan:
         filled += size
     check_names(names, Path("Records" if records.root is None else records.root))
     if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
+        (twice, _), *_others = Counter(names).most_common(1)
         raise ValueError(f"{twice!r} stands twice in {records!r}: leave one of them out")
     return _Plan(names, [range(*ends) for ends in zip(starts, [*starts[1:], len(names)], strict=True)])
 

@@ -11,6 +11,7 @@ so that any image is one read, in any order, from a disk or from an object store
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from array import array
@@ -67,7 +68,7 @@ def read_shards(
     """
     folder = _joined(root, split)
     index = f"{folder}/{INDEX}"
-    archives, images = _parse(index, _lines(folder))
+    archives, images = _parse(index, io.BytesIO(_content(folder, INDEX, index)))
     _check_archives(folder, archives, index)
     names = [f"{archives[archive].name}/{name}" for archive, name in zip(images.archives, images.names, strict=True)]
     return Records(
@@ -94,9 +95,11 @@ def has_split(root: str | os.PathLike[str], split: str) -> bool:
         OSError: It cannot be read.
     """
     folder = _joined(root, split)
-    with _reading(folder):
-        system, path = _opened(folder)
-        return bool(system.exists(f"{path}/{INDEX}"))
+    try:
+        _content(folder, INDEX, f"{folder}/{INDEX}", 0, 1)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 class _Archive(NamedTuple):
@@ -134,24 +137,21 @@ class _Member:
 
     def __call__(self, path: Path) -> ImageArray:
         name = "/".join(path.parts[self.depth :])
-        place = min(int(np.searchsorted(self.names, os.fsencode(name))), len(self.names) - 1)
-        if self.names[place] != os.fsencode(name):
+        row = min(int(np.searchsorted(self.names, os.fsencode(name))), len(self.names) - 1)
+        if self.names[row] != os.fsencode(name):
             raise FileNotFoundError(
                 f"{self.folder + '/' + INDEX!r} lists no image {name!r}: pass a path of its records"
             )
-        start, size = int(self.offsets[place]), int(self.sizes[place])
-        archive = "/" + name.partition("/")[0]
-        content = b""
-        if size:
-            with _reading(f"{self.folder}/{name}"):
-                system, folder = _opened(self.folder)  # the process's own, which fsspec keeps
-                content = system.cat_file(folder + archive, start=start, end=start + size)
+        start, size = int(self.offsets[row]), int(self.sizes[row])
+        place = f"{self.folder}/{name}"
+        archive = name.partition("/")[0]
+        content = _content(self.folder, archive, place, start, start + size) if size else b""
         if len(content) != size:
             raise OSError(
-                f"{self.folder + archive!r} gave {len(content)} bytes for the {size} of {name!r}: copy the archive "
-                "again, or have it served by a server that gives parts of a file"
+                f"{self.folder + '/' + archive!r} gave {len(content)} bytes for the {size} of {name!r}: copy the "
+                "archive again, or have it served by a server that gives parts of a file"
             )
-        return self.decode(content, f"{self.folder}/{name}")
+        return self.decode(content, place)
 
 
 def _joined(root: str | os.PathLike[str], split: str) -> str:
@@ -185,11 +185,12 @@ def _reading(place: str) -> Iterator[None]:
         ) from error
 
 
-def _lines(folder: str) -> Iterator[bytes]:
-    with _reading(f"{folder}/{INDEX}"):
+def _content(folder: str, name: str, place: str, start: int | None = None, end: int | None = None) -> bytes:
+    """Bytes of a file of the folder, by the process's own connection, which fsspec keeps; `place` is for messages."""
+    with _reading(place):
         system, path = _opened(folder)
-        with system.open(f"{path}/{INDEX}", "rb") as file:
-            yield from file
+        content: bytes = system.cat_file(f"{path}/{name}", start=start, end=end)
+        return content
 
 
 def _check_archives(folder: str, archives: Sequence[_Archive], index: str) -> None:
@@ -203,7 +204,8 @@ def _check_archives(folder: str, archives: Sequence[_Archive], index: str) -> No
             )
 
 
-def _parse(index: str, lines: Iterator[bytes]) -> tuple[list[_Archive], _Images]:
+def _parse(index: str, lines: Iterable[bytes]) -> tuple[list[_Archive], _Images]:
+    lines = iter(lines)
     head = _json(next(lines, b""), index, 1)
     wrong = _wrong_head(head)
     if wrong:
