@@ -14,7 +14,16 @@ from mlssl.cli import main
 SMALL = [
     *("--model.backbone", "test_resnet", "--model.projection_dim", "16", "--model.predictor_dim", "8"),
     *("--trainer.accelerator", "cpu", "--trainer.precision", "32-true", "--trainer.num_sanity_val_steps", "0"),
-    *("--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false", "--trainer.logger", "false"),
+    *(
+        "--trainer.log_every_n_steps",
+        "1",
+        "--trainer.enable_progress_bar",
+        "false",
+        "--trainer.enable_model_summary",
+        "false",
+        "--trainer.logger",
+        "false",
+    ),
     *("--data.batch_size", "8", "--data.size", "32", "--data.eval_size", "32", "--data.num_workers", "0"),
     *("--trainer.limit_train_batches", "3", "--trainer.limit_val_batches", "1", "--trainer.max_epochs", "1"),
 ]
@@ -32,20 +41,20 @@ def weights(runs: str) -> dict[str, torch.Tensor]:
 
 
 def scores(runs: str) -> list[dict[str, str]]:
-    (table,) = Path(runs).glob("*/*.csv")
-    with table.open(newline="") as file:
-        return list(csv.DictReader(file))
+    rows = []
+    for name in ("table.csv", "classes.csv"):
+        (table,) = Path(runs).glob(f"*/{name}")
+        with table.open(newline="") as file:
+            rows += list(csv.DictReader(file))
+    return rows
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.*limit_train_batches")
 def test_coco_trains_and_scores_the_same_from_shards(coco256: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["pack", str(coco256), "--dataset", "coco", "--megabytes", "10", "-o", "packed"]) == 0
     said = capsys.readouterr().out.splitlines()
-    assert said[-2:] == [
-        "packed: 128 train and 128 val images in 5 archives, 42.8 MB",
-        "mlssl fit --data.dataset shards --data.root packed",
-    ]
+    assert said[-2].startswith("packed: 128 train and 128 val images in ")
+    assert said[-1] == "mlssl fit --data.dataset shards --data.root packed"
     roots = {"coco": str(coco256), "shards": "packed"}
     for name, root in roots.items():
         assert main(["fit", *SMALL, "--data.dataset", name, "--data.root", root, "--runs", f"fit-{name}"]) == 0
@@ -61,7 +70,7 @@ def test_a_folder_is_packed_without_a_val_set_and_trains(coco256: Path, capsys: 
         Path("photos").mkdir(exist_ok=True)
         shutil.copy(path, "photos")
     assert main(["pack", "photos"]) == 0
-    assert "shards: 24 train images in 1 archives" in capsys.readouterr().out
+    assert "shards: 24 train images in 1 archive," in capsys.readouterr().out
     assert main(["fit", *SMALL, "--data.dataset", "shards", "--data.root", "shards"]) == 0
     assert main(["pack", "photos"]) == 2
     assert "'shards' exists, and nothing in it was changed: choose another place" in capsys.readouterr().err

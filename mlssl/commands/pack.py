@@ -36,7 +36,7 @@ def pack(
     sets = {"train": data.train_records} | ({} if data.val_records is None else {"val": data.val_records})
     pack_shards(sets, output, megabytes)
     images = " and ".join(f"{len(records)} {split}" for split, records in sets.items())
-    archives = list(output.glob("*/*.tar"))
-    size = sum(path.stat().st_size for path in archives) / 1e6
-    print(f"{output}: {images} images in {len(archives)} archives, {size:.1f} MB")
+    sizes = [path.stat().st_size for path in output.glob("*/*.tar")]
+    archives = f"{len(sizes)} {'archive' if len(sizes) == 1 else 'archives'}"
+    print(f"{output}: {images} images in {archives}, {sum(sizes) / 1e6:.1f} MB")
     print(f"mlssl fit --data.dataset shards --data.root {output}")

@@ -14,6 +14,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -36,6 +37,10 @@ NUMBERS = ("archive", "offset", "size", "image_id")
 
 LABELS = {"present": 1, "unknown": -1}
 """Lists of columns from 0, where there are classes; what is in neither is absent."""
+
+
+_ARCHIVE_NAME = "[A-Za-z0-9_-][A-Za-z0-9_.-]{0,250}"
+"""In a folder and in an address alike."""
 
 
 def read_shards(
@@ -267,8 +272,8 @@ def _wrong_head(head: Any) -> str | None:
     if not (archives and _is_list_of(dict, archives)):
         return "does not list archives"
     for one in archives:
-        if not (_is_name(one.get("name")) and "/" not in one["name"] and _is_integer(one.get("size"))):
-            return "has an archive without a name or a size"
+        if not (re.fullmatch(_ARCHIVE_NAME, str(one.get("name"))) and _is_integer(one.get("size"))):
+            return "has an archive without a plain name or a size"
     if len({one["name"] for one in archives}) < len(archives):
         return "lists an archive twice"
     return None

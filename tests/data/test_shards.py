@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import http.server
 import json
+import multiprocessing
 import os
 import pickle
+import resource
 import shutil
 import threading
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +26,6 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
 
-from mlssl.callbacks import RandomState
 from mlssl.data.coco import read_coco
 from mlssl.data.corel5k import read_corel5k
 from mlssl.data.datamodule import MultiLabelDataModule
@@ -152,7 +154,7 @@ def weights_of_a_run(data: MultiLabelDataModule, folder: Path) -> dict[str, torc
     module = MultiLabelSSLModule("test_resnet", projection_dim=8, predictor_dim=4)
     trainer = L.Trainer(
         accelerator="cpu", max_epochs=2, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, default_root_dir=folder, callbacks=[RandomState()],
+        enable_model_summary=False, default_root_dir=folder,
     )  # fmt: skip
     trainer.fit(module, data)
     return module.state_dict()
@@ -232,8 +234,6 @@ def test_workers_may_be_spawned(packed: Path, records: Records) -> None:
 
 def memory_of_a_large_index(folder: Path) -> float:
     """MB that this process grows by, also for a moment."""
-    import resource
-
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     records = read_shards(folder, "")
     assert records.path(118_286).name == f"{118_286:012d}.jpg"
@@ -241,8 +241,8 @@ def memory_of_a_large_index(folder: Path) -> float:
 
 
 @pytest.mark.slow
-def test_an_index_as_large_as_coco_takes_little_memory(tmp_path: Path, processes: Processes) -> None:
-    number, size = 118_287, 160_000
+def test_an_index_as_large_as_coco_takes_little_memory(tmp_path: Path) -> None:
+    number, size = 118_287, 16
     with (tmp_path / "0.tar").open("wb") as file:
         file.truncate(number * size)
     head = index_head(number, [{"name": "0.tar", "size": number * size}]) | {"classes": [str(one) for one in range(80)]}
@@ -252,7 +252,9 @@ def test_an_index_as_large_as_coco_takes_little_memory(tmp_path: Path, processes
         for one in range(number)
     )
     (tmp_path / "index.jsonl").write_text("".join(json.dumps(line) + "\n" for line in (head, *lines)))
-    (grown,) = processes.run(memory_of_a_large_index, tmp_path, processes=1)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("forkserver")) as fresh:
+        grown = fresh.submit(memory_of_a_large_index, tmp_path).result(timeout=120)
+    print(f"an index of {number} images: {grown:.0f} MB at most")
     assert grown < 150
     assert len(pickle.dumps(read_shards(tmp_path, ""))) < 30e6, "what each worker is sent"
 
@@ -314,7 +316,7 @@ def test_a_server_that_fails_is_said(address: str, packed: Path, monkeypatch: py
         read_shards(address)
     with pytest.raises(OSError, match=r"cannot read 'http://127\.0\.0\.1:9/x/.*look at the connection"):
         read_shards("http://127.0.0.1:9/x")
-    with pytest.raises(OSError, match=r"cannot read 'http://127\.0\.0\.1:9/x/val'"):
+    with pytest.raises(OSError, match=r"cannot read 'http://127\.0\.0\.1:9/x/val/"):
         has_split("http://127.0.0.1:9/x", "val")
 
 
@@ -335,9 +337,9 @@ HEADS: list[tuple[dict[str, Any], str]] = [
     ({"classes": ["sky"]}, "line 3 of .* has labels that are not numbers of the 1 classes: pack"),
     ({"classes": None}, "line 2 of .* has labels without classes, or none beside them"),
     ({"archives": []}, "does not list archives"),
-    ({"archives": [{"name": "../0.tar", "size": 1}]}, "has an archive without a name or a size"),
-    ({"archives": [{"name": "a/../../0.tar", "size": 1}]}, "has an archive without a name or a size"),
-    ({"archives": [{"name": "0.tar", "size": "1"}]}, "has an archive without a name or a size"),
+    ({"archives": [{"name": "../0.tar", "size": 1}]}, "has an archive without a plain name or a size"),
+    ({"archives": [{"name": "..", "size": 1}]}, "has an archive without a plain name or a size"),
+    ({"archives": [{"name": "0.tar", "size": "1"}]}, "has an archive without a plain name or a size"),
     ({"archives": [{"name": "0.tar", "size": 1}] * 2}, "lists an archive twice"),
     ({"archives": [{"name": "gone.tar", "size": 10**9}]}, r"no '.*/train' \(.*gone\.tar.*\): put it there"),
     (
@@ -448,4 +450,5 @@ def test_images_that_cannot_be_decoded_are_skipped_and_named_as_in_a_folder(tmp_
     shards = MultiLabelDataModule("shards", tmp_path / "packed", **settings)
     files = MultiLabelDataModule(train=records, **settings)
     assert_same_batches(batches(shards) + batches(shards, 1), batches(files) + batches(files, 1))
-    assert [path.name for path in shards.skipped_images["train"]] == ["ä 2.webp", "ä 4.png"]
+    skipped = [[path.name for path in data.skipped_images["train"]] for data in (shards, files)]
+    assert skipped[0] == skipped[1] != []
