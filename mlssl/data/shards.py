@@ -265,14 +265,15 @@ def _wrong_head(head: Any) -> str | None:
         return f"does not say {FORMAT!r}"
     if not (_is_integer(head.get("images")) and head["images"] > 0):
         return "does not say how many images there are"
-    classes = head.get("classes")
+    classes = head.get("classes", "none")  # null without labels
     if classes is not None and not (classes and _is_list_of(str, classes)):
         return "does not list names of classes"
     archives = head.get("archives")
     if not (archives and _is_list_of(dict, archives)):
         return "does not list archives"
     for one in archives:
-        if not (re.fullmatch(_ARCHIVE_NAME, str(one.get("name"))) and _is_integer(one.get("size"))):
+        name = one.get("name")
+        if not (isinstance(name, str) and re.fullmatch(_ARCHIVE_NAME, name) and _is_integer(one.get("size"))):
             return "has an archive without a plain name or a size"
     if len({one["name"] for one in archives}) < len(archives):
         return "lists an archive twice"
