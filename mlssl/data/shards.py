@@ -73,7 +73,7 @@ def read_shards(
     """
     folder = _joined(root, split)
     index = f"{folder}/{INDEX}"
-    archives, images = _parse(index, io.BytesIO(_content(folder, INDEX, index)))
+    archives, images = _parse(index, _content(folder, INDEX, index))
     _check_archives(folder, archives, index)
     names = [f"{archives[archive].name}/{name}" for archive, name in zip(images.archives, images.names, strict=True)]
     return Records(
@@ -209,8 +209,8 @@ def _check_archives(folder: str, archives: Sequence[_Archive], index: str) -> No
             )
 
 
-def _parse(index: str, lines: Iterable[bytes]) -> tuple[list[_Archive], _Images]:
-    lines = iter(lines)
+def _parse(index: str, content: bytes) -> tuple[list[_Archive], _Images]:
+    lines = io.BytesIO(content)
     head = _json(next(lines, b""), index, 1)
     wrong = _wrong_head(head)
     if wrong:
@@ -240,14 +240,13 @@ def _parse(index: str, lines: Iterable[bytes]) -> tuple[list[_Archive], _Images]
             f"{index!r} lists {len(names)} images and says {head['images']}: copy it again or pack the images again"
         )
     check_names(names, Path(index))
-    for what, of_all in (("names", zip(numbers["archive"], names, strict=True)), ("image ids", numbers["image_id"])):
-        if len(set(of_all)) < len(names):
-            raise ValueError(f"{index!r} lists some {what} twice: pack the images again")
+    of_archives, offsets, sizes, ids = numbers.values()
+    if min(len(set(zip(of_archives, names, strict=True))), len(set(ids))) < len(names):
+        raise ValueError(f"{index!r} lists some names or image ids twice: pack the images again")
     labels = None
     if num_classes is not None:
         labels = np.zeros((len(names), num_classes), dtype=np.int8)
         labels[np.asarray(rows), np.asarray(columns)] = np.asarray(values)
-    of_archives, offsets, sizes, ids = numbers.values()
     return archives, _Images(names, of_archives, offsets, sizes, ids, labels, head["classes"] or ())
 
 
