@@ -37,6 +37,8 @@ from mlssl.data.shards import has_split, read_shards
 from mlssl.distributed import rank, world_size
 from mlssl.module import MultiLabelSSLModule
 
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # where there are fewer cores
+
 CLASSES = ["sky", "sea", "sun"]
 NUMBER = 14
 
