@@ -24,7 +24,6 @@ import torch
 from _gloo import Processes
 from PIL import Image
 from torch import nn
-from torch.utils.data import DataLoader
 
 from mlssl.data.coco import read_coco
 from mlssl.data.corel5k import read_corel5k
@@ -227,11 +226,21 @@ def test_an_epoch_that_is_stopped_goes_on_with_the_next_batch(packed: Path) -> N
     assert_same_batches([*begun, *resumed], whole)
 
 
+@pytest.fixture(scope="module")
+def fresh() -> Iterator[ProcessPoolExecutor]:
+    """A process that inherits nothing from this one."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("forkserver")) as pool:
+        yield pool
+
+
+def ids_and_sums(dataset: ImageDataset) -> list[tuple[int, int]]:
+    return [(item["image_ids"], int(item["image"].sum())) for item in map(dataset.__getitem__, range(len(dataset)))]
+
+
 @pytest.mark.slow
-def test_workers_may_be_spawned(packed: Path, records: Records) -> None:
-    loader = DataLoader(ImageDataset(read_shards(packed), (24, 30)), 7, num_workers=1, multiprocessing_context="spawn")
-    ids = [one for batch in loader for one in batch["image_ids"].tolist()]
-    assert ids == records.image_ids.tolist()
+def test_a_worker_that_is_not_forked_reads_the_same(packed: Path, records: Records, fresh: ProcessPoolExecutor) -> None:
+    found = fresh.submit(ids_and_sums, ImageDataset(read_shards(packed), (24, 30))).result(timeout=120)
+    assert found == ids_and_sums(ImageDataset(records, (24, 30)))
 
 
 def memory_of_a_large_index(folder: Path) -> float:
@@ -243,7 +252,7 @@ def memory_of_a_large_index(folder: Path) -> float:
 
 
 @pytest.mark.slow
-def test_an_index_as_large_as_coco_takes_little_memory(tmp_path: Path) -> None:
+def test_an_index_as_large_as_coco_takes_little_memory(tmp_path: Path, fresh: ProcessPoolExecutor) -> None:
     number, size = 118_287, 16
     with (tmp_path / "0.tar").open("wb") as file:
         file.truncate(number * size)
@@ -254,8 +263,7 @@ def test_an_index_as_large_as_coco_takes_little_memory(tmp_path: Path) -> None:
         for one in range(number)
     )
     (tmp_path / "index.jsonl").write_text("".join(json.dumps(line) + "\n" for line in (head, *lines)))
-    with ProcessPoolExecutor(1, multiprocessing.get_context("forkserver")) as fresh:
-        grown = fresh.submit(memory_of_a_large_index, tmp_path).result(timeout=120)
+    grown = fresh.submit(memory_of_a_large_index, tmp_path).result(timeout=120)
     print(f"an index of {number} images: {grown:.0f} MB at most")
     assert grown < 150
     assert len(pickle.dumps(read_shards(tmp_path, ""))) < 30e6, "what each worker is sent"
