@@ -84,7 +84,7 @@ def _planned(records: Records, limit: int) -> _Plan:
 def _file_size(path: Path) -> int:
     try:
         found = path.stat()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # the latter in an archive, where a folder is looked for
         found = None
     if found is None or not stat.S_ISREG(found.st_mode):
         raise FileNotFoundError(f"{str(path)!r} is no file: pack a data set whose images are files")

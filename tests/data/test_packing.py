@@ -150,9 +150,12 @@ def test_images_that_cannot_be_packed_are_said_before_anything_is_written(record
         pack_shards({"train": Records(["a"], root=root)}, tmp_path / "packed")
     with pytest.raises(FileNotFoundError, match="is no file"):
         pack_shards({"train": synthetic_scenes("train", count=2)}, tmp_path / "packed")
+    pack_shards({"train": records}, tmp_path / "once")
+    with pytest.raises(FileNotFoundError, match=r"once/train/000000\.tar/a/1\.jpg' is no file"):
+        pack_shards({"train": read_shards(tmp_path / "once")}, tmp_path / "packed")
     with pytest.raises(ValueError, match="megabytes=0 was given: pass the size of an archive, at least 1"):
         pack_shards({"train": records}, tmp_path / "packed", 0)
-    assert names(tmp_path) == ["photos"]
+    assert names(tmp_path) == ["once", "photos"]
 
 
 def test_pixels_are_those_of_the_files(records: Records, tmp_path: Path) -> None:
