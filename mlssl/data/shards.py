@@ -199,7 +199,7 @@ def _content(folder: str, name: str, place: str, start: int | None = None, end: 
 
 
 def _check_archives(folder: str, archives: Sequence[_Archive], index: str) -> None:
-    with _reading(folder):
+    with _reading(f"{folder}/*.tar"):
         system, path = _opened(folder)
         sizes = system.sizes([f"{path}/{archive.name}" for archive in archives])
     for archive, size in zip(archives, sizes, strict=True):
