@@ -107,6 +107,47 @@ def files_written_aside(folder: str | os.PathLike[str], *, overwrite: bool = Fal
             folder.rmdir()
 
 
+@contextmanager
+def folder_written_aside(folder: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a new folder beside `folder` to write to, however deep, and rename it once the block has ended well.
+
+    Where the block raises, what was written is removed. A process killed inside the block leaves its folder aside
+    behind, whose name starts with a dot, never a part of `folder`.
+
+    Args:
+        folder: Where the whole folder shall stand; folders above it are made if missing.
+
+    Raises:
+        FileExistsError: If there is something at `folder`, before anything is written, or at the end.
+        FullDiskError: If there is no space for the files.
+        OSError: If a file cannot be written otherwise.
+    """
+    folder = Path(folder)
+    _check_free(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
+    aside.mkdir()
+    try:
+        yield aside
+        for path in (aside, *aside.rglob("*")):
+            if path.is_file() or os.name == "posix":
+                _flush(path)
+        _check_free(folder)
+        aside.rename(folder)
+    except BaseException as error:
+        shutil.rmtree(aside)
+        if isinstance(error, OSError) and error.errno in FULL_DISK:
+            raise FullDiskError(error.errno, error.strerror, error.filename or str(folder)) from error
+        raise
+    if os.name == "posix":
+        _flush(folder.parent)
+
+
+def _check_free(path: Path) -> None:
+    if os.path.lexists(path):
+        raise FileExistsError(f"{str(path)!r} exists, and nothing in it was changed: choose another place")
+
+
 def _flush(path: Path) -> None:
     descriptor = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
     try:

@@ -17,6 +17,7 @@ from mlssl.commands.demo import demo
 from mlssl.commands.evaluate import knn, linear
 from mlssl.commands.export import export
 from mlssl.commands.neighbors import neighbors
+from mlssl.commands.pack import pack
 from mlssl.commands.report import report
 from mlssl.commands.run import TRAINER_COMMANDS, TRAINER_HELP, RunCLI
 from mlssl.commands.views import views
@@ -34,6 +35,7 @@ USAGE = """usage: mlssl COMMAND [ARGUMENTS]
   views       draw an image's views:     mlssl views photo.jpg -o grid.png
   neighbors   the most alike images:     mlssl neighbors photo.jpg FOLDER --backbone last.ckpt
   export      take the backbone away:    mlssl export last.ckpt -o backbone.safetensors --format timm
+  pack        many images, few files:    mlssl pack datasets/coco --dataset coco -o coco-shards
   completion  for a shell:               eval "$(mlssl completion bash)"
 
 mlssl COMMAND --help lists the arguments of a command; --traceback shows where an error was raised.
@@ -98,6 +100,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "views": views,
     "neighbors": neighbors,
     "export": export,
+    "pack": pack,
     "completion": completion,
 }
 

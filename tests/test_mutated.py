@@ -15,9 +15,12 @@ from PIL import Image
 from mlssl.data.coco import read_coco
 from mlssl.data.corel5k import read_corel5k
 from mlssl.data.images import decode_rgb
+from mlssl.data.packing import pack_shards
+from mlssl.data.records import Records
+from mlssl.data.shards import read_shards
 
 INPUTS = [334, pytest.param(3334, marks=pytest.mark.thorough)]
-"""Of each of three kinds: 1,000 in every run, 10,000 by `pytest -m thorough tests/test_mutated.py`."""
+"""Of each of four kinds: 1,336 in every run, 13,336 by `pytest -m thorough tests/test_mutated.py`."""
 
 JUNK = [None, True, -1, 0, 2**70, 1e308, float("nan"), "", "..", "../x", "/etc/passwd", "\0", "ä" * 300, [], {}, [[]]]
 FORMATS = ["jpeg", "png", "gif", "bmp", "tiff", "webp"]
@@ -122,4 +125,35 @@ def test_mutated_images(number: int, tmp_path: Path) -> None:
         dice = random.Random(seed)
         path.write_bytes(with_other_bytes(whole[FORMATS[seed % len(FORMATS)]], dice))
         read += check(decode, path)
+    assert 0 < read < number, "all were read, or none: the changes test nothing"
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow's remarks on what it can still read
+@pytest.mark.parametrize("number", INPUTS)
+def test_mutated_shards(number: int, tmp_path: Path) -> None:
+    for place in range(4):
+        pixels = np.random.default_rng(place).integers(256, size=(24, 30, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{place}.{('jpg', 'png')[place % 2]}")
+    names = sorted(path.name for path in tmp_path.iterdir())
+    records = Records(names, [[1, 0], [0, -1], [0, 0], [1, 1]], ["sky", "sea"], root=tmp_path)
+    pack_shards({"train": records}, tmp_path / "packed")
+    index, archive = (tmp_path / "packed" / "train" / name for name in ("index.jsonl", "000000.tar"))
+    lines, tar = index.read_bytes().splitlines(), archive.read_bytes()
+
+    def decode() -> None:
+        found = read_shards(tmp_path / "packed")
+        for place in range(len(found)):
+            assert found.image(place).shape[2:] == (3,)
+
+    read = 0
+    for seed in range(number):
+        dice = random.Random(seed)
+        changed, place = list(lines), dice.randrange(len(lines))
+        if seed % 3 == 0:
+            changed[place] = json.dumps(with_other_values(json.loads(lines[place]), dice)).encode()
+        elif seed % 3 == 1:
+            changed = with_other_bytes(b"\n".join(lines), dice).splitlines()
+        index.write_bytes(b"\n".join(changed))
+        archive.write_bytes(with_other_bytes(tar, dice) if seed % 3 == 2 else tar)
+        read += check(decode, tmp_path)
     assert 0 < read < number, "all were read, or none: the changes test nothing"

@@ -34,7 +34,7 @@ _MORE = """
 _OF_A_CHECKPOINT = (
     """
   --ckpt_path FILE             checkpoint of mlssl fit
-  --data.dataset NAME          synthetic, coco, voc, corel5k, manifest, folder
+  --data.dataset NAME          synthetic, coco, voc, corel5k, manifest, folder, shards
   --data.root FOLDER           its images
   --data.eval_size N           side that whole images are resized to"""
     + _MORE
@@ -45,7 +45,7 @@ TRAINER_HELP = {
 
 Pre-train a backbone. Everything is written to a folder of the run's own, RUNS/NAME-<time>.
 
-  --data.dataset NAME          synthetic (default), coco, voc, corel5k, manifest, folder
+  --data.dataset NAME          synthetic (default), coco, voc, corel5k, manifest, folder, shards
   --data.root FOLDER           its images
   --data.batch_size N          images a step on one device (default: 64)
   --data.size N                side of a view in pixels (default: 224)

@@ -20,12 +20,13 @@ from mlssl.data.images import BadImageError
 from mlssl.data.loader import ResumableLoader
 from mlssl.data.manifest import read_manifest
 from mlssl.data.records import Records
+from mlssl.data.shards import has_split, read_shards
 from mlssl.data.synthetic import synthetic_scenes
 from mlssl.data.voc import read_voc
 from mlssl.distributed import gather_objects, rank, world_size
 from mlssl.views.blocks import BlockViews
 
-DatasetName = Literal["synthetic", "coco", "voc", "corel5k", "manifest", "folder"]
+DatasetName = Literal["synthetic", "coco", "voc", "corel5k", "manifest", "folder", "shards"]
 
 NUM_SCENES = {"train": 2000, "test": 500}
 """Synthetic scenes of a split: a few minutes of training, and a test set that is read in seconds."""
@@ -42,8 +43,9 @@ class MultiLabelDataModule(L.LightningDataModule):
 
     Args:
         dataset: Format of ``root``: ``synthetic`` (drawn, needs no files), ``coco``, ``voc``, ``corel5k``, ``manifest``
-            (a table of paths and labels), or ``folder`` (any photographs, without labels).
-        root: Folder that the reader of the format describes; not for ``synthetic``.
+            (a table of paths and labels), ``folder`` (any photographs, without labels), or ``shards`` (written by
+            ``mlssl pack``).
+        root: Folder that the reader of the format describes, of ``shards`` also an address; not for ``synthetic``.
         batch_size: Images a step on one device.
         size: S, side of a view in pixels ≥ 16 (paper: 224).
         rows: Rows ≥ 1 of the block grid (paper: 2).
@@ -53,10 +55,11 @@ class MultiLabelDataModule(L.LightningDataModule):
         num_workers: Loader processes; by default one less than a device's share of the cores, at least 1 and at most 8.
         timeout: Seconds ≥ 0 that loader processes may take for a batch; 0 waits for ever, also for a disk that hangs.
         train_split: Split to train on; by default ``train2017`` of COCO, ``2012/trainval`` of VOC, ``train`` of
-            Corel-5K and drawn scenes, the manifest ``train.csv``, the whole of a ``folder``, whose splits are the
-            folders in it.
+            Corel-5K, shards and drawn scenes, the manifest ``train.csv``, the whole of a ``folder``, whose splits are
+            the folders in it.
         val_split: Split to evaluate on, ``""`` for none; by default ``val2017`` of COCO, ``2007/test`` of VOC, ``test``
-            of Corel-5K and the drawn scenes, the manifest ``val.csv``, none of a ``folder``.
+            of Corel-5K and the drawn scenes, the manifest ``val.csv``, ``val`` of shards that have it, none of a
+            ``folder``.
         min_images_per_class: Keep only classes with at least so many train and so many val images, e.g. (40, 4).
         seed: Of order and augmentation, at least 0.
         on_bad_image: ``stop`` at the first image that cannot be decoded, or ``skip`` it: another takes its place in a
@@ -236,8 +239,9 @@ class MultiLabelDataModule(L.LightningDataModule):
     def _read(self) -> tuple[Records, Records | None]:
         hparams = self.hparams
         source = _FORMATS[hparams["dataset"]]
-        root = Path(hparams["root"] or ".")
-        val_split = source.val if hparams["val_split"] is None else hparams["val_split"]
+        root = hparams["root"] or "."
+        default = source.val(root) if callable(source.val) else source.val
+        val_split = default if hparams["val_split"] is None else hparams["val_split"]
         train = source.read(root, source.train if hparams["train_split"] is None else hparams["train_split"], None)
         val = source.read(root, val_split, train.classes or None) if val_split else None
         least = hparams["min_images_per_class"]
@@ -345,10 +349,11 @@ class MultiLabelDataModule(L.LightningDataModule):
 
 
 class _Format(NamedTuple):
-    read: Callable[[Path, str, Sequence[str] | None], Records]
+    read: Callable[[str, str, Sequence[str] | None], Records]
     """Root, split and, for a val set, the classes of the training set, which a manifest does not list itself."""
     train: str
-    val: str
+    val: str | Callable[[str], str]
+    """A split, or a function of the root that tells it."""
 
 
 _FORMATS = {
@@ -358,8 +363,13 @@ _FORMATS = {
     "coco": _Format(lambda root, split, _: read_coco(root, split), "train2017", "val2017"),
     "voc": _Format(lambda root, split, _: read_voc(root, split), "2012/trainval", "2007/test"),
     "corel5k": _Format(lambda root, split, _: read_corel5k(root, split), "train", "test"),
-    "manifest": _Format(lambda root, split, classes: read_manifest(root / split, classes), "train.csv", "val.csv"),
-    "folder": _Format(lambda root, split, _: read_folder(root / split), "", ""),
+    "manifest": _Format(
+        lambda root, split, classes: read_manifest(Path(root) / split, classes), "train.csv", "val.csv"
+    ),
+    "folder": _Format(lambda root, split, _: read_folder(Path(root) / split), "", ""),
+    "shards": _Format(
+        lambda root, split, _: read_shards(root, split), "train", lambda root: "val" if has_split(root, "val") else ""
+    ),
 }
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 ImageArray: TypeAlias = npt.NDArray[np.uint8]
 
@@ -38,19 +39,39 @@ def decode_rgb(path: Path) -> ImageArray:
             than Pillow holds for safe (``PIL.Image.MAX_IMAGE_PIXELS``, 89 million unless you set it).
     """
     try:
-        with Image.open(path) as file:
+        content = Path(path).read_bytes()
+    except (FileNotFoundError, PermissionError):
+        raise
+    except (OSError, ValueError) as error:  # a folder, a name that no file can have, a disk that fails
+        raise _not_decoded(str(path), error) from error
+    return decode_rgb_bytes(content, str(path))
+
+
+def decode_rgb_bytes(content: bytes, name: str) -> ImageArray:
+    """Decode what stands in an image file; `decode_rgb` for files that lie elsewhere than in a folder.
+
+    Args:
+        content: The whole file.
+        name: What to call it in an error.
+
+    Returns:
+        RGB pixels (H, W, 3), 0–255, in an array of its own.
+
+    Raises:
+        BadImageError: As for `decode_rgb`.
+    """
+    try:
+        with Image.open(io.BytesIO(content)) as file:
             _check_size(file)
             if file.format == "JPEG" and file.mode in ("RGB", "L") and file.getexif().get(_ORIENTATION, 1) == 1:
-                pixels = _decoded_jpeg(path)
+                pixels = _decoded_jpeg(content)
                 if pixels is not None:
                     return pixels
             return rgb_pixels(file)
-    except (FileNotFoundError, PermissionError, MemoryError):
+    except MemoryError:
         raise
     except Exception as error:  # a broken file makes Pillow's plugins raise almost anything
-        raise BadImageError(
-            f"cannot decode {str(path)!r} as an image ({error}): replace the file or leave it out of the data set"
-        ) from error
+        raise _not_decoded(name, error) from error
 
 
 def rgb_pixels(image: Image.Image) -> ImageArray:
@@ -78,6 +99,14 @@ def rgb_pixels(image: Image.Image) -> ImageArray:
     return np.array(upright.convert("RGB"))
 
 
+def _not_decoded(name: str, error: Exception) -> BadImageError:
+    # Pillow's own words name the buffer that it read from.
+    reason = "it is of no format that Pillow knows" if isinstance(error, UnidentifiedImageError) else error
+    return BadImageError(
+        f"cannot decode {name!r} as an image ({reason}): replace the file or leave it out of the data set"
+    )
+
+
 def _check_size(image: Image.Image) -> None:
     limit, pixels = Image.MAX_IMAGE_PIXELS, image.width * image.height
     if limit is not None and pixels > limit:
@@ -87,16 +116,15 @@ def _check_size(image: Image.Image) -> None:
         )
 
 
-def _decoded_jpeg(path: Path) -> ImageArray | None:
+def _decoded_jpeg(content: bytes) -> ImageArray | None:
     """Pillow's own pixels in two thirds of its time, or None for a file that only Pillow should judge.
 
     OpenCV fills what a file lacks with gray, so one that does not end as a JPEG does is left to Pillow.
     """
     import cv2  # changes the process's environment, which a mere import of the package should not
 
-    data = Path(path).read_bytes()
-    if not data.endswith(_END_OF_JPEG):
+    if not content.endswith(_END_OF_JPEG):
         return None
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-    pixels: ImageArray | None = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    pixels: ImageArray | None = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
     return pixels

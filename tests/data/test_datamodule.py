@@ -419,7 +419,7 @@ def test_settings_in_a_checkpoint_load_with_weights_only(coco: Path, tmp_path: P
     [
         (
             {"dataset": "imagenet"},
-            "dataset='imagenet' is unknown: pass one of synthetic, coco, voc, corel5k, manifest, folder, or train=",
+            "dataset='imagenet' is unknown: pass one of synthetic, coco, voc, corel5k, manifest, folder, shards, or",
         ),
         ({"dataset": "coco"}, r"dataset='coco' needs the folder that holds it: pass root \(--data.root FOLDER\)"),
         ({"root": "photos"}, "root='photos' was given, and drawn scenes have no files: say which dataset it is, coco"),

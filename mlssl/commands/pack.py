@@ -1,0 +1,42 @@
+"""`mlssl pack`: a data set in a few large files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mlssl.data.datamodule import DatasetName, MultiLabelDataModule
+from mlssl.data.packing import ARCHIVE_MEGABYTES, pack_shards
+
+
+def pack(
+    root: str,
+    dataset: DatasetName = "folder",
+    train_split: str | None = None,
+    val_split: str | None = None,
+    megabytes: int = ARCHIVE_MEGABYTES,
+    output: Path = Path("shards"),
+) -> None:
+    """Pack a data set in tar archives with an index, to be read from a disk or an object store.
+
+    Example: mlssl pack datasets/coco --dataset coco -o coco-shards
+
+    Args:
+        root: Folder that holds the images.
+        dataset: Format of ROOT; all but synthetic and shards.
+        train_split: Split to pack as train; the format's own by default.
+        val_split: Split to pack as val, '' for none; the format's own by default.
+        megabytes: Size of an archive in millions of bytes.
+        output: Folder to make; an existing one is never changed.
+    """
+    if dataset in ("synthetic", "shards"):
+        raise ValueError(f"dataset={dataset!r} has no image files to pack: say which format {root!r} has")
+    data = MultiLabelDataModule(dataset, root, train_split=train_split, val_split=val_split)
+    data.setup()
+    assert data.train_records is not None
+    sets = {"train": data.train_records} | ({} if data.val_records is None else {"val": data.val_records})
+    pack_shards(sets, output, megabytes)
+    images = " and ".join(f"{len(records)} {split}" for split, records in sets.items())
+    sizes = [path.stat().st_size for path in output.glob("*/*.tar")]
+    archives = f"{len(sizes)} {'archive' if len(sizes) == 1 else 'archives'}"
+    print(f"{output}: {images} images in {archives}, {sum(sizes) / 1e6:.1f} MB")
+    print(f"mlssl fit --data.dataset shards --data.root {output}")

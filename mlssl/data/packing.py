@@ -1,0 +1,127 @@
+"""Packing of data sets into the tar archives that `mlssl.data.shards` reads."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import stat
+import tarfile
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from mlssl.atomic import folder_written_aside
+from mlssl.data.records import Records, check_names
+from mlssl.data.shards import FORMAT, INDEX, LABELS, NUMBERS
+
+MEGABYTE = 10**6
+ARCHIVE_MEGABYTES = 256
+"""Few enough files for any store, and each small enough to be sent again."""
+
+_BLOCK = 512
+"""Bytes of a tar header, and of what a file is filled up to."""
+
+
+def pack_shards(
+    sets: Mapping[str, Records], folder: str | os.PathLike[str], megabytes: int = ARCHIVE_MEGABYTES
+) -> None:
+    """Pack the files of data sets, byte for byte, with their labels, classes and ids.
+
+    A bar shows images/s and the time left. The same records give the same bytes.
+
+    Args:
+        sets: Split → its records, whose images are files below their root.
+        folder: Made for the splits. It is whole or not there, and nothing that stands there already is changed.
+        megabytes: Size of an archive in millions of bytes, at least 1; a larger image has one of its own.
+
+    Raises:
+        FileExistsError: There is something at `folder`.
+        FileNotFoundError: An image is no file.
+        ValueError: `megabytes` is below 1, a path leads out of the root, or two images have the same path.
+        FullDiskError: There is no space.
+    """
+    if megabytes < 1:
+        raise ValueError(f"megabytes={megabytes} was given: pass the size of an archive, at least 1")
+    with folder_written_aside(folder) as aside:
+        plans = {split: _planned(records, megabytes * MEGABYTE) for split, records in sets.items()}
+        for split, records in sets.items():
+            (aside / split).mkdir()
+            _pack(records, plans[split], aside / split, split)
+
+
+class _Plan(NamedTuple):
+    """Names of the members, and the images of each archive."""
+
+    names: list[str]
+    archives: list[range]
+
+
+def _planned(records: Records, limit: int) -> _Plan:
+    names: list[str] = []
+    starts: list[int] = []
+    filled = 0
+    for row in range(len(records)):
+        path = records.path(row)
+        size = _file_size(path)
+        names.append((path if records.root is None else path.relative_to(records.root)).as_posix())
+        size = _BLOCK + _filled_up(size)
+        if not starts or filled + size > limit:
+            starts.append(row)
+            filled = 0
+        filled += size
+    check_names(names, Path("Records" if records.root is None else records.root))
+    if len(set(names)) < len(names):
+        (twice, _), *_others = Counter(names).most_common(1)
+        raise ValueError(f"{twice!r} stands twice in {records!r}: leave one of them out")
+    return _Plan(names, [range(*ends) for ends in zip(starts, [*starts[1:], len(names)], strict=True)])
+
+
+def _file_size(path: Path) -> int:
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError):  # the latter in an archive, where a folder is looked for
+        found = None
+    if found is None or not stat.S_ISREG(found.st_mode):
+        raise FileNotFoundError(f"{str(path)!r} is no file: pack a data set whose images are files")
+    return found.st_size
+
+
+def _filled_up(size: int) -> int:
+    return -(-size // _BLOCK) * _BLOCK
+
+
+def _pack(records: Records, plan: _Plan, folder: Path, split: str) -> None:
+    lines: list[str] = []
+    archives: list[dict[str, Any]] = []
+    with tqdm(total=len(records), desc=f"packing {split}", unit="image", disable=None) as bar:
+        for number, rows in enumerate(plan.archives):
+            path = folder / f"{number:06d}.tar"
+            with path.open("xb") as file, tarfile.open(fileobj=file, mode="w") as tar:
+                for row in rows:
+                    content = records.path(row).read_bytes()
+                    member = tarfile.TarInfo(plan.names[row])
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+                    start = file.tell() - _filled_up(len(content))
+                    lines.append(_line(records, row, plan.names[row], (number, start, len(content))))
+                    bar.update()
+            archives.append({"name": path.name, "size": path.stat().st_size})
+    head = {
+        "format": FORMAT,
+        "images": len(records),
+        "classes": None if records.labels is None else records.classes,
+        "archives": archives,
+    }
+    (folder / INDEX).write_text("\n".join([json.dumps(head), *lines, ""]), encoding="ascii")
+
+
+def _line(records: Records, row: int, name: str, place: tuple[int, int, int]) -> str:
+    line: dict[str, Any] = {"name": name, **dict(zip(NUMBERS, (*place, int(records.image_ids[row])), strict=True))}
+    if records.labels is not None:
+        line |= {key: np.flatnonzero(records.labels[row] == value).tolist() for key, value in LABELS.items()}
+    return json.dumps(line)
