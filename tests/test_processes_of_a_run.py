@@ -121,9 +121,10 @@ def started(words: list[str], where: Path, *, program: str = sys.executable, **v
     )
 
 
-def by_torchrun(words: list[str], port: int, node: int = 0, nodes: int = 1, devices: int = 2) -> list[str]:
+def by_torchrun(words: list[str], port: int = 0, node: int = 0, nodes: int = 1, devices: int = 2) -> list[str]:
     place = [f"--nnodes={nodes}", f"--node_rank={node}", "--master_addr=127.0.0.1", f"--master_port={port}"]
-    return ["-m", "torch.distributed.run", *place, f"--nproc_per_node={devices}", "-m", "mlssl.cli", *words]
+    launcher = ["-m", "torch.distributed.run", *(place if nodes > 1 else ["--standalone"])]
+    return [*launcher, f"--nproc_per_node={devices}", "-m", "mlssl.cli", *words]
 
 
 def ended_well(*running: subprocess.Popen[str]) -> list[str]:
@@ -155,7 +156,7 @@ def assert_whole(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_a_run_by_torchrun_is_one_run(tmp_path: Path) -> None:
-    ended_well(started(by_torchrun(["fit", *SMALL, "--trainer.devices", "2"], free_port()), tmp_path))
+    ended_well(started(by_torchrun(["fit", *SMALL, "--trainer.devices", "2"]), tmp_path))
     (folder,) = (tmp_path / "runs").iterdir()
     assert_whole(folder)
 
@@ -164,12 +165,12 @@ def test_a_run_by_torchrun_is_one_run(tmp_path: Path) -> None:
 def test_a_run_by_torchrun_is_one_run_in_weights_and_biases_and_goes_on_as_one(tmp_path: Path) -> None:
     logger = ["--trainer.logger", "WandbLogger", "--trainer.logger.offline", "true"]
     words = ["fit", *SMALL, "--trainer.devices", "2", *logger]
-    ended_well(started(by_torchrun(words, free_port()), tmp_path))
+    ended_well(started(by_torchrun(words), tmp_path))
     (folder,) = (tmp_path / "runs").iterdir()
     assert_whole(folder)
     assert len(list(folder.glob("wandb/offline-run-*"))) == 1
     more = ["fit", "--resume", str(folder), "--trainer.max_epochs", "2"]
-    ended_well(started(by_torchrun(more, free_port()), tmp_path))
+    ended_well(started(by_torchrun(more), tmp_path))
     assert [one.name for one in (tmp_path / "runs").iterdir()] == [folder.name]
     assert steps_logged(folder) == [0, 1, 2, 3, 4, 5]
     runs = [one.name for one in folder.glob("wandb/offline-run-*")]
@@ -203,7 +204,7 @@ def test_a_file_that_is_removed_ends_all_processes_and_is_named_with_its_rank(tm
         Image.new("RGB", (40, 40), (number, 0, 0)).save(photos / f"{number}.png")
     words = ["fit", *SMALL, "--trainer.devices", "2", "--trainer.max_epochs", "1000"]
     words += ["--trainer.limit_train_batches", "2", "--data.dataset", "folder", "--data.root", str(photos)]
-    running = started(by_torchrun(words, free_port()), tmp_path)
+    running = started(by_torchrun(words), tmp_path)
     try:
         while not list(tmp_path.glob("runs/*/metrics.csv")):
             assert running.poll() is None, running.communicate()[0]
@@ -216,3 +217,25 @@ def test_a_file_that_is_removed_ends_all_processes_and_is_named_with_its_rank(tm
     assert running.returncode != 0
     said = rf"mlssl: error: .*{photos}/\d+\.png' on rank [01], in step \d+ of epoch \d+: look at this file"
     assert re.search(said, printed), printed
+
+
+@pytest.mark.thorough
+def test_a_run_by_torchrun_that_is_asked_to_end_saves_and_goes_on(tmp_path: Path) -> None:
+    words = ["fit", *SMALL, "--trainer.devices", "2", "--trainer.max_epochs", "1000"]
+    running = started(by_torchrun(words), tmp_path)
+    try:
+        while not list(tmp_path.glob("runs/*/checkpoints/last.ckpt")):
+            assert running.poll() is None, running.communicate()[0]
+            time.sleep(0.2)
+        running.terminate()
+        printed = running.communicate(timeout=60)[0]
+    finally:
+        running.kill()
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert printed.count(f"this goes on from it: mlssl fit --resume runs/{folder.name}") == 2
+    saved = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    steps = saved["global_step"]
+    assert [*range(steps)] == steps_logged(folder)
+    more = ["fit", "--resume", str(folder), "--trainer.max_epochs", str(steps // 3 + 2)]
+    ended_well(started(by_torchrun(more), tmp_path))
+    assert [*range(3 * (steps // 3 + 2))] == steps_logged(folder)
