@@ -10,9 +10,11 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
-from lightning.pytorch.plugins.environments import ClusterEnvironment, SLURMEnvironment, TorchElasticEnvironment
 
 from mlssl.callbacks import (
     BackboneExport,
@@ -190,7 +192,7 @@ def _told_by_the_first(place: ClusterEnvironment, make: Callable[[], str]) -> st
     Raises:
         OSError: If the first process says nothing.
     """
-    from torch.distributed import DistError, TCPStore
+    from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
 
     is_first, restart = place.global_rank() == 0, os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     key = f"{RUN_FOLDER_VARIABLE}-{restart}-{next(_FOLDERS)}"

@@ -154,13 +154,6 @@ def assert_whole(folder: Path) -> None:
     assert (saved["global_step"], saved["MultiLabelDataModule"]["images_per_step"]) == (3, 8)
 
 
-@pytest.mark.slow
-def test_a_run_by_torchrun_is_one_run(tmp_path: Path) -> None:
-    ended_well(started(by_torchrun(["fit", *SMALL, "--trainer.devices", "2"]), tmp_path))
-    (folder,) = (tmp_path / "runs").iterdir()
-    assert_whole(folder)
-
-
 @pytest.mark.thorough
 def test_a_run_by_torchrun_is_one_run_in_weights_and_biases_and_goes_on_as_one(tmp_path: Path) -> None:
     logger = ["--trainer.logger", "WandbLogger", "--trainer.logger.offline", "true"]

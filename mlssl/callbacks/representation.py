@@ -107,9 +107,11 @@ class RepresentationLogger(L.Callback):
             getattr(datamodule, name, None) for name in ("train_records", "val_records", "views", "eval_size")
         )
         if self._is_sharded:
-            return self._say("no device has the whole network.")
+            self._say("no device has the whole network.")
+            return None
         if not isinstance(train, Records) or not isinstance(views, BlockViews) or size is None:
-            return self._say("the run has no datamodule with train_records, val_records, views and eval_size.")
+            self._say("the run has no datamodule with train_records, val_records, views and eval_size.")
+            return None
         return train, val if isinstance(val, Records) else None, views, size
 
     def _say(self, why: str) -> None:
