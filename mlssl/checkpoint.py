@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import signal
+import threading
 from typing import Any
 
 import lightning as L
@@ -58,12 +60,13 @@ class RunCheckpoint(ModelCheckpoint):
 
     With ``save_on_exception=True``, the default here. Nothing is saved before the first step, nor after a number that
     is not finite, which is in the running statistics already, nor on a full disk, nor where one of several
-    processes fails: the others would be waited for.
+    processes fails: the others would be waited for. Where one of several gets SIGTERM, all end before the same step.
     """
 
     def __init__(self, *args: Any, save_on_exception: bool = True, **settings: Any) -> None:
         super().__init__(*args, save_on_exception=save_on_exception, **settings)  # type: ignore[misc]
         self._began = False
+        self._is_asked_to_end = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Each run has to begin anew."""
@@ -73,7 +76,25 @@ class RunCheckpoint(ModelCheckpoint):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """From here on all states are restored, and what is saved is whole."""
         super().on_train_start(trainer, pl_module)
-        self._began = True
+        self._began, self._is_asked_to_end = True, False
+        # Lightning's own handler, which it puts back at the end, talks to the other processes while these may be in
+        # another talk, and has each of them stop by itself: they would wait for each other.
+        if trainer.world_size > 1 and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._on_sigterm)
+
+    def _on_sigterm(self, *_: object) -> None:
+        self._is_asked_to_end = True
+
+    def on_train_batch_start(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,  # noqa: ARG002
+        batch: Any,  # noqa: ARG002
+        batch_idx: int,  # noqa: ARG002
+    ) -> None:
+        """End before this step on all of several processes, where one of them was asked to."""
+        if trainer.world_size > 1 and trainer.strategy.reduce_boolean_decision(self._is_asked_to_end, all=False):
+            raise SIGTERMException
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -1,12 +1,13 @@
-"""What crosses devices: embeddings, ids and counts. Without a process group every function is the identity."""
+"""What crosses devices: embeddings, ids and counts. Without a process group what sends is the identity."""
 
 from __future__ import annotations
 
+import sys
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 T = TypeVar("T")
 
@@ -64,6 +65,22 @@ def gather_objects(value: T) -> list[T]:
     values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def is_sharded(network: nn.Module) -> bool:
+    """Whether FSDP keeps parts of the weights on other devices, so that no device alone can save or call a part of it.
+
+    >>> is_sharded(nn.Linear(2, 2))
+    False
+    """
+    if "torch.distributed.fsdp" not in sys.modules:  # whose import takes a second
+        return False
+    from torch.distributed.fsdp import FullyShardedDataParallel
+    from torch.distributed.tensor import DTensor
+
+    return any(isinstance(part, FullyShardedDataParallel) for part in network.modules()) or any(
+        isinstance(parameter, DTensor) for parameter in network.parameters()
+    )
 
 
 class _Gather(torch.autograd.Function):

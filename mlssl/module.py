@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mlssl.backbones import build_backbone, built_as, check_image_size, feature_width, pixel_statistics
 from mlssl.data.records import ImageBatch, ViewBatch, check_image_batch, check_view_batch
-from mlssl.distributed import gather, gather_with_gradient, rank, sum_over_devices, world_size
+from mlssl.distributed import gather, gather_with_gradient, is_sharded, rank, sum_over_devices, world_size
 from mlssl.heads import predictor, projector
 from mlssl.losses import (
     ImageAwareContrastiveLoss,
@@ -270,6 +270,14 @@ class MultiLabelSSLModule(L.LightningModule):
             raise ValueError(
                 "The learning rate follows a cosine over the run, and this run has no end: "
                 "pass max_epochs or max_steps to the Trainer, or override configure_optimizers."
+            )
+        if is_sharded(self.trainer.strategy.model or self) and (
+            self.optimizer_name == "lars" or not self.decay_norm_and_bias
+        ):
+            raise ValueError(
+                f"optimizer={self.optimizer_name!r} with decay_norm_and_bias={self.decay_norm_and_bias} looks at whole "
+                "weights, and FSDP gives a device parts of them without their shape: use 'sgd' or 'adamw' with "
+                "decay_norm_and_bias=True, or train under DDP."
             )
         groups_of = [
             parameter_groups(part, self.weight_decay, decay_norm_and_bias=self.decay_norm_and_bias)

@@ -1,14 +1,18 @@
 """What a run is given when its user says nothing: a folder of its own, callbacks, a log, a precision."""
 
+import itertools
 import os
 import re
-from collections.abc import Sequence
-from datetime import datetime
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
 import torch
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
@@ -29,6 +33,15 @@ from mlssl.metrics_file import MetricsFile, read_metrics
 RUN_FOLDER_VARIABLE = "MLSSL_RUN_FOLDER"
 """Environment variable by which the processes of one run agree on its folder."""
 
+_LONGEST_WAIT = timedelta(minutes=30)
+"""For the first process of a run, as process groups wait by default."""
+
+_FOLDERS = itertools.count()
+"""Runs of this process so far: all processes count alike."""
+
+_STORES: list[Any] = []
+"""Kept by the first process for those that ask later."""
+
 LOG_EVERY_N_STEPS = 10
 """Steps between two lines of the log; a run that is limited to fewer logs at its last."""
 
@@ -36,28 +49,21 @@ LOG_EVERY_N_STEPS = 10
 def new_run_folder(parent: str | os.PathLike[str] = "runs", name: str = "fit") -> Path:
     """Make ``parent/name-YYYYmmdd-HHMMSS``, with a number behind it where that exists already.
 
-    The processes that the Trainer starts for further devices find the folder of the first one in ``MLSSL_RUN_FOLDER``.
+    All processes of a run have one folder, which the first of them makes. Those that torchrun or srun start are told
+    it over the network, and wait for it; those that the Trainer starts find it in ``MLSSL_RUN_FOLDER``.
 
     Raises:
-        OSError: If the folder cannot be made (no permission, disk full).
+        OSError: If the folder cannot be made (no permission, disk full), or the first process does not tell it.
     """
-    if RUN_FOLDER_VARIABLE in os.environ and os.environ.get("LOCAL_RANK", "0") != "0":
+    place = _place_among_processes()
+    if place is not None:
+        folder = _told_by_the_first(place, lambda: str(_made_folder(parent, name)))
+    elif RUN_FOLDER_VARIABLE in os.environ and os.environ.get("LOCAL_RANK", "0") != "0":
         return Path(os.environ[RUN_FOLDER_VARIABLE])
-    stem = f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
-    for attempt in range(1, 1000):
-        folder = Path(parent) / (stem if attempt == 1 else f"{stem}-{attempt}")
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise OSError(
-                f"{folder} cannot be made for the run ({error.strerror}): pass another place, --runs FOLDER, or see to "
-                "its permissions."
-            ) from error
-        os.environ[RUN_FOLDER_VARIABLE] = str(folder)
-        return folder
-    raise OSError(f"{Path(parent) / stem} and 998 more of its kind exist: pass another name or another runs folder.")
+    else:
+        folder = str(_made_folder(parent, name))
+    os.environ[RUN_FOLDER_VARIABLE] = folder
+    return Path(folder)
 
 
 def resumable_run(folder: str | os.PathLike[str]) -> tuple[Path, Path]:
@@ -152,6 +158,67 @@ def run_summary(folder: Path, trainer: L.Trainer) -> dict[str, Any]:
         "run/checkpoint": str(getattr(saver, "last_model_path", "") or getattr(saver, "best_model_path", "")),
         "run/exports": [str(path) for path in sorted(folder.glob("exports/*"))],
     }
+
+
+def _made_folder(parent: str | os.PathLike[str], name: str) -> Path:
+    stem = f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    for attempt in range(1, 1000):
+        folder = Path(parent) / (stem if attempt == 1 else f"{stem}-{attempt}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise OSError(
+                f"{folder} cannot be made for the run ({error.strerror}): pass another place, --runs FOLDER, or see to "
+                "its permissions."
+            ) from error
+        return folder
+    raise OSError(f"{Path(parent) / stem} and 998 more of its kind exist: pass another name or another runs folder.")
+
+
+def _place_among_processes() -> ClusterEnvironment | None:
+    """Where torchrun or srun put this process; None where neither started several."""
+    if TorchElasticEnvironment.detect():
+        return TorchElasticEnvironment() if int(os.environ["WORLD_SIZE"]) > 1 else None
+    # Of the step, because a script without srun has the numbers of the whole job.
+    several = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
+    return SLURMEnvironment() if several and SLURMEnvironment.detect() else None
+
+
+def _told_by_the_first(place: ClusterEnvironment, make: Callable[[], str]) -> str:
+    """What `make` gives in the first of all processes; there is no process group yet, only its address and port.
+
+    Raises:
+        OSError: If the first process says nothing.
+    """
+    from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
+
+    is_first, restart = place.global_rank() == 0, os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    key = f"{RUN_FOLDER_VARIABLE}-{restart}-{next(_FOLDERS)}"
+    # torchrun has a store of its own at this address; under srun that of the process group will join this one.
+    has_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    try:
+        store = TCPStore(
+            place.main_address,
+            place.main_port,
+            is_master=is_first and not has_store,
+            timeout=_LONGEST_WAIT,
+            wait_for_workers=False,
+            multi_tenant=True,
+        )
+        if not is_first:
+            told: bytes = store.get(key)
+            return told.decode()
+        _STORES.append(store)
+        made = make()  # where it fails, this process ends, and so does the others' wait
+        store.set(key, made)
+        return made
+    except DistError as error:
+        raise OSError(
+            f"The first process of the run, at {place.main_address}:{place.main_port}, did not tell the others its "
+            f"folder: look at what it printed. {str(error).splitlines()[0]}"
+        ) from error
 
 
 def _wandb_id(folder: Path) -> str | None:

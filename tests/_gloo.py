@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import pickle
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, wait
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,8 @@ class Processes:
             worker.submit(_in_group, call, rank, processes, str(store))
             for rank, worker in enumerate(self._workers[:processes])
         ]
-        return [pickle.loads(future.result(timeout=180)) for future in futures]
+        wait(futures, timeout=180)  # also for those that fail later, so that the next call finds all of them free
+        return [pickle.loads(future.result(timeout=0)) for future in futures]
 
     def close(self) -> None:
         """End the processes."""

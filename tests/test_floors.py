@@ -128,6 +128,7 @@ BESIDE = {
     ("report/content", "report/page"),
     ("report/measure", "data/bad_images"),
     ("report/measure", "data/datasets"),
+    ("report/measure", "data/loader"),
     ("report/measure", "evaluation/features"),
     ("report/measure", "evaluation/probe"),
     ("report/measure", "views/blocks"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import mlssl
 from mlssl.data.coco import read_coco
 from mlssl.data.corel5k import read_corel5k
 from mlssl.data.images import decode_rgb
+from mlssl.data.manifest import read_manifest
 from mlssl.data.packing import pack_shards
 from mlssl.data.records import Records
 from mlssl.data.shards import read_shards
+from mlssl.data.voc import read_voc
+from mlssl.data.wrapped import read_dataset
 
-INPUTS = [334, pytest.param(3334, marks=pytest.mark.thorough)]
-"""Of each of four kinds: 1,336 in every run, 13,336 by `pytest -m thorough tests/test_mutated.py`."""
+INPUTS = [200, pytest.param(2000, marks=pytest.mark.thorough)]
+"""Of each of seven kinds: 1,400 in every run, 14,000 by `pytest -m thorough tests/test_mutated.py`."""
 
 JUNK = [None, True, -1, 0, 2**70, 1e308, float("nan"), "", "..", "../x", "/etc/passwd", "\0", "ä" * 300, [], {}, [[]]]
 FORMATS = ["jpeg", "png", "gif", "bmp", "tiff", "webp"]
@@ -103,6 +108,74 @@ def test_mutated_corel5k_labels(number: int, tmp_path: Path) -> None:
         for name, content in whole.items():
             (tmp_path / "labels" / name).write_bytes(with_other_bytes(content, dice) if name == changed else content)
         read += check(lambda: read_corel5k(tmp_path), tmp_path)
+    assert 0 < read < number, "all were read, or none: the changes test nothing"
+
+
+@pytest.mark.parametrize("number", INPUTS)
+def test_mutated_voc_lists_and_annotations(number: int, tmp_path: Path) -> None:
+    folder = tmp_path / "VOC2012"
+    for below in ("ImageSets/Main", "Annotations", "JPEGImages"):
+        (folder / below).mkdir(parents=True)
+    (folder / "ImageSets" / "Main" / "folder.txt").mkdir()
+    stems = [f"2008_{number:06}" for number in range(4)]
+    whole = {"ImageSets/Main/trainval.txt": "".join(f"{stem}\n" for stem in stems).encode()}
+    objects = "<object><name>dog</name><difficult>1</difficult></object><object><name>cat</name></object>"
+    for stem in stems:
+        (folder / "JPEGImages" / f"{stem}.jpg").touch()
+        whole[f"Annotations/{stem}.xml"] = f"<?xml version='1.0'?><annotation>{objects}</annotation>".encode()
+    read = 0
+    for seed in range(number):
+        dice = random.Random(seed)
+        changed = dice.choice(list(whole))
+        for name, content in whole.items():
+            (folder / name).write_bytes(with_other_bytes(content, dice) if name == changed else content)
+        read += check(lambda: read_voc(tmp_path), tmp_path)
+    assert 0 < read < number, "all were read, or none: the changes test nothing"
+
+
+@pytest.mark.parametrize("number", INPUTS)
+def test_mutated_manifests(number: int, tmp_path: Path) -> None:
+    for place in range(4):
+        (tmp_path / f"{place}.jpg").touch()
+    lines = [{"path": f"{place}.jpg", "labels": ["sky"] * (place % 2), "unknown": ["sea"]} for place in range(4)]
+    table = "path,labels,unknown\n" + "".join(f"{place}.jpg,{'sky|sun' * (place % 2)},sea\n" for place in range(4))
+    read = 0
+    for seed in range(number):
+        dice = random.Random(seed)
+        path = tmp_path / ("train.csv" if seed % 2 else "train.jsonl")
+        if seed % 2:
+            path.write_bytes(with_other_bytes(table.encode(), dice))
+        elif seed % 4:
+            path.write_bytes(with_other_bytes("\n".join(map(json.dumps, lines)).encode(), dice))
+        else:
+            changed = with_other_values(json.loads(json.dumps(lines)), dice)
+            path.write_text("\n".join(map(json.dumps, changed)) if isinstance(changed, list) else json.dumps(changed))
+        read += check(lambda path=path: read_manifest(path), tmp_path)  # type: ignore[misc]
+    assert 0 < read < number, "all were read, or none: the changes test nothing"
+
+
+@pytest.mark.parametrize("number", INPUTS)
+def test_mutated_items_of_a_data_set(number: int) -> None:
+    """Items are objects of anything's making: refused with what is wrong, at once or when the image is asked for."""
+    read = 0
+    for seed in range(number):
+        dice = random.Random(seed)
+        items: Any = [{"image": np.full((6, 8, 3), place, np.uint8), "target": [place % 3]} for place in range(4)]
+        for item in dice.sample(items, dice.randint(0, 2)):
+            key = dice.choice(["image", "target"])
+            item[key] = dice.choice([*JUNK, np.zeros(3), np.zeros((2, 2, 3)), [7], [0, 0], [[0]], (1, 2), "sky"])
+            if dice.random() < 0.2:
+                del item[key]
+        try:
+            records = read_dataset(items, ["sky", "sea", "sun"], target="target")
+            for index in range(len(records)):
+                pixels = records.image(index)
+                assert (pixels.dtype, pixels.shape[2:]) == (np.uint8, (3,))
+        except (ValueError, TypeError, KeyError) as error:
+            raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+        else:
+            read, raised_in = read + 1, Path(mlssl.__file__)
+        assert raised_in.is_relative_to(Path(mlssl.__file__).parent), seed
     assert 0 < read < number, "all were read, or none: the changes test nothing"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import tempfile
 from itertools import pairwise
@@ -15,7 +16,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mlssl.data.coco import read_coco
+from mlssl.data.manifest import read_manifest
 from mlssl.data.records import Records
+from mlssl.data.voc import VOC_CLASSES, read_voc
+from mlssl.data.wrapped import read_dataset
 from mlssl.losses import image_aware_contrastive_loss, negative_cosine_similarity
 from mlssl.views.grid import MAX_OVERLAP, block_grid
 
@@ -140,3 +144,80 @@ def test_coco_gives_back_what_was_written_whatever_the_order(shown: list[set[int
     assert records.image_ids.tolist() == [image["id"] for image in images]
     assert records.labels is not None
     assert [set((np.flatnonzero(row) + 1).tolist()) for row in records.labels] == shown
+
+
+CLASS_NAMES = st.text(st.characters(whitelist_categories=["L", "N", "S"]), min_size=1, max_size=8).filter(
+    lambda name: "|" not in name and name.strip() == name
+)
+LABELS = st.sampled_from([1, 0, -1])
+
+
+@st.composite
+def labelled_images(draw: st.DrawFn) -> tuple[list[str], list[list[int]]]:
+    """Names of L classes in alphabetical order, and labels of images, of which one at least names each class."""
+    names = sorted(draw(st.sets(CLASS_NAMES, min_size=1, max_size=4)))
+    rows = draw(st.lists(st.lists(LABELS, min_size=len(names), max_size=len(names)), min_size=1, max_size=5))
+    return names, [[1] * len(names), *rows]
+
+
+@PROPERTY
+@given(labelled=labelled_images(), kind=st.sampled_from(["csv", "jsonl"]))
+def test_a_manifest_gives_back_what_was_written(labelled: tuple[list[str], list[list[int]]], kind: str) -> None:
+    names, rows = labelled
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"train.{kind}"
+        lines = []
+        for number, row in enumerate(rows):
+            (Path(folder) / f"{number}.jpg").touch()
+            shown, unknown = ([name for name, label in zip(names, row, strict=True) if label == of] for of in (1, -1))
+            lines.append({"path": f"{number}.jpg", "labels": shown, "unknown": unknown})
+        with path.open("w", encoding="utf-8", newline="") as file:
+            if kind == "csv":
+                table = csv.DictWriter(file, ["path", "labels", "unknown"])
+                table.writeheader()
+                table.writerows(
+                    {key: "|".join(of) if isinstance(of, list) else of for key, of in line.items()} for line in lines
+                )
+            else:
+                file.writelines(json.dumps(line) + "\n" for line in lines)
+        records = read_manifest(path)
+    assert records.classes == tuple(names)
+    assert records.labels is not None
+    assert records.labels.tolist() == rows
+
+
+@PROPERTY
+@given(shown=st.lists(st.dictionaries(st.sampled_from(VOC_CLASSES), st.lists(st.booleans(), min_size=1)), min_size=1))
+def test_voc_gives_back_what_was_written(shown: list[dict[str, list[bool]]]) -> None:
+    """Of each image: class → whether each of its objects is difficult."""
+    with tempfile.TemporaryDirectory() as root:
+        folder = Path(root) / "VOC2012"
+        for below in ("ImageSets/Main", "Annotations", "JPEGImages"):
+            (folder / below).mkdir(parents=True)
+        for number, of_image in enumerate(shown):
+            objects = "".join(
+                f"<object><name>{name}</name><difficult>{int(one)}</difficult></object>"
+                for name, difficult in of_image.items()
+                for one in difficult
+            )
+            (folder / "Annotations" / f"{number}.xml").write_text(f"<annotation>{objects}</annotation>")
+            (folder / "JPEGImages" / f"{number}.jpg").touch()
+        (folder / "ImageSets" / "Main" / "trainval.txt").write_text("".join(f"{n}\n" for n in range(len(shown))))
+        records = read_voc(root)
+    assert records.labels is not None
+    for row, of_image in zip(records.labels, shown, strict=True):
+        expected = {name: -1 if all(difficult) else 1 for name, difficult in of_image.items()}
+        assert {VOC_CLASSES[column]: int(row[column]) for column in np.flatnonzero(row)} == expected
+
+
+@PROPERTY
+@given(targets=st.lists(st.sets(st.integers(0, 5)), min_size=1, max_size=6), multi_hot=st.booleans())
+def test_a_wrapped_data_set_gives_back_its_targets_and_pixels(targets: list[set[int]], multi_hot: bool) -> None:
+    rows = [[int(column in shown) for column in range(6)] for shown in targets]
+    pixels = [np.full((3, 2 + number, 3), number, np.uint8) for number in range(len(rows))]
+    given_targets = rows if multi_hot else [sorted(shown) for shown in targets]
+    kind: Any = "multi_hot" if multi_hot else "class_ids"
+    records = read_dataset(list(zip(pixels, given_targets, strict=True)), list("abcdef"), target_kind=kind)
+    assert records.labels is not None
+    assert records.labels.tolist() == rows
+    assert all(np.array_equal(records.image(index), one) for index, one in enumerate(pixels))

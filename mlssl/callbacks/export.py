@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
+from mlssl.distributed import is_sharded
 from mlssl.export import EXPORT_SUFFIXES, check_format, export_backbone, fitting_format
 
 
@@ -23,6 +24,7 @@ class BackboneExport(Callback):
     with the weights that the fit ends with (those of an averaging callback, where there is one). A file that exists is
     kept, and the new one gets ``-v1``, ``-v2``, … behind its name. Only the first process writes, nothing is written
     under ``fast_dev_run``, and training does not notice: weights, training flags and random state stay as they are.
+    Of a network that FSDP shards nothing is written, and one line says that `mlssl export` takes its checkpoint.
     With a ``WandbLogger`` each export is an artifact of the run too, with the metrics that were logged last.
 
     Args:
@@ -50,6 +52,7 @@ class BackboneExport(Callback):
         self.format = format
         self.every_n_epochs = every_n_epochs
         self.directory = directory
+        self._is_sharded = False
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Find out before training whether the backbone can be exported at its end."""
@@ -58,7 +61,11 @@ class BackboneExport(Callback):
                 f"BackboneExport needs a module with its network as .backbone, and {type(pl_module).__name__} has "
                 "none: set self.backbone, or leave the callback out."
             )
-        fitting_format(pl_module, self.format)
+        self._is_sharded = is_sharded(trainer.strategy.model or pl_module)
+        if self._is_sharded:
+            rank_zero_info("BackboneExport: no device has the whole network: export a checkpoint, mlssl export FILE.")
+        else:
+            fitting_format(pl_module, self.format)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Export after every n-th epoch."""
@@ -70,7 +77,7 @@ class BackboneExport(Callback):
         self._export(trainer, pl_module, "backbone")
 
     def _export(self, trainer: L.Trainer, pl_module: L.LightningModule, stem: str) -> None:
-        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if not trainer.is_global_zero or trainer.fast_dev_run or self._is_sharded:  # type: ignore[attr-defined]
             return
         format = fitting_format(pl_module, self.format)
         folder = Path(self.directory or Path(trainer.default_root_dir) / "exports")

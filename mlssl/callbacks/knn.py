@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from mlssl.data.records import check_image_batch
+from mlssl.distributed import is_sharded
 from mlssl.evaluation.features import eval_mode, image_features
 from mlssl.evaluation.metrics import MultiLabelScores
 from mlssl.evaluation.neighbors import NUM_NEIGHBORS, TEMPERATURE, check_temperature, knn_scores
@@ -27,7 +28,7 @@ class OnlineKNN(L.Callback):
     Logs ``knn/mAP``, mean average precision in 0–1 over the classes with a positive, see
     `mlssl.evaluation.neighbors.knn_scores`. An image of the bank is not its own neighbour, by its id, where both sets
     are one. On several devices each scores its share of the validation images against the whole bank, and images that
-    the sampler repeats count once. Where labels or loaders are missing, one line says so.
+    the sampler repeats count once. Where labels or loaders are missing, or FSDP shards the network, one line says so.
 
     It costs a pass over the bank's images, without gradient, each time: that is why ``mlssl fit`` does not have it
     unless it is asked for.
@@ -75,6 +76,8 @@ class OnlineKNN(L.Callback):
             return self._say(
                 "the run has no datamodule with whole images, or no backbone to see them, so there is no kNN."
             )
+        if is_sharded(trainer.strategy.model or pl_module):
+            return self._say("FSDP shards the network, and no device has all of it, so there is no kNN.")
         with isolate_rng():
             self._bank = self._features(loader, pl_module)
         if self._bank is None:

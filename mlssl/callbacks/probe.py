@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from mlssl.data.records import check_image_batch
-from mlssl.distributed import sum_over_devices, world_size
+from mlssl.distributed import is_sharded, sum_over_devices, world_size
 from mlssl.evaluation.features import eval_mode, image_features
 from mlssl.evaluation.metrics import MultiLabelScores
 
@@ -47,7 +47,8 @@ class OnlineLinearProbe(L.Callback):
 
     Raises:
         ValueError: On a rate or a decay out of range; during the run, if labels or features change their width.
-        TypeError: If there is a labelled set of its own, and the model has no ``backbone`` and ``normalize`` to see it.
+        TypeError: If there is a labelled set of its own, and the model has no ``backbone`` and ``normalize`` to see it,
+            or is sharded by FSDP.
     """
 
     def __init__(self, lr: float = 3.0, weight_decay: float = 0.0) -> None:
@@ -72,6 +73,11 @@ class OnlineLinearProbe(L.Callback):
             raise TypeError(
                 f"The probe has a labelled set of its own, and {type(pl_module).__name__} has no `backbone` and "
                 "`normalize` to take its features by: use MultiLabelSSLModule, or leave probe_train out."
+            )
+        if self._has_own_set and is_sharded(trainer.strategy.model or pl_module):
+            raise TypeError(
+                "The probe has a labelled set of its own, and FSDP shards the network, of which no device has all: "
+                "leave probe_train out, or train under DDP."
             )
 
     def on_train_batch_end(

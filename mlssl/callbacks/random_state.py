@@ -36,9 +36,10 @@ class RandomState(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Go on with this process's state, once nothing else can draw before the first step."""
-        states = {name: rows[rank()] for name, rows in self._restored.items() if rank() < len(rows)}
+        # Copies, because torch reads a state from where its memory begins, and crashes on a row of a larger tensor.
+        states = {name: rows[rank()].cpu().clone() for name, rows in self._restored.items() if rank() < len(rows)}
         self._restored = {}
         if "cpu" in states:
-            torch.set_rng_state(states["cpu"].cpu())
+            torch.set_rng_state(states["cpu"])
         if "device" in states and pl_module.device.type == "cuda":
-            torch.cuda.set_rng_state(states["device"].cpu(), pl_module.device)
+            torch.cuda.set_rng_state(states["device"], pl_module.device)

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from mlssl.data.records import Records
+from mlssl.distributed import is_sharded
 from mlssl.evaluation.geometry import map_2d, pair_cosines
 from mlssl.report.figures import figure_of_classes, figure_of_cosines, figure_of_map
 from mlssl.report.measure import (
@@ -42,7 +43,8 @@ class RepresentationLogger(L.Callback):
     ``representation/map``, places on the two directions along which features vary most, and a figure of each.
 
     Weights, buffers and random state stay as they are. Needs a datamodule with ``train_records``, ``val_records``,
-    ``views`` and ``eval_size``, as `MultiLabelDataModule` is; with any other, one line says that nothing is shown.
+    ``views`` and ``eval_size``, as `MultiLabelDataModule` is; with any other, and where FSDP shards the network, one
+    line says that nothing is shown.
 
     Args:
         max_images: Training and val images that are looked at when the fit ends, at most; at least 2.
@@ -56,6 +58,11 @@ class RepresentationLogger(L.Callback):
             raise ValueError(f"max_images={max_images} was given: pass at least 2, or leave RepresentationLogger out.")
         self.max_images = max_images
         self._said = False
+        self._is_sharded = False
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Find out whether this device has the network."""
+        self._is_sharded = is_sharded(trainer.strategy.model or pl_module)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Show the cosines that the run begins with."""
@@ -99,15 +106,18 @@ class RepresentationLogger(L.Callback):
         train, val, views, size = (
             getattr(datamodule, name, None) for name in ("train_records", "val_records", "views", "eval_size")
         )
+        if self._is_sharded:
+            self._say("no device has the whole network.")
+            return None
         if not isinstance(train, Records) or not isinstance(views, BlockViews) or size is None:
-            if not self._said:
-                rank_zero_info(
-                    "RepresentationLogger: nothing is shown, because the run has no datamodule with train_records, "
-                    "val_records, views and eval_size."
-                )
-                self._said = True
+            self._say("the run has no datamodule with train_records, val_records, views and eval_size.")
             return None
         return train, val if isinstance(val, Records) else None, views, size
+
+    def _say(self, why: str) -> None:
+        if not self._said:
+            rank_zero_info(f"RepresentationLogger: nothing is shown, because {why}")
+            self._said = True
 
 
 def _log_histograms(logger: WandbLogger, cosines: dict[str, torch.Tensor], step: int) -> None:

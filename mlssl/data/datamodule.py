@@ -14,10 +14,10 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from mlssl.data.bad_images import BadImages, find_bad_images
 from mlssl.data.coco import read_coco
 from mlssl.data.corel5k import frequent_labels, read_corel5k
-from mlssl.data.datasets import EpochSampler, ImageDataset, PartialLoader, ViewDataset, collated
+from mlssl.data.datasets import EpochSampler, ImageDataset, ViewDataset, collated
 from mlssl.data.files import read_folder
 from mlssl.data.images import BadImageError
-from mlssl.data.loader import ResumableLoader
+from mlssl.data.loader import PartialLoader, ResumableLoader
 from mlssl.data.manifest import read_manifest
 from mlssl.data.records import Records
 from mlssl.data.shards import has_split, read_shards
@@ -322,8 +322,6 @@ class MultiLabelDataModule(L.LightningDataModule):
         return _default_workers(self.trainer.num_devices if self.trainer else 1) if given is None else given
 
     def _image_loader(self, dataset: ImageDataset, **settings: Any) -> DataLoader[Any]:
-        if dataset.bad is None:
-            return self._loader(dataset, **settings)
         return self._loader(dataset, kind=PartialLoader, collate_fn=collated, **settings)
 
     def _loader(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_collate
+from torch.utils.data import Dataset, DistributedSampler, default_collate
 
 from mlssl.data.bad_images import BadImages
 from mlssl.data.images import BadImageError
@@ -101,8 +101,8 @@ class ImageDataset(Dataset[dict[str, Any]]):
     Args:
         records: Images, ids and perhaps labels.
         size: Height and width in pixels.
-        bad: Where images that cannot be decoded are noted, which a batch then lacks; see `PartialLoader`. None: such an
-            image raises.
+        bad: Where images that cannot be decoded are noted, which a batch then lacks, see
+            `mlssl.data.loader.PartialLoader`. None: such an image raises.
     """
 
     def __init__(self, records: Records, size: tuple[int, int], bad: BadImages | None = None) -> None:
@@ -129,13 +129,6 @@ class ImageDataset(Dataset[dict[str, Any]]):
         """Ids of the images, in order, but for those that are known to be bad."""
         bad = set() if self.bad is None else set(self.bad.indices())
         return [int(image_id) for index, image_id in enumerate(self.records.image_ids) if index not in bad]
-
-
-class PartialLoader(DataLoader[Any]):
-    """A loader whose batches may lack images, and which leaves out one that lacks all: pass `collate_fn=collated`."""
-
-    def __iter__(self) -> Any:
-        return (batch for batch in super().__iter__() if batch is not None)
 
 
 class EpochSampler(DistributedSampler[Any]):

@@ -1,4 +1,4 @@
-"""A DataLoader that says where in an epoch it stands, and goes on from there."""
+"""Loaders that say where they stand: in an epoch, to go on from there, and in an error, with rank and images."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
 
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, RandomSampler
 
 from mlssl.data.datasets import EpochSampler
-from mlssl.distributed import rank
+from mlssl.data.images import BadImageError
+from mlssl.distributed import rank, world_size
 
 
 class ResumableLoader(DataLoader[Any]):
@@ -26,6 +27,7 @@ class ResumableLoader(DataLoader[Any]):
 
     Raises:
         RuntimeError: Where a worker dies or takes longer than `timeout`, with the rank and the images of the step.
+        OSError: Where a file is gone or cannot be read, with its name and the rank.
     """
 
     steps_done: Callable[[], int] | None = None
@@ -45,20 +47,7 @@ class ResumableLoader(DataLoader[Any]):
                 sampler.start_in(sampler.epoch, self.steps_done() * size)
             self._epoch, first = sampler.go_on()
             self._taken = first // size
-        batches = super().__iter__()
-        while True:
-            try:
-                batch = next(batches)
-            except StopIteration:
-                return
-            except RuntimeError as error:
-                if not str(error).startswith("DataLoader "):  # torch's word on its workers, which names no image
-                    raise
-                raise RuntimeError(
-                    f"No batch came on rank {rank()}: {error}. Step {self._taken} of epoch {self._epoch} waited for "
-                    f"{', '.join(self._images_of_step())}. Look at these images and at the memory and the disk of this "
-                    "machine, use fewer num_workers, or a longer timeout."
-                ) from error
+        for batch in _saying_where(super().__iter__(), self._where):
             self._taken += 1
             yield batch
 
@@ -72,12 +61,82 @@ class ResumableLoader(DataLoader[Any]):
         if isinstance(self.sampler, EpochSampler):
             self.sampler.start_in(state["epoch"], state["batches"] * (self.batch_size or 1))
 
-    def _images_of_step(self) -> list[str]:
-        """The images that the next step takes: their paths where they have some, else what the sampler calls them."""
-        size = self.batch_size or 1
+    def _where(self) -> tuple[str, list[str]]:
         if isinstance(self.sampler, EpochSampler):
-            self.sampler.start_in(self._epoch, self._taken * size)
-        keys = list(islice(self.sampler, size))
-        records = getattr(self.dataset, "records", None)
-        indices = [key[1] if isinstance(key, tuple) else key for key in keys]
-        return [str(index if records is None else records.path(index)) for index in indices]
+            self.sampler.start_in(self._epoch, self._taken * (self.batch_size or 1))
+        return f"step {self._taken} of epoch {self._epoch}", _images_of_batch(self, 0)
+
+
+class PartialLoader(DataLoader[Any]):
+    """A loader of whole images whose batches may lack some, and which leaves out one that lacks all.
+
+    On several devices, which have to make the same number of steps, the batch before or after such a one is given once
+    more: an image that comes twice counts once. Pass `collate_fn=collated`.
+
+    Raises:
+        RuntimeError: Where a worker dies or takes longer than `timeout`, with the rank and the images of the batch.
+        OSError: Where a file is gone or cannot be read, with its name and the rank.
+        BadImageError: On several devices, where this one gets no image that can be decoded.
+    """
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        """Batches that hold an image."""
+        several, taken, owed = world_size() > 1, 0, 0
+        last: Any = None
+
+        def where() -> tuple[str, list[str]]:
+            return f"batch {taken} of whole images", _images_of_batch(self, taken)
+
+        for batch in _saying_where(super().__iter__(), where):
+            taken, owed = taken + 1, owed + 1
+            last = last if batch is None else batch
+            if batch is None and not several:
+                owed = 0
+            while last is not None and owed:
+                owed -= 1
+                yield last
+        if owed:
+            raise BadImageError(
+                f"None of the {taken} batches of whole images of rank {rank()} holds an image that can be decoded, and "
+                "the other devices wait for it: replace the images, leave them out, or use fewer devices."
+            )
+
+
+def _saying_where(batches: Iterator[Any], where: Callable[[], tuple[str, list[str]]]) -> Iterator[Any]:
+    """The same batches; an error names the rank and what `where` gives, the step and its images."""
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except OSError as error:  # it names the file
+            kind = next(kind for kind in (FileNotFoundError, PermissionError, OSError) if isinstance(error, kind))
+            said = (str(error).strip() or type(error).__name__).splitlines()[-1]  # of a worker that sent its traceback
+            raise kind(
+                f"{said.removeprefix(f'{kind.__name__}: ')} on rank {rank()}, in {where()[0]}: look at this file and "
+                "its disk, and go on from the last checkpoint."
+            ) from error
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader "):  # torch's word on its workers, which names no image
+                raise
+            step, images = where()
+            raise RuntimeError(
+                f"No batch came on rank {rank()}: {error}. {step.capitalize()} waited for {', '.join(images)}. Look at "
+                "these images and at the memory and the disk of this machine, use fewer num_workers, or a longer "
+                "timeout."
+            ) from error
+        yield batch
+
+
+def _images_of_batch(loader: DataLoader[Any], number: int) -> list[str]:
+    """Images of the batch of this number from where the sampler starts: their paths, else what the sampler calls them.
+
+    A sampler that draws anew at each pass does not tell.
+    """
+    size = loader.batch_size or 1
+    if isinstance(loader.sampler, RandomSampler):
+        return ["images in an order that is not known"]
+    keys = list(islice(loader.sampler, number * size, (number + 1) * size))
+    records = getattr(loader.dataset, "records", None)
+    indices = [key[1] if isinstance(key, tuple) else key for key in keys]
+    return [str(index if records is None else records.path(index)) for index in indices]

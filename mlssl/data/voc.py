@@ -74,8 +74,12 @@ def _stems(path: Path, name: str) -> list[str]:
         raise FileNotFoundError(
             f"no list of images {str(path)!r} for split {name!r}: use one that is there, {', '.join(there) or 'none'}"
         )
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{str(path)!r} is no text in UTF-8 ({error}): fetch the data set again") from error
     # A list of a single class has 1, 0 or -1 behind each name.
-    stems = [line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    stems = [line.split()[0] for line in lines if line.strip()]
     if not stems:
         raise ValueError(f"{str(path)!r} lists no image: fetch the data set again")
     return stems

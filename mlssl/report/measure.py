@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from mlssl.data.bad_images import BadImages
-from mlssl.data.datasets import ImageDataset, PartialLoader, collated
+from mlssl.data.datasets import ImageDataset, collated
 from mlssl.data.images import BadImageError, ImageArray
+from mlssl.data.loader import PartialLoader
 from mlssl.data.records import Records
 from mlssl.evaluation.features import Features, extract_features
 from mlssl.evaluation.geometry import effective_rank, feature_spectrum, pair_cosines, spread

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
+from _gloo import Processes
+from torch import nn
 
 from mlssl.callbacks import OnlineKNN
+from mlssl.data.datamodule import MultiLabelDataModule
 from mlssl.data.records import Records
 from mlssl.data.synthetic import synthetic_scenes
+from mlssl.distributed import rank, world_size
 from mlssl.evaluation.features import extract_features
 from mlssl.evaluation.metrics import mean_average_precision
 from mlssl.evaluation.neighbors import knn_scores
+from mlssl.module import MultiLabelSSLModule
 
 Make = Callable[..., Any]
 
@@ -150,3 +158,66 @@ def test_a_bank_that_is_too_small_or_has_other_labels_is_refused(
 def test_settings_out_of_range_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         OnlineKNN(**settings)
+
+
+# ---------------------------------------------------------------------- two processes
+
+
+def knn_of_this_process(folder: Path, own_bank: bool) -> dict[str, Any]:
+    """A run of two epochs on this process's share of the images, under weights that hardly move."""
+    banks: list[Any] = []
+    queries: list[int] = []
+
+    class Watched(OnlineKNN):
+        def _features(self, loader: Any, pl_module: Any) -> Any:
+            banks.append(super()._features(loader, pl_module))
+            return banks[-1]
+
+        def on_validation_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *args: Any) -> None:
+            queries.append(len(outputs["features"]))
+            super().on_validation_batch_end(trainer, pl_module, outputs, *args)
+
+    torch.manual_seed(0)
+    norm_free = nn.Sequential(nn.Conv2d(3, 12, 5, stride=3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    model = MultiLabelSSLModule(norm_free, projection_dim=16, predictor_dim=8, base_lr=1e-30)
+    train, devices = some_scenes("train", 16), world_size()
+    data = MultiLabelDataModule(
+        train=unlabelled(train) if own_bank else train,
+        val=some_scenes("test", 11),  # padded to 12 over two processes: the duplicate must not count
+        probe_train=some_scenes("train", 13, seed=5) if own_bank else None,
+        batch_size=4 // devices,
+        size=16,
+        num_workers=0,
+    )
+    if devices > 1:
+        os.environ["LOCAL_RANK"] = str(rank())  # tells Lightning that somebody else started the processes
+    try:
+        trainer = L.Trainer(
+            max_epochs=2,
+            accelerator="cpu",
+            devices=devices,
+            strategy="ddp" if devices > 1 else "auto",
+            callbacks=[Watched(k=5, every_n_epochs=1)],
+            logger=False,
+            default_root_dir=folder,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            enable_checkpointing=False,
+            num_sanity_val_steps=0,
+        )
+        trainer.fit(model, data)
+    finally:
+        os.environ.pop("LOCAL_RANK", None)
+    return {"mAP": trainer.callback_metrics["knn/mAP"], "bank": banks[-1], "queries": sum(queries)}
+
+
+@pytest.mark.parametrize("own_bank", [False, True])
+def test_two_processes_score_what_one_does(own_bank: bool, tmp_path: Path, processes: Processes) -> None:
+    one = knn_of_this_process(tmp_path, own_bank)
+    both = processes.run(knn_of_this_process, tmp_path, own_bank)
+    assert one["queries"] == 2 * 11
+    for result in both:
+        assert result["queries"] == 2 * 6
+        torch.testing.assert_close(result["mAP"], one["mAP"], rtol=1e-5, atol=0)
+        for found, expected in zip(result["bank"], one["bank"], strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)

@@ -34,11 +34,19 @@ def states() -> tuple[torch.Tensor, dict[str, Any]]:
     return torch.get_rng_state(), checkpoint["random_state"]
 
 
+def restored(saved: dict[str, torch.Tensor]) -> torch.Tensor:
+    callback = RandomState()
+    callback.on_load_checkpoint(None, None, {"random_state": saved})  # type: ignore[arg-type]
+    callback.on_train_start(None, L.LightningModule())  # type: ignore[arg-type]
+    return torch.get_rng_state()
+
+
 def test_every_process_finds_its_own_state_again(processes: Processes) -> None:
     (first, saved), (second, also_saved) = processes.run(states)
     assert not torch.equal(first, second)
     assert torch.equal(saved["cpu"], torch.stack([first, second]))
     assert torch.equal(saved["cpu"], also_saved["cpu"])
+    assert all(map(torch.equal, processes.run(restored, saved), (first, second)))
 
 
 def test_a_process_that_the_checkpoint_does_not_know_keeps_its_state() -> None:

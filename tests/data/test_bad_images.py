@@ -116,6 +116,20 @@ def test_a_batch_that_lacks_all_its_images_is_left_out(broken: Path) -> None:
     assert len([*data.image_dataloader("train")]) == NUM - 2
 
 
+def test_on_several_devices_the_number_of_batches_stays(
+    broken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlssl.data.loader.world_size", lambda: 2)
+    data = data_of(broken, on_bad_image="skip", batch_size=1)
+    ids = [batch["image_ids"].item() for batch in data.image_dataloader("train")]
+    assert ids == [{3: 2, 7: 6}.get(one, one) for one in range(NUM)]
+    (tmp_path / "none").mkdir()
+    for index in range(3):
+        (tmp_path / "none" / f"{index}.jpg").write_text("no image")
+    with pytest.raises(BadImageError, match=r"None of the 2 batches of whole images of rank 0 .* use fewer devices"):
+        list(data_of(tmp_path / "none", on_bad_image="skip", batch_size=2).image_dataloader("train"))
+
+
 def test_where_nothing_can_be_decoded_the_run_stops(tmp_path: Path) -> None:
     for index in range(5):
         (tmp_path / f"{index}.jpg").write_text("no image")

@@ -62,15 +62,35 @@ def test_a_worker_that_dies_or_waits_ends_the_run_with_rank_and_images(
         assert str(photos / "07.png") in str(caught.value)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_file_that_is_removed_during_training_is_named(workers: int, photos: Path) -> None:
-    loader = batches(read_folder(photos), workers)
-    seen = iter(loader)
+def loader_of(kind: str, workers: int, photos: Path) -> Any:
+    data = MultiLabelDataModule(train=read_folder(photos), batch_size=BATCH, size=16, num_workers=workers)
+    return data.train_dataloader() if kind == "views" else data.image_dataloader("train")
+
+
+@pytest.mark.parametrize(("kind", "workers"), [("views", 0), ("views", 2), ("whole images", 0)])
+def test_a_file_that_is_removed_during_training_is_named_with_rank_and_step(
+    kind: str, workers: int, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlssl.data.loader.rank", lambda: 3)
+    seen = iter(loader_of(kind, workers, photos))
     next(seen)
     for path in photos.iterdir():
         path.unlink()
-    with pytest.raises(FileNotFoundError, match=rf"{photos}/\d\d\.png"):
+    step = r"step \d of epoch 0" if kind == "views" else r"batch \d of whole images"
+    with pytest.raises(
+        FileNotFoundError, match=rf"'{photos}/\d\d\.png' on rank 3, in {step}: look at this file"
+    ) as caught:
         list(seen)
+    assert "Traceback" not in str(caught.value)
+
+
+def test_a_disk_that_hangs_in_an_evaluation_is_named_with_rank_and_images(photos: Path) -> None:
+    names = [path.name for path in sorted(photos.iterdir())]
+    records = Records(names, root=photos, decode=decode_or_wait)
+    data = MultiLabelDataModule(train=records, batch_size=BATCH, size=16, num_workers=1, timeout=2)
+    said = r"on rank 0: DataLoader timed out .*Batch 3 of whole images waited for .*/06.png, .*/07.png"
+    with pytest.raises(RuntimeError, match=said):
+        list(data.image_dataloader("train"))
 
 
 def test_a_timeout_below_nothing_is_refused(photos: Path) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from torch.utils.data import Dataset, SequentialSampler
+from torch.utils.data import DataLoader, Dataset, RandomSampler, SequentialSampler
 
 from mlssl.data.datasets import EpochSampler
-from mlssl.data.loader import ResumableLoader
+from mlssl.data.loader import ResumableLoader, _images_of_batch
 
 IMAGES, BATCH = 11, 2
 
@@ -87,3 +87,13 @@ def test_another_sampler_starts_from_the_beginning() -> None:
     fixed = ResumableLoader(Keys(), BATCH, sampler=SequentialSampler(Keys()), collate_fn=list)
     fixed.load_state_dict({"epoch": 0, "batches": 1})
     assert next(iter(fixed)) == [0, 1]
+
+
+def test_the_images_of_a_batch_are_told_for_every_order_that_is_known() -> None:
+    def keys(sampler: Any) -> list[str]:
+        return _images_of_batch(DataLoader(Keys(), BATCH, sampler=sampler), 2)
+
+    assert keys(SequentialSampler(Keys())) == ["4", "5"]
+    assert keys(RandomSampler(Keys())) == ["images in an order that is not known"]
+    passed = epoch(loader(), 0)
+    assert keys(EpochSampler(Keys(), num_replicas=1, rank=0, seed=3)) == [str(index) for _, index in passed[2]]

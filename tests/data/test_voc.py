@@ -103,6 +103,9 @@ def test_what_is_missing_or_broken_is_said_before_training(devkit: Path) -> None
     (folder / "ImageSets" / "Main" / "trainval.txt").write_text("../../secret\n")
     with pytest.raises(ValueError, match=r"names the image '../../secret': expected a path inside the folder"):
         read_voc(devkit)
+    (folder / "ImageSets" / "Main" / "trainval.txt").write_bytes(b"2008_00000\xff\n")
+    with pytest.raises(ValueError, match=r"'.*trainval.txt' is no text in UTF-8 .*: fetch the data set again"):
+        read_voc(devkit)
     (folder / "ImageSets" / "Main" / "trainval.txt").write_text("\n")
     with pytest.raises(ValueError, match="lists no image: fetch the data set again"):
         read_voc(devkit)

@@ -1,0 +1,81 @@
+"""SIGTERM to one of several processes: all end before the same step, saved, and go on as if nothing had been."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from _gloo import Processes
+from _killed import fingerprint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from mlssl.callbacks import OnlineLinearProbe, RandomState
+from mlssl.checkpoint import AtomicCheckpointIO, RunCheckpoint
+from mlssl.data.datamodule import MultiLabelDataModule
+from mlssl.data.synthetic import synthetic_scenes
+from mlssl.distributed import rank
+from mlssl.module import MultiLabelSSLModule
+
+
+def trained(folder: Path, signalled: int | None) -> str | None:
+    """Two epochs on this process's share, on from folder/last.ckpt if there is one; a hash, or None of an ended run.
+
+    SIGTERM reaches one process alone, in the middle of step `signalled`.
+    """
+
+    class Signalled(MultiLabelSSLModule):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            if rank() == 1 and self.global_step == signalled:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().training_step(batch, batch_idx)
+
+    torch.manual_seed(0)
+    module = Signalled("test_vit", projection_dim=16, predictor_dim=8, backbone_kwargs={"drop_path_rate": 0.3})
+    data = MultiLabelDataModule(
+        train=synthetic_scenes("train", size=32, count=17),
+        val=synthetic_scenes("test", size=32, count=6),
+        batch_size=2,
+        size=32,
+        num_workers=0,
+    )
+    saver, last = RunCheckpoint(dirpath=folder, filename="{step}", save_last=True), folder / "last.ckpt"
+    probe = OnlineLinearProbe()
+    os.environ["LOCAL_RANK"] = str(rank())  # tells Lightning that somebody else started the processes
+    try:
+        trainer = L.Trainer(
+            max_epochs=2,
+            accelerator="cpu",
+            devices=2,
+            strategy="ddp",
+            callbacks=[probe, RandomState(), saver],
+            plugins=[AtomicCheckpointIO()],
+            logger=False,
+            default_root_dir=folder,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(module, data, ckpt_path=last if last.exists() else None, weights_only=True)
+    except SIGTERMException:
+        return None
+    finally:
+        del os.environ["LOCAL_RANK"]
+    return fingerprint([module.state_dict(), trainer.optimizers[0].state_dict(), probe.state_dict()])
+
+
+@pytest.mark.parametrize("step", [1, 3])
+def test_processes_of_which_one_is_asked_to_end_save_the_same_step(
+    step: int, tmp_path: Path, processes: Processes
+) -> None:
+    """Step 3 is the last of an epoch: its validation comes first."""
+    disturbed = tmp_path / "disturbed"
+    assert processes.run(trained, disturbed, step) == [None, None]
+    saved = torch.load(disturbed / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == step + 1
+    found, expected = processes.run(trained, disturbed, None), processes.run(trained, tmp_path / "whole", None)
+    assert None not in expected
+    assert found == expected
