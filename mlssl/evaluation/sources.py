@@ -74,11 +74,11 @@ def open_backbone(source: str, *, seed: int = 0) -> FrozenBackbone:
         ValueError: On an unknown name, a file that is no checkpoint, is damaged, holds code, does not name its
             backbone, or whose weights do not fit; missing and unexpected ones are named.
     """
+    path = Path(source)
     name, equals, file = source.partition("=")
-    if equals:
+    if equals and not path.exists():  # checkpoints are called epoch=9-step=700.ckpt
         _check_exists(Path(file))
         return _with_weights(rebuild_backbone(name), _read_weights(Path(file)), file, name)
-    path = Path(source)
     if (path / TIMM_CONFIG).is_file():
         path /= TIMM_WEIGHTS
     if path.suffix == ".safetensors":

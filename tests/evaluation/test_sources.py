@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,9 @@ def test_a_checkpoint_its_shards_and_its_exports_are_its_backbone(trained: Any, 
         export_backbone(path, tmp_path / "backbone.safetensors"),
         export_backbone(path, tmp_path / "a", "timm-dir"),
     ]
-    for source in (path, *(report.path for report in exports), in_shards(path, tmp_path / "last.ckpt")):
+    by_lightning = shutil.copy(path, tmp_path / "epoch=9-step=700.ckpt")
+    shards = in_shards(path, tmp_path / "last.ckpt")
+    for source in (path, by_lightning, *(report.path for report in exports), shards):
         opened = open_backbone(str(source))
         torch.testing.assert_close(features(opened), features(model), rtol=1e-4, atol=1e-5)
         assert not any(parameter.requires_grad for parameter in opened.parameters())
