@@ -2,9 +2,9 @@
 
 `python examples/fine_tune.py --root FOLDER --weights '[scratch, backbone.safetensors]'`
 
-FOLDER holds Corel-5K as mlssl/data/corel5k.py describes it; a weights file is one of timm's, such as
-`mlssl export last.ckpt -o backbone.safetensors` writes. Each row of the table has its own learning rate and layer
-decay, chosen on a fifth of its training images; the test images are scored once, after the last step.
+FOLDER holds Corel-5K as mlssl/data/corel5k.py describes it; a weights file is one of timm's, with its classifier or
+without, such as `mlssl export last.ckpt -o backbone.safetensors` writes. Each row of the table has its own learning
+rate and layer decay, chosen on a fifth of its training images; the test images are scored once, after the last step.
 """
 
 import csv
@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Literal
 
 import lightning as L
-import timm
 import torch
 import torch.nn.functional as F
 from jsonargparse import auto_cli
@@ -22,10 +21,11 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from mlssl.backbones import pixel_statistics
+from mlssl.backbones import build_backbone, pixel_statistics
 from mlssl.data.corel5k import frequent_labels, read_corel5k
 from mlssl.data.records import Records
 from mlssl.evaluation.metrics import mean_average_precision
+from mlssl.evaluation.sources import open_backbone
 from mlssl.optim import cosine_with_warmup
 from mlssl.runs import default_precision
 
@@ -51,9 +51,7 @@ class Photographs(Dataset):
 class FineTuner(L.LightningModule):
     """A timm network with a linear layer on top, all of it trained; deeper layers learn faster than early ones."""
 
-    def __init__(
-        self, network: nn.Module, lr: float, layer_decay: float, loss: str, weight_decay: float = 0.05
-    ) -> None:
+    def __init__(self, network: nn.Module, lr: float, layer_decay: float, loss: str) -> None:
         super().__init__()
         self.network = network.to(memory_format=torch.channels_last)
         self.lr = lr
@@ -101,9 +99,11 @@ def asymmetric_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 def build(backbone: str, weights: str, num_classes: int) -> nn.Module:
-    """The timm network with weights of a file, or fresh ones, and a fresh classifier."""
-    file = "" if weights == SCRATCH else weights
-    network = timm.create_model(backbone, num_classes=0, checkpoint_path=file)
+    """The timm network with weights of a file, but for those of a classifier, or fresh ones, and a fresh classifier."""
+    if weights == SCRATCH:
+        network = build_backbone(backbone)
+    else:
+        network = open_backbone(f"{backbone}={weights}").backbone.requires_grad_(True).train()
     network.reset_classifier(num_classes)
     return network
 
@@ -135,21 +135,33 @@ def main(
         batch_size: Images a step.
         size: Height and width of the images.
         loss: Binary cross-entropy, or the asymmetric loss (arXiv 2009.14119).
-        lrs: Learning rates to choose from.
+        lrs: Learning rates to choose from; the table marks a choice at their edge, beyond which may lie a better one.
         layer_decays: Factors to choose from, by which a layer's learning rate is that of the next one; 1 for scratch.
         min_images_per_class: Words with at least so many train and so many test images are learned.
         out: Every run is added to this file as soon as it is done.
     """
+    for file in weights:
+        if file != SCRATCH and not Path(file).is_file():
+            raise FileNotFoundError(f"No weights stand at {file}: give a file, or {SCRATCH!r}.")
+    if len(steps) != len(fractions):
+        raise ValueError(
+            f"{len(fractions)} fractions and {len(steps)} steps were given: give a number of steps for each."
+        )
     train, test = read_corel5k(root, "train"), read_corel5k(root, "test")
     words = frequent_labels(train, test, *min_images_per_class)
     train, test = train.with_classes(words), test.with_classes(words)
+
+    for file in weights:
+        build(backbone, file, len(words))  # weights that do not fit are refused before the first row is trained
 
     def run(file: str, learn: Records, score: Records, max_steps: int, seed: int, lr: float, decay: float) -> float:
         L.seed_everything(seed, verbose=False)
         network = build(backbone, file, len(words))
         mean, std = pixel_statistics(network)
         normalised = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
-        augmented = v2.Compose([v2.RandomResizedCrop(size, scale=(0.25, 1)), v2.RandomHorizontalFlip(), *normalised])
+        shape = size[1] / size[0]  # of the test images, which crops have on average too
+        crop = v2.RandomResizedCrop(size, scale=(0.25, 1), ratio=(3 / 4 * shape, 4 / 3 * shape))
+        augmented = v2.Compose([crop, v2.RandomHorizontalFlip(), *normalised])
         whole = v2.Compose([v2.Resize(size), *normalised])
         trainer = L.Trainer(
             max_steps=max_steps,
@@ -173,15 +185,15 @@ def main(
             choices[lr, layer_decay] = run(file, learn, held_out, max_steps, 0, lr, layer_decay)
             note(out, name, fraction, loss, max_steps, "choice", 0, lr, layer_decay, round(choices[lr, layer_decay], 4))
         lr, layer_decay = max(choices, key=choices.get)
+        chosen = f"{lr:g} (edge)" if len(lrs) > 1 and lr in (min(lrs), max(lrs)) else f"{lr:g}"
         scores = torch.zeros(seeds)
         for seed in range(seeds):
             scores[seed] = run(file, drawn(train, fraction, seed), test, max_steps, seed, lr, layer_decay)
             note(out, name, fraction, loss, max_steps, "test", seed, lr, layer_decay, round(scores[seed].item(), 4))
         spread = scores.std().item() if seeds > 1 else float("nan")
-        rows.append(
-            f"| {name} | {fraction:.0%} | {max_steps} | {lr:g} | {layer_decay:g} | {scores.mean():.3f} ± {spread:.3f} |"
-            f" {', '.join(f'{score:.3f}' for score in scores)} |"
-        )
+        by_seed = ", ".join(f"{score:.3f}" for score in scores)
+        cells = (name, f"{fraction:.0%}", max_steps, chosen, f"{layer_decay:g}", f"{scores.mean():.3f} ± {spread:.3f}")
+        rows.append(f"| {' | '.join(map(str, cells))} | {by_seed} |")
 
     print(f"Corel-5K, {len(words)} words, {len(test)} test images, {loss}, steps of {batch_size} images\n")
     print(

@@ -90,7 +90,8 @@ def files_written_aside(folder: str | os.PathLike[str], *, overwrite: bool = Fal
             there = folder / file.name
             if there.exists() and not overwrite and there.read_bytes() != file.read_bytes():
                 raise FileExistsError(
-                    f"{there} exists: choose another folder or name, or pass overwrite=True to replace it."
+                    f"{there} exists: choose another folder or name, or pass overwrite=True (--overwrite true) to "
+                    "replace it."
                 )
             _flush(file)
         for file in files:

@@ -239,7 +239,7 @@ class MultiLabelSSLModule(L.LightningModule):
     def validation_step(self, batch: ImageBatch, batch_idx: int) -> dict[str, Any]:
         """Features (B, D) of whole images, for the callbacks that evaluate them."""
         if batch_idx == 0:
-            check_image_batch(batch)
+            self._check_images(batch)
         outputs = {"features": self(batch["image"]), "image_ids": batch["image_ids"]}
         return outputs | ({"labels": batch["labels"]} if "labels" in batch else {})
 
@@ -249,7 +249,7 @@ class MultiLabelSSLModule(L.LightningModule):
         """Features (B, D) of a batch of whole images, given as ``ImageBatch`` or as the images alone."""
         if not isinstance(batch, Tensor):
             if batch_idx == 0:
-                check_image_batch(batch)
+                self._check_images(batch)
             batch = batch["image"]
         features: Tensor = self(batch)
         return features
@@ -349,6 +349,12 @@ class MultiLabelSSLModule(L.LightningModule):
 
     def _batch_norms(self) -> Iterator[nn.Module]:
         return (layer for layer in self.modules() if isinstance(layer, _BatchNorm))
+
+    def _check_images(self, batch: ImageBatch) -> None:
+        """The whole contract, and at the start of a run that the backbone takes the size."""
+        check_image_batch(batch)
+        if self.global_step == 0:
+            check_image_size(self.backbone, *batch["image"].shape[-2:])
 
     def _check_finite(self) -> float | None:
         """Look at the loss of the last step that was made, which by now has arrived without anything waiting for it."""

@@ -160,6 +160,7 @@ BESIDE = {
     ("export/detectron2", "export/sources"),
     ("export/networks", "export/sources"),
     ("export/onnx", "export/sources"),
+    ("evaluation/sources", "export/networks"),
     ("evaluation/sources", "export/sources"),
     ("callbacks/__init__", "callbacks/collapse"),
     ("callbacks/__init__", "callbacks/export"),

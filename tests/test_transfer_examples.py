@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
+import torch
 import yaml
 from PIL import Image
 from test_export import trained
@@ -110,12 +112,15 @@ def test_a_detector_learns_drawn_scenes_from_an_exported_file(
     files = ", ".join({"scratch": "scratch", "ours": weights}[row] for row in rows)
     run("detection/train.py", [*words, "--weights", f"[{files}]", "--out", str(tmp_path / "out")], monkeypatch)
     table = capsys.readouterr().out.splitlines()[-2 - len(rows) :]
-    assert table[0] == "| weights | AP | AP50 | AP75 |" + (" mask AP |" if masks else "")
+    columns = ["weights", "loss, first 10 steps", "last 10", "AP", "AP50", "AP75"] + ["mask AP"] * masks
+    assert table[0] == f"| {' | '.join(columns)} |"
     assert [line.split()[1] for line in table[2:]] == rows
     assert all(0 <= float(number) <= 100 for line in table[2:] for number in re.findall(r"[\d.]+", line))
-    for name in rows:
+    for name, line in zip(rows, table[2:], strict=True):
         found = losses(tmp_path / "out" / name)
         assert found[-1] < found[0]
+        first, last = (float(cell) for cell in line.split(" | ")[1:3])
+        assert last < first
 
 
 @pytest.mark.slow
@@ -195,6 +200,15 @@ def test_wrong_input_of_the_detector_is_said(words, error, message, drawn, tmp_p
         run("detection/train.py", ["--root", str(drawn), *TINY, *words], monkeypatch)
 
 
+def test_a_loss_that_is_no_number_stops_the_detector_and_says_what_to_change(monkeypatch) -> None:
+    monkeypatch.setattr(sys, "path", [str(EXAMPLES / "detection"), *sys.path])
+    from train import DetectorTraining
+
+    model = DetectorTraining(lambda *_: {"loss": torch.tensor(float("nan"))}, 0.1, 0, [], with_masks=False)
+    with pytest.raises(FloatingPointError, match="The loss is nan at step 0: lower lr, or warm up longer"):
+        model.training_step(([], []), 0)
+
+
 @pytest.mark.parametrize("name", ["coco_1x", "voc_24k"])
 def test_a_schedule_names_arguments_of_the_example_and_the_literatures_numbers(name, monkeypatch) -> None:
     monkeypatch.setattr(sys, "path", [str(EXAMPLES / "detection"), *sys.path])
@@ -215,13 +229,50 @@ def test_fine_tuning_prints_a_row_for_each_of_the_weights(corel5k, weights, tmp_
         line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith(("| scratch", "| ours"))
     ]
     assert [row[0] for row in rows] == ["| scratch", "| ours"]
+    assert all(row[3] in ("0.001 (edge)", "0.01 (edge)") for row in rows)
     runs = rows_of(tmp_path / "fine_tune.csv")
     assert [run["purpose"] for run in runs] == ["choice", "choice", "test", "test"] * 2
     assert {run["layer_decay"] for run in runs if run["weights"] == "ours"} == {"0.7"}
 
 
+@pytest.mark.parametrize(
+    ("words", "error", "message"),
+    [
+        (["--weights", "[scratch, gone.pth]"], FileNotFoundError, "No weights stand at gone.pth: give a file, or 'scr"),
+        (
+            ["--weights", "[scratch, other.pth]"],
+            ValueError,
+            "the weights in other.pth do not fit the backbone 'test_res",
+        ),
+        (["--steps", "[2]"], ValueError, "2 fractions and 1 steps were given: give a number of steps for each"),
+    ],
+)
+def test_wrong_input_of_fine_tuning_is_said_before_the_first_row(
+    words, error, message, corel5k, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save(build_backbone("test_resnet", in_chans=1).state_dict(), "other.pth")
+    with pytest.raises(error, match=message):
+        run("fine_tune.py", ["--root", str(corel5k), "--backbone", "test_resnet", *words], monkeypatch)
+    assert not Path("fine_tune.csv").exists()
+
+
+@pytest.mark.parametrize("example", ["fine_tune.py", "detection/detectors.py"])
+def test_a_published_file_with_its_classifier_is_a_row_that_trains_all_of_it(example: str, tmp_path: Path) -> None:
+    published = timm.create_model("test_resnet", num_classes=7)
+    torch.save(published.state_dict(), tmp_path / "published.pth")
+    names = runpy.run_path(str(EXAMPLES / example))
+    if example == "fine_tune.py":
+        network = names["build"]("test_resnet", str(tmp_path / "published.pth"), 5)
+    else:
+        detector = names["build_detector"]("test_resnet", str(tmp_path / "published.pth"), 5, "fpn", False)
+        network = detector.backbone.body
+    assert torch.equal(network.layer4[0].conv1.weight, published.layer4[0].conv1.weight)
+    assert all(parameter.requires_grad for parameter in network.parameters())
+    assert all(module.training for module in network.modules())
+
+
 def test_learning_rates_rise_with_depth_and_losses_are_those_of_the_papers() -> None:
-    import torch
     from sklearn.metrics import log_loss
 
     names = runpy.run_path(str(EXAMPLES / "fine_tune.py"))

@@ -146,10 +146,11 @@ def test_in_python_a_checkpoint_is_loaded_and_fitted_to_new_data(checkpoint, tmp
     assert rates[0] == pytest.approx(0, abs=1e-9)  # the new cosine has reached its end
 
 
-def test_a_view_size_that_a_transformer_of_fixed_size_does_not_take_is_said_before_the_first_step(
-    tmp_path, monkeypatch, capsys
+@pytest.mark.parametrize("others", [[], ["--data.val_split", "val"]], ids=["views", "whole images"])
+def test_a_size_that_a_transformer_of_fixed_size_does_not_take_is_said_before_the_first_step(
+    others, tmp_path, monkeypatch, capsys
 ) -> None:
     monkeypatch.chdir(tmp_path)
     words = ["fit", *SMALL, "--model.backbone", "test_vit", "--model.backbone_kwargs.dynamic_img_size", "false"]
-    assert main(words) == 2
+    assert main([*words, *others]) == 2
     assert "takes no images of 32 × 32 pixels" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """torchvision's Faster and Mask R-CNN on a timm backbone, with a pyramid (FPN) or with the last stage as head (C4)."""
 
-import timm
+from typing import Any
+
 from torch import nn
 from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
@@ -9,24 +10,30 @@ from torchvision.models.detection.rpn import AnchorGenerator
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from mlssl.backbones import pixel_statistics
+from mlssl.backbones import build_backbone, pixel_statistics
+from mlssl.evaluation.sources import open_backbone
 
 SCRATCH = "scratch"
 RATIOS = (0.5, 1.0, 2.0)
 
 
-def build_detector(backbone: str, weights: str, num_classes: int, head: str, with_masks: bool, **sizes) -> nn.Module:
+def build_detector(
+    backbone: str, weights: str, num_classes: int, head: str, with_masks: bool, **sizes: Any
+) -> nn.Module:
     """A detector whose backbone has the weights of a file, and everything else fresh ones; all of it is trained.
 
     Args:
         backbone: Any timm name with stages for "fpn", a ResNet for "c4".
-        weights: "scratch", or a weights file of timm, strictly loaded.
+        weights: "scratch", or a weights file of timm, strictly loaded but for a classifier.
         num_classes: Without the background.
         head: "fpn" or "c4".
         with_masks: Mask R-CNN instead of Faster R-CNN.
-        **sizes: min_size and max_size of the images, as torchvision's detectors take them.
+        **sizes: Of images and samples, such as min_size, as torchvision's detectors take them.
     """
-    network = timm.create_model(backbone, num_classes=0, checkpoint_path="" if weights == SCRATCH else weights)
+    if weights == SCRATCH:
+        network = build_backbone(backbone)
+    else:
+        network = open_backbone(f"{backbone}={weights}").backbone.requires_grad_(True).train()
     mean, std = pixel_statistics(network)
     parts = fpn_parts(network, num_classes + 1) if head == "fpn" else c4_parts(network, num_classes + 1, with_masks)
     return (MaskRCNN if with_masks else FasterRCNN)(**parts, image_mean=mean, image_std=std, **sizes)

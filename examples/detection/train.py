@@ -8,6 +8,8 @@ the backbone: `mlssl export last.ckpt -o ours.safetensors` writes one, any other
 Needs `pip install 'mlssl[detection]'`.
 """
 
+from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -21,6 +23,9 @@ from torch.utils.data import DataLoader
 from torchmetrics.detection import MeanAveragePrecision
 
 from mlssl.optim import parameter_groups
+
+AVERAGED = 10
+"""Steps at the start and at the end whose mean losses stand in the table."""
 
 COLUMNS = {"AP": "map", "AP50": "map_50", "AP75": "map_75"}
 
@@ -36,6 +41,8 @@ class DetectorTraining(L.LightningModule):
         self.milestones = milestones
         kinds = ("bbox", "segm") if with_masks else ("bbox",)
         self.precision = MeanAveragePrecision(iou_type=kinds, backend="pycocotools")
+        self.first_losses: list[torch.Tensor] = []
+        self.last_losses: deque[torch.Tensor] = deque(maxlen=AVERAGED)
 
     def training_step(self, batch, batch_idx):
         losses = self.detector(*batch)
@@ -44,6 +51,9 @@ class DetectorTraining(L.LightningModule):
             raise FloatingPointError(
                 f"The loss is {loss.item()} at step {self.global_step}: lower lr, or warm up longer."
             )
+        if len(self.first_losses) < AVERAGED:
+            self.first_losses.append(loss.detach())
+        self.last_losses.append(loss.detach())
         self.log("loss", loss, prog_bar=True, batch_size=len(batch[0]))
         self.log_dict({name: value.detach() for name, value in losses.items()}, batch_size=len(batch[0]))
         return loss
@@ -88,8 +98,10 @@ def main(
     lr: float = 0.02,
     min_sizes: list[int] = [640, 672, 704, 736, 768, 800],  # noqa: B006
     max_size: int = 1333,
+    regions: int = 512,
     num_workers: int = 4,
     devices: int = 1,
+    precision: str = "32-true",
     seed: int = 0,
     out: Path = Path("detection"),
 ) -> None:
@@ -111,28 +123,32 @@ def main(
         lr: Learning rate at its peak, for this batch_size.
         min_sizes: Shorter side of the images, drawn for each in training; the last is that of the test.
         max_size: Longer side at most.
+        regions: Of each image, that the head learns from in a step.
         num_workers: Loader processes.
         devices: Processors or GPUs; batch norms are those of all of them.
+        precision: Of the Trainer, such as 16-mixed or bf16-mixed.
         seed: Of fresh weights, order and flips, the same for all rows.
-        out: Losses of every step go to a folder here.
+        out: Losses of every tenth step go to a folder here.
     """
     for file in weights:
         if file != SCRATCH and not Path(file).is_file():
             raise FileNotFoundError(f"No weights stand at {file}: give a file, or {SCRATCH!r}.")
     train = read(dataset, root, train_splits, training=True, with_masks=masks)
     test = read(dataset, root, test_splits, training=False, with_masks=masks)
+    sizes = {"min_size": tuple(min_sizes), "max_size": max_size, "box_batch_size_per_image": regions}
+    for file in weights:
+        build_detector(backbone, file, len(train.classes), head, masks, **sizes)  # refused before a row is trained
     columns = COLUMNS | ({"mask AP": "segm_map"} if masks else {})
     rows = []
     for file in weights:
         name = file if file == SCRATCH else Path(file).stem
         L.seed_everything(seed, verbose=False)
-        detector = build_detector(
-            backbone, file, len(train.classes), head, masks, min_size=tuple(min_sizes), max_size=max_size
-        )
+        detector = build_detector(backbone, file, len(train.classes), head, masks, **sizes)
         trainer = L.Trainer(
             max_steps=steps,
             max_epochs=-1,
             devices=devices,
+            precision=precision,
             sync_batchnorm=devices > 1,
             logger=CSVLogger(out, name=name),
             log_every_n_steps=min(10, steps),
@@ -144,9 +160,16 @@ def main(
         scores = trainer.test(model, DataLoader(test, **loader), verbose=False)[0]
         # torchmetrics names the scores by their kind where there are two.
         found = [scores[column if column in scores else f"bbox_{column}"] for column in columns.values()]
-        rows.append(f"| {name} | {' | '.join(f'{100 * score:.1f}' for score in found)} |")
-    print(f"{dataset}, {backbone} {head}, {steps} steps of {batch_size} images, scored on {len(test)} images\n")
-    print(f"| weights | {' | '.join(columns)} |", "|---" * (1 + len(columns)) + "|", *rows, sep="\n")
+        cells = [f"{mean(losses):.2f}" for losses in (model.first_losses, model.last_losses)]
+        rows.append(f"| {' | '.join([name, *cells, *(f'{100 * score:.1f}' for score in found)])} |")
+    if trainer.is_global_zero:
+        print(f"{dataset}, {backbone} {head}, {steps} steps of {batch_size} images, scored on {len(test)} images\n")
+        head_line = ["weights", f"loss, first {AVERAGED} steps", f"last {AVERAGED}", *columns]
+        print(f"| {' | '.join(head_line)} |", "|---" * len(head_line) + "|", *rows, sep="\n")
+
+
+def mean(losses: Sequence[torch.Tensor]) -> float:
+    return torch.stack(list(losses)).mean().item()
 
 
 def read(dataset: str, root: str, splits: list[str], training: bool, with_masks: bool) -> Boxes:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 from mlssl.export import export_backbone
 
 
 def export(
     checkpoint: Path,
-    format: Literal["timm", "timm-dir", "torchvision", "detectron2", "safetensors", "onnx"] | None = None,
+    format: str | None = None,
     overwrite: bool = False,
     image_size: int | tuple[int, int] | None = None,
     output: Path = Path("backbone.safetensors"),
@@ -21,7 +20,8 @@ def export(
 
     Args:
         checkpoint: Written by `mlssl fit`, a file or FSDP's folder of shards.
-        format: Of the file; the first that the output's suffix names and that can hold the backbone by default.
+        format: timm, timm-dir, torchvision, detectron2, safetensors or onnx; by default the first that the output's
+            suffix names and that can hold the backbone.
         overwrite: Replace existing files.
         image_size: Height and width, or one side, of the images that features are compared on.
         output: File to write, or folder for timm-dir.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, SequentialSampler, Subset
 from tqdm import tqdm
 
-from mlssl.backbones import Pooling, pooled_features
+from mlssl.backbones import Pooling, check_image_size, pooled_features
 from mlssl.data.records import check_image_batch
 from mlssl.evaluation.cache import FeatureCache
 from mlssl.evaluation.metrics import first_places
@@ -62,8 +62,8 @@ def extract_features(
 
     Raises:
         TypeError: If `model` lacks `backbone` or `normalize`, or a batch or `dtype` is another kind of number.
-        ValueError: If the loader is empty, a batch is not as above, a feature is not finite, or the cache holds other
-            features, is damaged, or has no loader of a fixed order.
+        ValueError: If the loader is empty, a batch is not as above, the backbone does not take the size of the images,
+            a feature is not finite, or the cache holds other features, is damaged, or has no loader of a fixed order.
         RuntimeError: If a buffer of the model changed during the pass.
         OSError: If the cache cannot be written.
     """
@@ -98,8 +98,13 @@ def extract_features(
                 raise ValueError(
                     f'{num_labelled} of the first {num_batches} batches have "labels": give them in all or in none'
                 )
+            try:
+                features = image_features(backbone, normalize, batch["image"], pooling)
+            except (RuntimeError, AssertionError):
+                check_image_size(backbone, *batch["image"].shape[-2:])  # says so if that is what is wrong
+                raise
             store.append(
-                _kept(image_features(backbone, normalize, batch["image"], pooling), dtype, batch["image_ids"]),
+                _kept(features, dtype, batch["image_ids"]),
                 batch["image_ids"].cpu(),
                 None if labels is None else labels.to("cpu", torch.int8),
             )

@@ -12,7 +12,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from mlssl.backbones import build_backbone, pixel_statistics, rebuild_backbone
-from mlssl.export.sources import load_plain, misfit, open_checkpoint
+from mlssl.export.networks import TIMM_CONFIG, TIMM_WEIGHTS
+from mlssl.export.sources import holds_shards, load_checkpoint, load_plain, misfit, open_checkpoint
 
 _PREFIXES = ("_orig_mod.", "module.", "backbone.")
 _NESTED = ("state_dict", "model")
@@ -51,14 +52,15 @@ class FrozenBackbone(nn.Module):
 def open_backbone(source: str, *, seed: int = 0) -> FrozenBackbone:
     """Open what a user calls a backbone; no weights are downloaded, and no code in a file is run.
 
-    ===================================  =============================================================
+    ===================================  ==================================================================
     source                               is
-    ===================================  =============================================================
-    ``runs/…/last.ckpt``                 a Lightning checkpoint of a `MultiLabelSSLModule`
-    ``backbone.safetensors``             a file of `mlssl.export_backbone`, whose header names the backbone
+    ===================================  ==================================================================
+    ``runs/…/last.ckpt``                 a Lightning checkpoint of a `MultiLabelSSLModule`, or FSDP's folder of shards
+    ``backbone.safetensors``             a file of `mlssl.export_backbone`, whose header names the backbone, or its
+                                         folder of format "timm-dir"
     ``resnet50=weights.pth``             a timm name, or ``torchvision/<name>``, with the weights of a local file
     ``resnet50``                         the same, untrained
-    ===================================  =============================================================
+    ===================================  ==================================================================
 
     Weights are loaded strictly, but for those of a classifier, which a backbone has not. Prefixes of `torch.compile`,
     of DDP and of our own module are taken off.
@@ -72,20 +74,28 @@ def open_backbone(source: str, *, seed: int = 0) -> FrozenBackbone:
         ValueError: On an unknown name, a file that is no checkpoint, is damaged, holds code, does not name its
             backbone, or whose weights do not fit; missing and unexpected ones are named.
     """
+    path = Path(source)
     name, equals, file = source.partition("=")
-    if equals:
+    if equals and not path.exists():  # checkpoints are called epoch=9-step=700.ckpt
         _check_exists(Path(file))
         return _with_weights(rebuild_backbone(name), _read_weights(Path(file)), file, name)
-    path = Path(source)
+    if (path / TIMM_CONFIG).is_file():
+        path /= TIMM_WEIGHTS
     if path.suffix == ".safetensors":
         _check_exists(path)
         return _exported(path)
-    if path.suffix in (".ckpt", ".pth", ".pt", ".bin") or path.is_file():
-        _check_exists(path)
+    if path.suffix in (".ckpt", ".pth", ".pt", ".bin") or path.is_file() or holds_shards(path):
+        if not path.is_dir():
+            _check_exists(path)
         return FrozenBackbone(*open_checkpoint(path))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = build_backbone(source)
+        try:
+            network = build_backbone(source)
+        except ValueError:
+            if path.is_dir():
+                load_checkpoint(path)  # which says what kind of folder it takes
+            raise
     return FrozenBackbone(network, *pixel_statistics(network))
 
 

@@ -239,7 +239,9 @@ def _check_free(path: Path, format: str | None, overwrite: bool) -> None:
     files = [path / TIMM_CONFIG, path / TIMM_WEIGHTS] if format == "timm-dir" and not path.is_file() else [path]
     for file in files:
         if file.exists() and not (overwrite and file.is_file()):
-            raise FileExistsError(f"{file} exists: choose another name, or pass overwrite=True to replace it.")
+            raise FileExistsError(
+                f"{file} exists: choose another name, or pass overwrite=True (--overwrite true) to replace it."
+            )
 
 
 def _random_images(network: nn.Module, image_size: int | tuple[int, int] | None) -> list[Tensor]:

@@ -27,8 +27,11 @@ _SHARDS = ".metadata"
 _REST_OF_SHARDS = "meta.pt"
 """File of Lightning beside the shards, with all of a checkpoint but its weights."""
 
-_PRIVATE_SETTINGS = ("root", "num_workers")
-"""Of the data: they name a machine, not what was learned from."""
+_WEIGHTS = ("model.", "state_dict.")
+"""Before the names of weights in shards: the former by FSDP's strategy, the latter by ModelParallel's."""
+
+_PRIVATE_SETTINGS = ("root", "num_workers", "_instantiator")
+"""Of the data: they name a machine or Lightning's way to build it, not what was learned from."""
 
 
 class Backbone(NamedTuple):
@@ -74,6 +77,28 @@ def open_checkpoint(path: str | os.PathLike[str]) -> tuple[nn.Module, Sequence[f
     """
     opened = _open_checkpoint(Path(path))
     return opened.network, *opened.statistics
+
+
+def load_checkpoint(path: Path) -> Any:
+    """What a checkpoint holds: of a file all of it, of FSDP's folder of shards all but the optimizer's state.
+
+    Raises:
+        FileNotFoundError: If no checkpoint stands there.
+        ValueError: If it is none, is damaged or holds pickled code.
+    """
+    if not path.is_dir():
+        return load_plain(path)
+    if not holds_shards(path):
+        raise ValueError(
+            f"{path} is a folder, and not one of shards, for it has no {_SHARDS}: give the path of a checkpoint, such "
+            "as checkpoints/last.ckpt in the folder of a run."
+        )
+    return _load_shards(path)
+
+
+def holds_shards(path: Path) -> bool:
+    """Whether it is a checkpoint of many files, as FSDP's processes write one by default."""
+    return (path / _SHARDS).is_file()
 
 
 def misfit(network: nn.Module, weights: Mapping[str, Tensor]) -> str:
@@ -122,7 +147,7 @@ def _numbers(buffer: object) -> list[float] | None:
 
 
 def _open_checkpoint(path: Path) -> Backbone:
-    checkpoint = _load_shards(path) if (path / _SHARDS).is_file() else load_plain(path)
+    checkpoint = load_checkpoint(path)
     state = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
     weights = {}
     for name, value in (state or {}).items():
@@ -187,14 +212,14 @@ def load_plain(
 
 
 def _load_shards(path: Path) -> dict[str, Any]:
-    """The backbone's weights, and all that is no weight, of a checkpoint that FSDP wrote in shards."""
+    """Weights, and all that is no tensor, of a checkpoint that FSDP wrote in shards."""
     from torch.distributed.checkpoint.state_dict_loader import load
 
     rest: dict[str, Any] = load_plain(path / _REST_OF_SHARDS)
     try:
         with (path / _SHARDS).open("rb") as file:
             tensors = _HarmlessUnpickler(file).load().state_dict_metadata
-        wanted = {name: one for name, one in tensors.items() if "backbone." in name and hasattr(one, "size")}
+        wanted = {name: one for name, one in tensors.items() if name.startswith(_WEIGHTS) and hasattr(one, "size")}
         state = {name: torch.empty(one.size, dtype=one.properties.dtype) for name, one in wanted.items()}
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
@@ -203,7 +228,6 @@ def _load_shards(path: Path) -> dict[str, Any]:
         raise
     except Exception as error:  # as for a file
         raise ValueError(f"{path} is not a sharded checkpoint or is damaged: {error}.") from None
-    # Lightning's name for the whole of the weights comes first: "model" under FSDP, "state_dict" under ModelParallel.
     return rest | {"state_dict": {name.partition(".")[2]: value for name, value in state.items()}}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 import pickle
 from collections import defaultdict
@@ -15,6 +16,7 @@ import yaml
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from mlssl.data.datamodule import MultiLabelDataModule
+from mlssl.export.sources import load_checkpoint
 from mlssl.module import MultiLabelSSLModule
 from mlssl.report.content import END, START, Log, Sets, build_page
 from mlssl.report.measure import measure, some_images
@@ -132,8 +134,13 @@ def read_log(path: Path) -> dict[str, Log]:
 
 
 def _loaded(checkpoint: Path) -> MultiLabelSSLModule:
+    source: Any = checkpoint
+    if checkpoint.is_dir():  # FSDP's shards, which Lightning opens under FSDP alone
+        source = io.BytesIO()
+        torch.save(load_checkpoint(checkpoint), source)
+        source.seek(0)
     try:
-        return MultiLabelSSLModule.load_from_checkpoint(checkpoint, map_location="cpu", weights_only=True)
+        return MultiLabelSSLModule.load_from_checkpoint(source, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, EOFError, KeyError, RuntimeError) as error:
         raise ValueError(
             f"{checkpoint} does not load as a checkpoint of MultiLabelSSLModule: was it cut off?"

@@ -159,6 +159,12 @@ def test_refuses_a_network_that_changes_in_eval_mode() -> None:
         extract_features(SimpleNamespace(backbone=Restless(), normalize=normalize), [batch([1])])
 
 
+def test_says_that_a_transformer_of_fixed_size_does_not_take_the_images() -> None:
+    network = timm.create_model("test_vit", num_classes=0)
+    with pytest.raises(ValueError, match=r"takes no images of 8 × 8 pixels .*160.*: choose a size that it takes"):
+        extract_features(SimpleNamespace(backbone=network, normalize=normalize), [batch([1])], pooling="max")
+
+
 def test_refuses_other_models_and_batches(model: SimpleNamespace) -> None:
     with pytest.raises(TypeError, match="Network has no `backbone` network"):
         extract_features(Network(), [batch([1])])

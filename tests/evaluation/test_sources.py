@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import timm
 import torch
 import torchvision
 from safetensors.torch import save_file
+from test_export import in_shards
 
 from mlssl.evaluation.sources import open_backbone
 from mlssl.export import export_backbone
@@ -40,11 +42,16 @@ def features(model: torch.nn.Module) -> torch.Tensor:
         return model(IMAGES)
 
 
-def test_a_checkpoint_and_its_export_are_its_backbone(trained: Any, tmp_path: Path) -> None:
+def test_a_checkpoint_its_shards_and_its_exports_are_its_backbone(trained: Any, tmp_path: Path) -> None:
     model, path = trained
-    export_backbone(path, tmp_path / "backbone.safetensors")
-    for source in (str(path), str(tmp_path / "backbone.safetensors")):
-        opened = open_backbone(source)
+    exports = [
+        export_backbone(path, tmp_path / "backbone.safetensors"),
+        export_backbone(path, tmp_path / "a", "timm-dir"),
+    ]
+    by_lightning = shutil.copy(path, tmp_path / "epoch=9-step=700.ckpt")
+    shards = in_shards(path, tmp_path / "last.ckpt")
+    for source in (path, by_lightning, *(report.path for report in exports), shards):
+        opened = open_backbone(str(source))
         torch.testing.assert_close(features(opened), features(model), rtol=1e-4, atol=1e-5)
         assert not any(parameter.requires_grad for parameter in opened.parameters())
         assert not opened.backbone.training
@@ -109,7 +116,11 @@ def test_files_that_are_no_backbone_are_refused(tmp_path: Path, capsys: pytest.C
     numbers = tmp_path / "numbers.pth"
     torch.save({"epoch": 3}, numbers)
 
+    (tmp_path / "folder.ckpt").mkdir()
+
     refused = {
+        str(tmp_path): "is a folder, and not one of shards",
+        str(tmp_path / "folder.ckpt"): "is a folder, and not one of shards",
         "nowhere.ckpt": "no file 'nowhere.ckpt'",
         "nowhere.safetensors": "no file",
         "resnet18=nowhere.pth": "no file",

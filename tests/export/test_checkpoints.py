@@ -5,15 +5,21 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import warnings
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
-import torch.distributed.checkpoint as shards
-from test_export import assert_same_features, file_names, header, loaded_by, trained_module, written_checkpoint
+from test_export import (
+    assert_same_features,
+    file_names,
+    header,
+    in_shards,
+    loaded_by,
+    trained_module,
+    written_checkpoint,
+)
 
 from mlssl.callbacks import BackboneExport
 from mlssl.export import export_backbone
@@ -22,16 +28,8 @@ from mlssl.module import MultiLabelSSLModule
 
 @pytest.fixture
 def sharded(tmp_path: Path) -> tuple[Path, MultiLabelSSLModule]:
-    """A checkpoint as Lightning's FSDP strategy writes it in shards: weights by torch, and meta.pt with the rest."""
     module = trained_module()
-    whole = torch.load(written_checkpoint(module, tmp_path / "whole.ckpt"), weights_only=True)
-    folder = tmp_path / "last.ckpt"
-    state = {"model": whole.pop("state_dict"), "optimizer_0": {"state": {"a": {"step": torch.tensor(1.0)}}}}
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
-        shards.save(state, checkpoint_id=folder, no_dist=True)
-    torch.save(whole, folder / "meta.pt")
-    return folder, module
+    return in_shards(written_checkpoint(module, tmp_path / "whole.ckpt"), tmp_path / "last.ckpt"), module
 
 
 def test_shards_are_put_together(sharded: Any, tmp_path: Path) -> None:
@@ -129,6 +127,13 @@ def test_steps_epoch_data_and_metrics_are_told(make_run: Any, tmp_path: Path) ->
     assert of_callback["data"] == said["data"]
 
 
+def test_what_names_a_machine_or_the_command_is_not_told(tmp_path: Path) -> None:
+    path = written_checkpoint(trained_module(), tmp_path / "last.ckpt")
+    settings = {"root": "/home/me", "num_workers": 4, "_instantiator": "lightning", "size": 32}
+    torch.save(torch.load(path, weights_only=True) | {"datamodule_hyper_parameters": settings}, path)
+    assert json.loads(header(export_backbone(path, tmp_path / "a.safetensors").path)["data"]) == {"size": 32}
+
+
 @pytest.fixture
 def make_run(tmp_path: Path) -> Any:
     def run() -> L.Trainer:
@@ -154,6 +159,6 @@ def make_run(tmp_path: Path) -> Any:
 
 
 def test_a_folder_without_shards_is_no_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="No checkpoint stands at"):
+    with pytest.raises(ValueError, match=r"is a folder, and not one of shards, .*: give .* checkpoints/last\.ckpt"):
         export_backbone(tmp_path, tmp_path / "a.safetensors")
     assert file_names(tmp_path) == []

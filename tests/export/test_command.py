@@ -46,7 +46,7 @@ def test_a_format_is_written_and_its_check_and_difference_printed(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["-o", "a.safetensors", "--format", "onyx"], "onyx"),
+        (["-o", "a.safetensors", "--format", "onyx"], "Unknown export format 'onyx': choose 'timm', 'torchvision'"),
         (
             ["-o", "a.pth", "--format", "torchvision"],
             "Formats that hold it: 'timm', 'safetensors', 'timm-dir', 'onnx'.",

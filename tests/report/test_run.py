@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import time
 from pathlib import Path
 
@@ -10,12 +11,13 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from test_export import in_shards
 
 from mlssl.cli import main
 from mlssl.data.synthetic import synthetic_scenes
 from mlssl.module import MultiLabelSSLModule
 from mlssl.report.measure import some_images
-from mlssl.report.run import _untrained, last_checkpoint, read_config, read_log, write_report
+from mlssl.report.run import _loaded, _untrained, last_checkpoint, read_config, read_log, write_report
 
 FIGURES = ["loss", "lr", "speed", "time", "quality", "classes", "cosines", "spectrum", "map"]
 
@@ -113,6 +115,15 @@ def test_a_checkpoint_that_is_cut_off_is_refused(drawn_run, tmp_path):
     (folder / "checkpoints" / "last.ckpt").write_bytes((drawn_run / "checkpoints" / "last.ckpt").read_bytes()[:1000])
     with pytest.raises(ValueError, match="does not load as a checkpoint"):
         write_report(folder)
+
+
+def test_a_run_whose_checkpoint_is_in_shards_has_its_page(drawn_run, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(drawn_run, folder, ignore=shutil.ignore_patterns("*.ckpt"))
+    whole = last_checkpoint(drawn_run)
+    state = _loaded(in_shards(whole, folder / "checkpoints" / "last.ckpt")).state_dict()
+    assert all(torch.equal(state[name], value) for name, value in _loaded(whole).state_dict().items())
+    assert write_report(folder, max_images=20, num_workers=0).is_file()
 
 
 def test_too_few_images_are_refused(drawn_run):
