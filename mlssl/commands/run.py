@@ -210,7 +210,7 @@ class RunCLI(LightningCLI):
         assert self.folder is not None
         given = {**self._get(self.config_init, "trainer", default={}), **settings}
         given["logger"] = self._loggers_in_folder(self.folder, given.get("logger"))
-        trainer = super().instantiate_trainer(**run_settings(self.folder, given, checkpoint=self.resumed))
+        trainer: Any = super().instantiate_trainer(**run_settings(self.folder, given, checkpoint=self.resumed))
         trainer.callbacks.insert(0, self._interrupts)
         return trainer
 
