@@ -118,7 +118,7 @@ def main(
     batch_size: int = 32,
     size: tuple[int, int] = (64, 96),
     loss: Literal["bce", "asymmetric"] = "bce",
-    lrs: list[float] = [0.0003, 0.001, 0.003],  # noqa: B006
+    lrs: list[float] = [0.001, 0.003, 0.01],  # noqa: B006
     layer_decays: list[float] = [1.0, 0.7],  # noqa: B006
     min_images_per_class: tuple[int, int] = (40, 4),
     out: Path = Path("fine_tune.csv"),

@@ -146,7 +146,7 @@ def test_in_python_a_checkpoint_is_loaded_and_fitted_to_new_data(checkpoint, tmp
     assert rates[0] == pytest.approx(0, abs=1e-9)  # the new cosine has reached its end
 
 
-@pytest.mark.parametrize("others", [[], ["--data.val_split", "val"]], ids=["views", "whole images"])
+@pytest.mark.parametrize("others", [[], ["--data.val_split", "test"]], ids=["views", "whole images"])
 def test_a_size_that_a_transformer_of_fixed_size_does_not_take_is_said_before_the_first_step(
     others, tmp_path, monkeypatch, capsys
 ) -> None:
