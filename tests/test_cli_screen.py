@@ -165,7 +165,7 @@ def test_ctrl_c_ends_cleanly_and_names_the_last_checkpoint(tmp_path):
 
 
 class CtrlCInADestructor(L.Callback):
-    """Sends the signal while something is destroyed, where Python drops the exception that it raises."""
+    """Sends the signal while something is destroyed, where Python drops what a handler raises."""
 
     def on_train_batch_end(self, *_):
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
@@ -179,18 +179,22 @@ class _Destroyed:
 
 
 @pytest.mark.usefixtures("_heed_interrupts_again")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_ctrl_c_that_python_drops_ends_the_run_at_the_next_step(capsys):
+def test_ctrl_c_ends_a_run_before_its_next_step_wherever_it_falls(capfd):
     callbacks = ["--trainer.callbacks+=test_cli_screen.CtrlCInADestructor"]
     assert main(["fit", *SMALL, *callbacks, "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "4"]) == 130
-    assert capsys.readouterr().err.strip().splitlines()[-1].startswith("mlssl: interrupted; ")
+    said = capfd.readouterr().err.strip().splitlines()
+    assert "mlssl: ending after this step; Ctrl-C once more ends at once" in said
+    assert said[-1].startswith("mlssl: interrupted; the last checkpoint is ")
     (checkpoint,) = Path("runs").glob("*/checkpoints/last.ckpt")
     assert steps_of(checkpoint) == 1
 
 
-def test_ctrl_c_means_what_it_meant_before_once_a_command_is_over():
-    with Interrupts():
-        assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+def test_a_second_ctrl_c_ends_at_once_and_then_it_means_what_it_meant_before():
+    with Interrupts() as interrupts:
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        interrupts.on_train_start()
+        signal.raise_signal(signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -1,4 +1,4 @@
-"""Ctrl-C that ends a run wherever it falls."""
+"""Ctrl-C that ends a run cleanly, wherever it falls."""
 
 from __future__ import annotations
 
@@ -10,16 +10,20 @@ from typing import Any
 
 import lightning as L
 
+_SAID = b"\nmlssl: ending after this step; Ctrl-C once more ends at once\n"
+
 
 class Interrupts(L.Callback):
-    """While entered, a Ctrl-C that Python drops is raised again at the next step, and reaches this process alone.
+    """While entered, Ctrl-C ends a training before its next step, and anything else, or a second time, at once.
 
-    Python drops the KeyboardInterrupt of a Ctrl-C that falls into a destructor or a fork, as when the workers of a
-    finished pass are ended, and the run would go on. A worker that has just been forked would die of its own.
+    A KeyboardInterrupt that is raised wherever the signal falls may tear a step apart, or be dropped: Python drops it
+    in a destructor, as when the workers of a finished pass are ended, and the run would go on. A worker that has just
+    been forked would die of it, or be left in the middle of an answer.
     """
 
     def __init__(self) -> None:
         self._process = os.getpid()
+        self._is_training = False
         self._came = False
 
     def __enter__(self) -> Interrupts:
@@ -30,23 +34,35 @@ class Interrupts(L.Callback):
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Leave the signal as it was; where Lightning ignores a second Ctrl-C, it stays ignored."""
+        """Leave the signal as it was; where Lightning ignores it after the first, it stays ignored."""
         if signal.getsignal(signal.SIGINT) == self._interrupt:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
+    def on_train_start(self, *_: Any, **__: Any) -> None:
+        """From here on there are steps to wait for."""
+        self._is_training = True
+
+    def on_train_end(self, *_: Any, **__: Any) -> None:
+        """No more."""
+        self._is_training = False
+
     def on_train_batch_start(self, *_: Any, **__: Any) -> None:
-        """Heed what was dropped since the last step."""
-        self._heed()
+        """End here if it was asked for."""
+        self._end()
 
     def on_validation_batch_start(self, *_: Any, **__: Any) -> None:
         """The same for whole images."""
-        self._heed()
+        self._end()
 
     def _interrupt(self, _signal: int, _frame: FrameType | None) -> None:
-        if os.getpid() == self._process:
+        if os.getpid() != self._process:
+            return
+        if self._is_training and not self._came:
             self._came = True
-            raise KeyboardInterrupt
+            os.write(2, _SAID)  # print may be in the middle of something
+            return
+        raise KeyboardInterrupt
 
-    def _heed(self) -> None:
+    def _end(self) -> None:
         if self._came:
             raise KeyboardInterrupt
