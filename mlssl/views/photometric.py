@@ -70,7 +70,7 @@ def branch_recipe(
     """Build the pipeline of one branch: crop, jitter, gray, blur, solarize, flip; nothing is normalised.
 
     For data sets and pipelines of one's own, to which steps can be added. `BlockViews` makes views of the same
-    distribution several times faster without it.
+    distribution somewhat faster without it.
 
     The pipeline is called as `pipeline(image=block)["image"]` with uint8 (H, W, C) of any size and gives uint8
     (S, S, C). Its draws come from `pipeline.set_random_state(numpy_generator, python_random)`; until that is called
