@@ -23,6 +23,7 @@ def features(path: Path, images: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.slow
+@pytest.mark.xfail(torch.__version__.startswith("2.8."), reason="such a graph is refused, see docs/export.md")
 def test_the_graph_takes_any_batch_and_any_size(tmp_path: Path) -> None:
     source = trained_module("test_vit", mean=[0.5, 0.5, 0.5])
     path = tmp_path / "backbone.onnx"
