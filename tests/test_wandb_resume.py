@@ -21,7 +21,7 @@ from mlssl.runs import RUN_FOLDER_VARIABLE
 STEPS, DEATH = 3, 5
 """Steps of an epoch, and the step in which the process is killed."""
 
-WRITTEN = 8
+WRITTEN = 20
 """Seconds after which wandb's service has written to its file what it was told; a kill loses the last few."""
 
 WORDS = [
