@@ -92,6 +92,7 @@ FLOORS = {
         "report/verdicts",
         "views/__init__",
         "views/grid",
+        "views/hue",
         "views/photometric",
         "views/resizing",
         "data/__init__",

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mlssl.views.draws import Jitter, Operations
+from mlssl.views.hue import HueTurner
 from mlssl.views.resizing import resized
 
 Pixels = npt.NDArray[np.uint8]
@@ -24,9 +25,9 @@ class Renderer:
     Brightness, contrast and saturation are a·x + b·luma(x) + c each, and so is one after another as long as no value
     can leave 0–255, that is, for factors up to 1: such operations are applied in one pass, and rounded once.
 
-    Crops are resized as by Pillow, see `mlssl.views.resizing`. Hue turns in the 256 steps of 8-bit HSV, as in Pillow.
-    Saturation, hue and gray exist for three channels alone, taken as RGB; for any other number they are left out, and
-    contrast is taken about each channel's own mean.
+    For how crops are resized and hue turns see `mlssl.views.resizing` and `mlssl.views.hue`. Saturation, hue and gray
+    exist for three channels alone, taken as RGB; for any other number they are left out, and contrast is taken about
+    each channel's own mean.
 
     Args:
         size: Side S of a view in pixels.
@@ -39,8 +40,7 @@ class Renderer:
         # Fresh memory of this size would be mapped page by page at every operation.
         self._colour = np.empty((2, size, size, channels), np.uint8)
         self._gray = np.empty((2, size, size), np.uint8)
-        self._hue = np.zeros((size, size, channels), np.uint8)
-        self._hue[..., 0] = 1
+        self._turn_hue = HueTurner(size)
 
     def __call__(self, block: Pixels, operations: Operations, out: Pixels) -> None:
         """Render a view.
@@ -92,7 +92,7 @@ class Renderer:
                 view, luma = self._mapped(view, a, b, c), None
                 a, b, c = 1.0, 0.0, 0.0
             if name == "hue":
-                view = self._hue_turned(view, factor)
+                view = self._turn_hue(view, factor, out=view)
         return self._mapped(view, a, b, c)
 
     def _mapped(self, view: Pixels, a: float, b: float, c: float) -> Pixels:
@@ -102,16 +102,6 @@ class Renderer:
         matrix = np.array([[a + red, green, blue, c], [red, a + green, blue, c], [red, green, a + blue, c]])
         mapped: Pixels = cv2.transform(view, matrix, dst=self._other(view))
         return mapped
-
-    def _hue_turned(self, view: Pixels, turns: float) -> Pixels:
-        steps = round(turns * 256) % 256
-        if steps == 0:
-            return view
-        hsv = cv2.cvtColor(view, cv2.COLOR_RGB2HSV_FULL, dst=self._other(view))
-        np.multiply(self._hue, np.uint8(steps), out=view)
-        np.add(hsv, view, out=hsv)  # 8 bits wrap round as the circle does
-        turned: Pixels = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL, dst=view)
-        return turned
 
     def _jitter_channels(self, view: Pixels, jitters: tuple[tuple[Jitter, float], ...]) -> None:
         wanted = [jitter for jitter in jitters if jitter[0] in ("brightness", "contrast")]
