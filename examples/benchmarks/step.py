@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
 from mlssl import MultiLabelDataModule, MultiLabelSSLModule
-from mlssl.data.datamodule import DatasetName
+from mlssl.data.formats import DatasetName
 from mlssl.runs import default_precision
 
 WARM = 2

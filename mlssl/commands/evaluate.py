@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from mlssl.backbones import Pooling
 from mlssl.commands.results import Found, print_table, write_results
-from mlssl.data.datamodule import DatasetName, MultiLabelDataModule
+from mlssl.data.datamodule import MultiLabelDataModule
+from mlssl.data.formats import DatasetName
 from mlssl.data.records import Records
 from mlssl.evaluation.features import Features, extract_features
 from mlssl.evaluation.few_labels import check_fractions, few_labels_probe

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mlssl.data.datamodule import DatasetName, MultiLabelDataModule
+from mlssl.data.datamodule import MultiLabelDataModule
+from mlssl.data.formats import DatasetName
 from mlssl.data.packing import ARCHIVE_MEGABYTES, pack_shards
 
 

@@ -2,9 +2,9 @@
 
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -12,24 +12,13 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from mlssl.data.bad_images import BadImages, find_bad_images
-from mlssl.data.coco import read_coco
-from mlssl.data.corel5k import frequent_labels, read_corel5k
 from mlssl.data.datasets import EpochSampler, ImageDataset, ViewDataset, collated
-from mlssl.data.files import read_folder
+from mlssl.data.formats import DatasetName, check_source, read_sets
 from mlssl.data.images import BadImageError
 from mlssl.data.loader import PartialLoader, ResumableLoader
-from mlssl.data.manifest import read_manifest
 from mlssl.data.records import Records
-from mlssl.data.shards import has_split, read_shards
-from mlssl.data.synthetic import synthetic_scenes
-from mlssl.data.voc import read_voc
 from mlssl.distributed import gather_objects, rank, world_size
 from mlssl.views.blocks import BlockViews
-
-DatasetName = Literal["synthetic", "coco", "voc", "corel5k", "manifest", "folder", "shards"]
-
-NUM_SCENES = {"train": 2000, "test": 500}
-"""Synthetic scenes of a split: a few minutes of training, and a test set that is read in seconds."""
 
 MAX_WORKERS = 8
 """Worker processes at most, where the user does not say, so that a run does not take all of a large machine."""
@@ -105,7 +94,9 @@ class MultiLabelDataModule(L.LightningDataModule):
         if on_bad_image not in ("stop", "skip"):
             raise ValueError(f"on_bad_image={on_bad_image!r} was given: pass 'stop' or 'skip'.")
         if train is None:
-            _check_source(dataset, root, val, probe_train)
+            if val is not None or probe_train is not None:
+                raise ValueError("val or probe_train was given without train: pass train=Records(…) too.")
+            check_source(dataset, root)
         else:
             _check_own(
                 {"train": train, "val": val, "probe_train": probe_train},
@@ -147,7 +138,8 @@ class MultiLabelDataModule(L.LightningDataModule):
         if self._is_set_up:
             return
         if self.train_records is None:
-            train, val = self._read()
+            wanted = ("dataset", "root", "train_split", "val_split", "min_images_per_class")
+            train, val = read_sets(*(self.hparams[name] for name in wanted))
             _check_classes({"train": train, "val": val})
             self.train_records, self.val_records = train, val
         else:  # readers have looked for the files already
@@ -235,24 +227,6 @@ class MultiLabelDataModule(L.LightningDataModule):
         )
         sampler.set_epoch(self.trainer.current_epoch if self.trainer else 0)
         return self._image_loader(dataset, sampler=sampler)
-
-    def _read(self) -> tuple[Records, Records | None]:
-        hparams = self.hparams
-        source = _FORMATS[hparams["dataset"]]
-        root = hparams["root"] or "."
-        default = source.val(root) if callable(source.val) else source.val
-        val_split = default if hparams["val_split"] is None else hparams["val_split"]
-        train = source.read(root, source.train if hparams["train_split"] is None else hparams["train_split"], None)
-        val = source.read(root, val_split, train.classes or None) if val_split else None
-        least = hparams["min_images_per_class"]
-        if least is None:
-            return train, val
-        if val is None:
-            raise ValueError(f"min_images_per_class={least} counts val images too, and there are none: leave it out.")
-        kept = frequent_labels(train, val, *least)
-        if not kept:
-            raise ValueError(f"No class has {least[0]} train and {least[1]} val images: lower min_images_per_class.")
-        return train.with_classes(kept), val.with_classes(kept)
 
     def _records(self) -> tuple[Records, Records | None]:
         self.setup()
@@ -346,31 +320,6 @@ class MultiLabelDataModule(L.LightningDataModule):
         )
 
 
-class _Format(NamedTuple):
-    read: Callable[[str, str, Sequence[str] | None], Records]
-    """Root, split and, for a val set, the classes of the training set, which a manifest does not list itself."""
-    train: str
-    val: str | Callable[[str], str]
-    """A split, or a function of the root that tells it."""
-
-
-_FORMATS = {
-    "synthetic": _Format(
-        lambda _root, split, _: synthetic_scenes(split, count=NUM_SCENES.get(split, 1)), "train", "test"
-    ),
-    "coco": _Format(lambda root, split, _: read_coco(root, split), "train2017", "val2017"),
-    "voc": _Format(lambda root, split, _: read_voc(root, split), "2012/trainval", "2007/test"),
-    "corel5k": _Format(lambda root, split, _: read_corel5k(root, split), "train", "test"),
-    "manifest": _Format(
-        lambda root, split, classes: read_manifest(Path(root) / split, classes), "train.csv", "val.csv"
-    ),
-    "folder": _Format(lambda root, split, _: read_folder(Path(root) / split), "", ""),
-    "shards": _Format(
-        lambda root, split, _: read_shards(root, split), "train", lambda root: "val" if has_split(root, "val") else ""
-    ),
-}
-
-
 def _height_width(size: int | tuple[int, int]) -> tuple[int, int]:
     both = (size, size) if isinstance(size, int) else tuple(size)
     if len(both) != 2 or min(both) < 1:
@@ -395,18 +344,6 @@ def _check_numbers(**numbers: tuple[float | None, int]) -> None:
     for name, (value, least) in numbers.items():
         if value is not None and value < least:
             raise ValueError(f"{name}={value} was given: pass a number of at least {least}.")
-
-
-def _check_source(dataset: str, root: str | None, val: Records | None, probe_train: Records | None) -> None:
-    if val is not None or probe_train is not None:
-        raise ValueError("val or probe_train was given without train: pass train=Records(…) too.")
-    if dataset not in _FORMATS:
-        raise ValueError(f"dataset={dataset!r} is unknown: pass one of {', '.join(_FORMATS)}, or train=Records(…).")
-    if root is None and dataset != "synthetic":
-        raise ValueError(f"dataset={dataset!r} needs the folder that holds it: pass root (--data.root FOLDER).")
-    if root is not None and dataset == "synthetic":
-        others = ", ".join(name for name in _FORMATS if name != "synthetic")
-        raise ValueError(f"root={root!r} was given, and drawn scenes have no files: say which dataset it is, {others}.")
 
 
 def _check_own(sets: dict[str, Records | None], **of_files: object) -> None:

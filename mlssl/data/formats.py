@@ -1,0 +1,95 @@
+"""Data sets by the names of their formats: which reader, which splits, and both sets of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from mlssl.data.coco import read_coco
+from mlssl.data.corel5k import frequent_labels, read_corel5k
+from mlssl.data.files import read_folder
+from mlssl.data.manifest import read_manifest
+from mlssl.data.records import Records
+from mlssl.data.shards import has_split, read_shards
+from mlssl.data.synthetic import synthetic_scenes
+from mlssl.data.voc import read_voc
+
+DatasetName = Literal["synthetic", "coco", "voc", "corel5k", "manifest", "folder", "shards"]
+
+NUM_SCENES = {"train": 2000, "test": 500}
+"""Synthetic scenes of a split: a few minutes of training, and a test set that is read in seconds."""
+
+
+def check_source(dataset: str, root: str | None) -> None:
+    """Raise ValueError if there is no such format, or it needs a root and got none, or got one and needs none."""
+    if dataset not in _FORMATS:
+        raise ValueError(f"dataset={dataset!r} is unknown: pass one of {', '.join(_FORMATS)}, or train=Records(…).")
+    if root is None and dataset != "synthetic":
+        raise ValueError(f"dataset={dataset!r} needs the folder that holds it: pass root (--data.root FOLDER).")
+    if root is not None and dataset == "synthetic":
+        others = ", ".join(name for name in _FORMATS if name != "synthetic")
+        raise ValueError(f"root={root!r} was given, and drawn scenes have no files: say which dataset it is, {others}.")
+
+
+def read_sets(
+    dataset: DatasetName,
+    root: str | None = None,
+    train_split: str | None = None,
+    val_split: str | None = None,
+    min_images_per_class: tuple[int, int] | None = None,
+) -> tuple[Records, Records | None]:
+    """Read the training set and, unless ``val_split`` is ``""`` or the format has none by default, the val set.
+
+    Args:
+        dataset: Format.
+        root: Folder or address that its reader describes; not for ``synthetic``.
+        train_split: By default that of the format.
+        val_split: Likewise.
+        min_images_per_class: Keep only classes with at least so many train and so many val images.
+
+    Raises:
+        ValueError: On unknown splits, and if no class is frequent enough.
+        FileNotFoundError: If a folder or file is missing.
+    """
+    source, root = _FORMATS[dataset], root or "."
+    default = source.val(root) if callable(source.val) else source.val
+    val_split = default if val_split is None else val_split
+    train = source.read(root, source.train if train_split is None else train_split, None)
+    val = source.read(root, val_split, train.classes or None) if val_split else None
+    if min_images_per_class is None:
+        return train, val
+    least_train, least_val = min_images_per_class
+    if val is None:
+        raise ValueError(
+            f"min_images_per_class={min_images_per_class} counts val images too, and there are none: leave it out."
+        )
+    kept = frequent_labels(train, val, least_train, least_val)
+    if not kept:
+        raise ValueError(f"No class has {least_train} train and {least_val} val images: lower min_images_per_class.")
+    return train.with_classes(kept), val.with_classes(kept)
+
+
+class _Format(NamedTuple):
+    read: Callable[[str, str, Sequence[str] | None], Records]
+    """Root, split and, for a val set, the classes of the training set, which a manifest does not list itself."""
+    train: str
+    val: str | Callable[[str], str]
+    """A split, or a function of the root that tells it."""
+
+
+_FORMATS = {
+    "synthetic": _Format(
+        lambda _root, split, _: synthetic_scenes(split, count=NUM_SCENES.get(split, 1)), "train", "test"
+    ),
+    "coco": _Format(lambda root, split, _: read_coco(root, split), "train2017", "val2017"),
+    "voc": _Format(lambda root, split, _: read_voc(root, split), "2012/trainval", "2007/test"),
+    "corel5k": _Format(lambda root, split, _: read_corel5k(root, split), "train", "test"),
+    "manifest": _Format(
+        lambda root, split, classes: read_manifest(Path(root) / split, classes), "train.csv", "val.csv"
+    ),
+    "folder": _Format(lambda root, split, _: read_folder(Path(root) / split), "", ""),
+    "shards": _Format(
+        lambda root, split, _: read_shards(root, split), "train", lambda root: "val" if has_split(root, "val") else ""
+    ),
+}
