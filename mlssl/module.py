@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mlssl.backbones import build_backbone, built_as, check_image_size, feature_width, pixel_statistics
-from mlssl.data.records import ImageBatch, ViewBatch, check_image_batch, check_view_batch
+from mlssl.data.batches import ImageBatch, ViewBatch, check_image_batch, check_view_batch
 from mlssl.distributed import gather, gather_with_gradient, is_sharded, rank, sum_over_devices, world_size
 from mlssl.heads import predictor, projector
 from mlssl.losses import (
@@ -28,7 +28,7 @@ from mlssl.recompute import in_parts
 class MultiLabelSSLModule(L.LightningModule):
     """Pre-train a backbone on multi-label images (arXiv 2506.23156).
 
-    Takes batches of block-wise augmented views, see :class:`mlssl.data.records.ViewBatch`, and under several devices
+    Takes batches of block-wise augmented views, see :class:`mlssl.data.batches.ViewBatch`, and under several devices
     compares every anchor with the keys of all of them. ``.backbone`` is the part to take away.
 
     Args:

@@ -97,6 +97,7 @@ FLOORS = {
         "views/photometric",
         "views/resizing",
         "data/__init__",
+        "data/batches",
         "data/images",
         "data/records",
         "evaluation/__init__",

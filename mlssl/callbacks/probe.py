@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
-from mlssl.data.records import check_image_batch
+from mlssl.data.batches import check_image_batch
 from mlssl.distributed import is_sharded, sum_over_devices, world_size
 from mlssl.evaluation.features import eval_mode, image_features
 from mlssl.evaluation.metrics import MultiLabelScores

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, SequentialSampler, Subset
 from tqdm import tqdm
 
 from mlssl.backbones import Pooling, check_image_size, pooled_features
-from mlssl.data.records import check_image_batch
+from mlssl.data.batches import check_image_batch
 from mlssl.evaluation.cache import FeatureCache
 from mlssl.evaluation.metrics import first_places
 
@@ -48,7 +48,7 @@ def extract_features(
     Args:
         model: `MultiLabelSSLModule`, or any object with `backbone`, a network from normalised images to features, and
             `normalize`, a function from uint8 images (n, 3, H, W) to what the backbone takes.
-        loader: Batches as `mlssl.data.records.ImageBatch`, labels in all of them or in none; the size of the images may
+        loader: Batches as `mlssl.data.batches.ImageBatch`, labels in all of them or in none; the size of the images may
             differ from one batch to the next.
         pooling: Over the last feature map: average, maximum, or the mean of both (as in published linear evaluation).
         dtype: Of the features that are kept: float32, or float16 in half the room.

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from mlssl.data.images import decode_rgb
-from mlssl.data.records import Records, check_files, check_image_batch, check_view_batch
+from mlssl.data.records import Records, check_files
 
 PATHS = ["a.jpg", "b/c.png", "d.jpg"]
 LABELS = [[1, 0], [0, -1], [0, 0]]
@@ -234,84 +234,3 @@ def test_files_are_looked_for_by_folder(tmp_path: Path) -> None:
         check_files(tmp_path, ["a.jpg", "in/a.jpg", "no/b.jpg", "b.jpg"], Path("list.txt"))
     with pytest.raises(FileNotFoundError, match=r"no folder '.*gone': put the images there that 'list.txt' names"):
         check_files(tmp_path / "gone", ["a.jpg"], Path("list.txt"))
-
-
-# ---------------------------------------------------------------------- the batches' contract
-
-
-def view_batch(**changes: Any) -> dict[str, Any]:
-    batch = {
-        "views": torch.zeros(2, 2, 4, 3, 8, 8, dtype=torch.uint8),
-        "image_ids": torch.tensor([4, 9]),
-        "labels": torch.tensor([[1, 0, -1], [0, 0, 1]], dtype=torch.int8),
-    }
-    return {key: value for key, value in {**batch, **changes}.items() if value is not None}
-
-
-def image_batch(**changes: Any) -> dict[str, Any]:
-    batch = view_batch(**{"image": torch.zeros(2, 3, 6, 8, dtype=torch.uint8), **changes})
-    del batch["views"]
-    return batch
-
-
-@pytest.mark.parametrize("labels", [None, torch.ones(2, 3, dtype=torch.bool), torch.zeros(2, 3, dtype=torch.int64)])
-def test_accepts_batches_that_keep_the_contract(labels: torch.Tensor | None) -> None:
-    check_view_batch(view_batch(labels=labels, path=["further", "keys"]))
-    check_image_batch(image_batch(labels=labels), num_labels=3)
-
-
-WRONG_IN_BOTH = [
-    ({"image_ids": None}, ValueError, r"lacks \['image_ids'\]"),
-    ({"image_ids": [4, 9]}, TypeError, "'image_ids' is of type list, not int64"),
-    ({"image_ids": torch.zeros(2)}, TypeError, "'image_ids' is Tensor of torch.float32"),
-    ({"image_ids": torch.arange(3)}, ValueError, r"'image_ids' has shape \(3,\) for 2 images"),
-    ({"image_ids": torch.tensor([4, 4])}, ValueError, "'image_ids' repeats 1 of 2 ids"),
-    ({"labels": torch.zeros(2, 3)}, TypeError, "'labels' is Tensor of torch.float32 .*neither bool nor integer"),
-    ({"labels": [[1], [0]]}, TypeError, "'labels' is of type list"),
-    ({"labels": torch.zeros(2, dtype=torch.int8)}, ValueError, r"'labels' has shape \(2,\) for 2 images"),
-    ({"labels": torch.zeros(3, 3, dtype=torch.int8)}, ValueError, r"'labels' has shape \(3, 3\) for 2 images"),
-    ({"labels": torch.zeros(2, 0, dtype=torch.int8)}, ValueError, r"'labels' has shape \(2, 0\)"),
-    ({"labels": torch.zeros(2, 4, dtype=torch.int8)}, ValueError, "'labels' has 4 columns where L = 3 was expected"),
-    ({"labels": torch.full((2, 3), 2)}, ValueError, "'labels' holds the values 2"),
-]
-
-
-@pytest.mark.parametrize(
-    ("changes", "error", "sentence"),
-    [
-        *WRONG_IN_BOTH,
-        ({"views": None}, ValueError, r"has the keys \['image_ids', 'labels'\] and lacks \['views'\]"),
-        ({"views": torch.zeros(2, 2, 4, 3, 8, 8)}, TypeError, "'views' is Tensor of torch.float32 .*not uint8"),
-        ({"views": torch.zeros(2, 8, 3, 8, 8, dtype=torch.uint8)}, ValueError, r"'views' has shape \(2, 8, 3, 8, 8\)"),
-        ({"views": torch.zeros(2, 3, 4, 3, 8, 8, dtype=torch.uint8)}, ValueError, r"shape \(2, 3, 4, 3, 8, 8\)"),
-        ({"views": torch.zeros(2, 2, 4, 3, 8, 9, dtype=torch.uint8)}, ValueError, r"shape \(2, 2, 4, 3, 8, 9\)"),
-        ({"views": torch.zeros(2, 2, 0, 3, 8, 8, dtype=torch.uint8)}, ValueError, "which holds no pixel"),
-    ],
-)
-def test_a_wrong_training_batch_is_answered_with_the_contract(
-    changes: dict[str, Any], error: type[Exception], sentence: str
-) -> None:
-    with pytest.raises(error, match=rf"(?s){sentence}.*A training batch is a mapping with.*uint8 \(B, A, K, C, S, S\)"):
-        check_view_batch(view_batch(**changes), num_labels=3)
-
-
-@pytest.mark.parametrize(
-    ("changes", "error", "sentence"),
-    [
-        *WRONG_IN_BOTH,
-        ({"image": None}, ValueError, r"lacks \['image'\]"),
-        ({"image": torch.zeros(2, 3, 6, 8)}, TypeError, "'image' is Tensor of torch.float32 .*not uint8"),
-        ({"image": torch.zeros(2, 6, 8, dtype=torch.uint8)}, ValueError, r"'image' has shape \(2, 6, 8\)"),
-        ({"image": torch.zeros(2, 3, 0, 8, dtype=torch.uint8)}, ValueError, "which holds no pixel"),
-    ],
-)
-def test_a_wrong_evaluation_batch_is_answered_with_the_contract(
-    changes: dict[str, Any], error: type[Exception], sentence: str
-) -> None:
-    with pytest.raises(error, match=rf"(?s){sentence}.*An evaluation batch is a mapping with"):
-        check_image_batch(image_batch(**changes), num_labels=3)
-
-
-def test_a_batch_that_is_no_mapping_is_answered_with_the_contract() -> None:
-    with pytest.raises(TypeError, match=r"a batch of type list was given\. A training batch is a mapping"):
-        check_view_batch([torch.zeros(2)])

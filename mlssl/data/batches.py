@@ -1,0 +1,111 @@
+"""Batches: what the module trains and evaluates on, and the check that they are that."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypedDict
+
+import torch
+from torch import Tensor
+
+VIEW_BATCH_CONTRACT = """A training batch is a mapping with
+  "views":     uint8 (B, A, K, C, S, S), A = 2 branches, K blocks of each image, S × S pixels
+  "image_ids": int64 (B,), no id twice
+  "labels":    bool or integer (B, L) of 1 present, 0 absent, -1 unknown; leave the key out where there are none"""
+
+IMAGE_BATCH_CONTRACT = """An evaluation batch is a mapping with
+  "image":     uint8 (B, C, H, W), whole images of one size
+  "image_ids": int64 (B,), no id twice
+  "labels":    bool or integer (B, L) of 1 present, 0 absent, -1 unknown; leave the key out where there are none"""
+
+
+class _LabelledBatch(TypedDict, total=False):
+    labels: Tensor  # bool or integer (B, L)
+
+
+class ViewBatch(_LabelledBatch):
+    """What a training step takes; `labels` (B, L) are there only if the images have some."""
+
+    views: Tensor  # uint8 (B, A, K, C, S, S)
+    image_ids: Tensor  # int64 (B,)
+
+
+class ImageBatch(_LabelledBatch):
+    """What an evaluation step takes; `labels` (B, L) are there only if the images have some."""
+
+    image: Tensor  # uint8 (B, C, H, W)
+    image_ids: Tensor  # int64 (B,)
+
+
+def check_view_batch(batch: object, num_labels: int | None = None) -> None:
+    """Check that a training batch keeps the contract, which ends every message; meant for the first batch of a run.
+
+    Args:
+        batch: The mapping described by `VIEW_BATCH_CONTRACT`; further keys are ignored.
+        num_labels: L that labels must have where there are some. None: any.
+
+    Raises:
+        TypeError: No mapping, something that is no tensor, or a tensor of another kind of number.
+        ValueError: A missing key, another shape, ids that repeat, or other label values.
+    """
+    _check(batch, "views", VIEW_BATCH_CONTRACT, num_labels)
+
+
+def check_image_batch(batch: object, num_labels: int | None = None) -> None:
+    """Check that an evaluation batch keeps the contract, which ends every message; meant for the first batch of a run.
+
+    Args:
+        batch: The mapping described by `IMAGE_BATCH_CONTRACT`; further keys are ignored.
+        num_labels: L that labels must have where there are some. None: any.
+
+    Raises:
+        TypeError: No mapping, something that is no tensor, or a tensor of another kind of number.
+        ValueError: A missing key, another shape, ids that repeat, or other label values.
+    """
+    _check(batch, "image", IMAGE_BATCH_CONTRACT, num_labels)
+
+
+def _check(batch: object, key: str, contract: str, num_labels: int | None) -> None:
+    if not isinstance(batch, Mapping):
+        raise TypeError(f"a batch of type {type(batch).__name__} was given. {contract}")
+    missing = [name for name in (key, "image_ids") if name not in batch]
+    if missing:
+        raise ValueError(f"the batch has the keys {sorted(map(str, batch))} and lacks {missing}. {contract}")
+    pixels, image_ids, labels = batch[key], batch["image_ids"], batch.get("labels")
+    if not isinstance(pixels, Tensor) or pixels.dtype != torch.uint8:
+        raise TypeError(f"{key!r} is {_describe(pixels)}, not uint8. {contract}")
+    if not _is_batch_of_views(pixels) if key == "views" else pixels.ndim != 4:
+        raise ValueError(f"{key!r} has shape {tuple(pixels.shape)}. {contract}")
+    if pixels.numel() == 0:
+        raise ValueError(f"{key!r} has shape {tuple(pixels.shape)}, which holds no pixel. {contract}")
+    if not isinstance(image_ids, Tensor) or image_ids.dtype != torch.int64:
+        raise TypeError(f"'image_ids' is {_describe(image_ids)}, not int64. {contract}")
+    if image_ids.shape != pixels.shape[:1]:
+        raise ValueError(f"'image_ids' has shape {tuple(image_ids.shape)} for {len(pixels)} images. {contract}")
+    repeated = len(image_ids) - len(set(image_ids.tolist()))
+    if repeated:
+        raise ValueError(f"'image_ids' repeats {repeated} of {len(image_ids)} ids. {contract}")
+    if labels is not None:
+        _check_batch_labels(labels, len(pixels), num_labels, contract)
+
+
+def _is_batch_of_views(views: Tensor) -> bool:
+    return views.ndim == 6 and views.shape[1] == 2 and views.shape[4] == views.shape[5]
+
+
+def _check_batch_labels(labels: object, num_images: int, num_labels: int | None, contract: str) -> None:
+    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.is_complex():
+        raise TypeError(f"'labels' is {_describe(labels)}, neither bool nor integer. {contract}")
+    if labels.ndim != 2 or len(labels) != num_images or labels.shape[1] == 0:
+        raise ValueError(f"'labels' has shape {tuple(labels.shape)} for {num_images} images. {contract}")
+    if num_labels is not None and labels.shape[1] != num_labels:
+        raise ValueError(f"'labels' has {labels.shape[1]} columns where L = {num_labels} was expected. {contract}")
+    other = sorted(set(labels.flatten().tolist()) - {1, 0, -1})
+    if other:
+        raise ValueError(f"'labels' holds {other[0]}{' and others' if other[1:] else ''}. {contract}")
+
+
+def _describe(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"Tensor of {value.dtype} and shape {tuple(value.shape)}"
+    return f"of type {type(value).__name__}"
