@@ -38,7 +38,7 @@ class Processes:
             worker.submit(_in_group, call, rank, processes, str(store))
             for rank, worker in enumerate(self._workers[:processes])
         ]
-        wait(futures, timeout=180)  # also for those that fail later, so that the next call finds all of them free
+        wait(futures, timeout=300)  # also for those that fail later, so that the next call finds all of them free
         return [pickle.loads(future.result(timeout=0)) for future in futures]
 
     def close(self) -> None:
@@ -50,7 +50,7 @@ class Processes:
 def _in_group(call: bytes, rank: int, processes: int, store: str) -> bytes:
     function, arguments = pickle.loads(call)
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{store}", rank=rank, world_size=processes, timeout=timedelta(seconds=60))
+    dist.init_process_group("gloo", f"file://{store}", rank=rank, world_size=processes, timeout=timedelta(seconds=180))
     try:
         return pickle.dumps(function(*arguments))  # bytes, so that no tensor is shared between processes
     finally:

@@ -13,6 +13,14 @@ import torch
 from _gloo import Processes
 
 ROOT = Path(__file__).resolve().parent.parent
+MAX_WORKERS = 4
+"""Processes of `pytest -n auto` at most: each may start four more, and every one of them imports torch."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One a core, up to a few."""
+    return min(MAX_WORKERS, os.cpu_count() or 1)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
