@@ -21,6 +21,7 @@ from mlssl.commands.pack import pack
 from mlssl.commands.report import report
 from mlssl.commands.run import TRAINER_COMMANDS, TRAINER_HELP, RunCLI
 from mlssl.commands.views import views
+from mlssl.data.loader import is_of_workers
 
 USAGE = """usage: mlssl COMMAND [ARGUMENTS]
 
@@ -73,8 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as interrupt:
         print(f"mlssl: interrupted{f'; {interrupt}' if str(interrupt) else ''}", file=sys.stderr)
         return INTERRUPTED
-    except (ValueError, TypeError, OSError, ImportError, FloatingPointError, ArgumentError) as error:
-        if traceback:
+    except (ValueError, TypeError, OSError, ImportError, FloatingPointError, RuntimeError, ArgumentError) as error:
+        if traceback or (isinstance(error, RuntimeError) and not is_of_workers(error)):
             raise
         print(f"mlssl: error: {_last_line(error)}", file=sys.stderr)
         return 2

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import shutil
+import signal
 import struct
 import tempfile
 from collections.abc import Iterator
@@ -19,10 +20,12 @@ import torch
 import wandb
 import yaml
 from lightning.pytorch.loggers import WandbLogger
+from torch.utils.data import get_worker_info
 from wandb.proto.wandb_internal_pb2 import Record
 
 import mlssl.atomic
 from mlssl.cli import main
+from mlssl.data.records import Records
 from mlssl.metrics_file import read_metrics
 from mlssl.module import MultiLabelSSLModule
 from mlssl.runs import RUN_FOLDER_VARIABLE, logger_in_folder
@@ -312,6 +315,21 @@ def test_a_place_without_permission_is_said(capsys: pytest.CaptureFixture[str]) 
                 os.seteuid(0)
             Path(locked).chmod(0o755)
     assert "cannot be made for the run (Permission denied): pass another place" in capsys.readouterr().err
+
+
+def test_a_worker_that_dies_is_said_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def in_a_worker_die(records: Records, index: int) -> Any:
+        if get_worker_info() is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return records.decode(records.path(index))
+
+    monkeypatch.setattr(Records, "image", in_a_worker_die)  # which forked workers inherit
+    words = ("--data.num_workers", "1", "--data.val_split", "", "--trainer.max_epochs", "1")
+    assert main(["fit", *SMALL, *words, "--trainer.logger", "false"]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("mlssl: error: No batch came on rank 0: DataLoader worker (pid")
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_whole_and_says_so(

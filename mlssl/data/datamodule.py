@@ -164,8 +164,11 @@ class MultiLabelDataModule(L.LightningDataModule):
         if self._bad:
             self._say_skipped(gather_objects(self.skipped_images))
 
-    def on_exception(self, exception: BaseException) -> None:  # noqa: ARG002  Lightning names it
-        """Say the same of a run that ends otherwise."""
+    def on_exception(self, exception: BaseException) -> None:
+        """Say the same of a run that ends otherwise, and of a worker that died in which step of which rank."""
+        loader = self.trainer.train_dataloader if self.trainer else None
+        if isinstance(loader, ResumableLoader):
+            loader.say_where(exception)
         self._say_skipped([self.skipped_images])
 
     def train_dataloader(self) -> DataLoader[Any]:

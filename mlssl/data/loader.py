@@ -12,6 +12,8 @@ from mlssl.data.datasets import EpochSampler
 from mlssl.data.images import BadImageError
 from mlssl.distributed import rank, world_size
 
+_NO_BATCH = "No batch came"
+
 
 class ResumableLoader(DataLoader[Any]):
     """A DataLoader over an :class:`EpochSampler`, whose state is the epoch and the batches taken from it.
@@ -66,6 +68,14 @@ class ResumableLoader(DataLoader[Any]):
             self.sampler.start_in(self._epoch, self._taken * (self.batch_size or 1))
         return f"step {self._taken} of epoch {self._epoch}", _images_of_batch(self, 0)
 
+    def say_where(self, error: BaseException) -> None:
+        """Have an error of torch's about a worker name rank and images, where it did not come through a batch.
+
+        torch raises the death of a worker wherever the main thread is: most often in the middle of a step.
+        """
+        if _is_of_torch(error):
+            error.args = (_no_batch(error, *self._where()),)
+
 
 class PartialLoader(DataLoader[Any]):
     """A loader of whole images whose batches may lack some, and which leaves out one that lacks all.
@@ -102,6 +112,11 @@ class PartialLoader(DataLoader[Any]):
             )
 
 
+def is_of_workers(error: RuntimeError) -> bool:
+    """Whether the error says that no batch came: of the machine that the run is on, not of the code."""
+    return str(error).startswith(_NO_BATCH)
+
+
 def _saying_where(batches: Iterator[Any], where: Callable[[], tuple[str, list[str]]]) -> Iterator[Any]:
     """The same batches; an error names the rank and what `where` gives, the step and its images."""
     while True:
@@ -117,15 +132,23 @@ def _saying_where(batches: Iterator[Any], where: Callable[[], tuple[str, list[st
                 "its disk, and go on from the last checkpoint."
             ) from error
         except RuntimeError as error:
-            if not str(error).startswith("DataLoader "):  # torch's word on its workers, which names no image
+            if not _is_of_torch(error):
                 raise
-            step, images = where()
-            raise RuntimeError(
-                f"No batch came on rank {rank()}: {error}. {step.capitalize()} waited for {', '.join(images)}. Look at "
-                "these images and at the memory and the disk of this machine, use fewer num_workers, or a longer "
-                "timeout."
-            ) from error
+            raise RuntimeError(_no_batch(error, *where())) from error
         yield batch
+
+
+def _is_of_torch(error: BaseException) -> bool:
+    """Whether this is torch's word on its workers, which names no image."""
+    return type(error) is RuntimeError and str(error).startswith("DataLoader ")
+
+
+def _no_batch(error: BaseException, step: str, images: list[str]) -> str:
+    return (
+        f"{_NO_BATCH} on rank {rank()}: {str(error).strip().rstrip('.')}. {step.capitalize()} waited for "
+        f"{', '.join(images)}. Look at these images and at the memory and the disk of this machine, use fewer "
+        "num_workers, or a longer timeout."
+    )
 
 
 def _images_of_batch(loader: DataLoader[Any], number: int) -> list[str]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import re
 import signal
 import time
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import numpy as np
 import pytest
 from PIL import Image
@@ -16,6 +19,7 @@ from mlssl.data.datamodule import MultiLabelDataModule
 from mlssl.data.files import read_folder
 from mlssl.data.images import decode_rgb
 from mlssl.data.records import Records
+from mlssl.module import MultiLabelSSLModule
 
 IMAGES, BATCH, LONGEST = 12, 2, 60
 
@@ -60,6 +64,35 @@ def test_a_worker_that_dies_or_waits_ends_the_run_with_rank_and_images(
     assert time.monotonic() < start + LONGEST
     if settings:  # of a worker that died only the step that was waited for is known
         assert str(photos / "07.png") in str(caught.value)
+
+
+@pytest.mark.slow
+def test_the_death_of_a_worker_in_the_middle_of_a_step_is_said_as_at_a_batch(photos: Path, tmp_path: Path) -> None:
+    """torch raises it where the main thread is, which waits for no batch then."""
+    names = [path.name for path in sorted(photos.iterdir())]
+    records = Records(names, root=photos)
+
+    class Kill(L.Callback):
+        def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+            if trainer.global_step == 2:
+                os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
+                time.sleep(LONGEST)
+
+    data = MultiLabelDataModule(train=records, batch_size=BATCH, size=32, num_workers=2)
+    module = MultiLabelSSLModule("test_resnet", projection_dim=8, predictor_dim=4)
+    trainer = L.Trainer(
+        max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, callbacks=Kill(), default_root_dir=tmp_path,
+    )  # fmt: skip
+    sampler = data.train_dataloader().sampler
+    third = [str(records.path(index)) for _, index in list(sampler)[2 * BATCH : 3 * BATCH]]
+    with pytest.raises(RuntimeError) as caught:
+        trainer.fit(module, data)
+    assert re.match(
+        r"No batch came on rank 0: DataLoader worker \(pid \d+\) is killed by signal: Killed\. Step 2 of epoch 0 "
+        rf"waited for {re.escape(', '.join(third))}\. Look at these images and at the memory",
+        str(caught.value),
+    )
 
 
 def loader_of(kind: str, workers: int, photos: Path) -> Any:
