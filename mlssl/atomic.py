@@ -108,6 +108,12 @@ def files_written_aside(folder: str | os.PathLike[str], *, overwrite: bool = Fal
             folder.rmdir()
 
 
+def check_free(path: str | os.PathLike[str]) -> None:
+    """Raise FileExistsError if there is something at `path`, for who has much to do before it is written."""
+    if os.path.lexists(path):
+        raise FileExistsError(f"{os.fspath(path)!r} exists, and nothing in it was changed: choose another place")
+
+
 @contextmanager
 def folder_written_aside(folder: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a new folder beside `folder` to write to, however deep, and rename it once the block has ended well.
@@ -124,7 +130,7 @@ def folder_written_aside(folder: str | os.PathLike[str]) -> Iterator[Path]:
         OSError: If a file cannot be written otherwise.
     """
     folder = Path(folder)
-    _check_free(folder)
+    check_free(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
     aside.mkdir()
@@ -133,7 +139,7 @@ def folder_written_aside(folder: str | os.PathLike[str]) -> Iterator[Path]:
         for path in (aside, *aside.rglob("*")):
             if path.is_file() or os.name == "posix":
                 _flush(path)
-        _check_free(folder)
+        check_free(folder)
         aside.rename(folder)
     except BaseException as error:
         shutil.rmtree(aside)
@@ -142,11 +148,6 @@ def folder_written_aside(folder: str | os.PathLike[str]) -> Iterator[Path]:
         raise
     if os.name == "posix":
         _flush(folder.parent)
-
-
-def _check_free(path: Path) -> None:
-    if os.path.lexists(path):
-        raise FileExistsError(f"{str(path)!r} exists, and nothing in it was changed: choose another place")
 
 
 def _flush(path: Path) -> None:

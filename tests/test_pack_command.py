@@ -85,6 +85,8 @@ def test_a_folder_is_packed_without_a_val_set_and_trains(coco256: Path, capsys: 
         (["photos", "--dataset", "synthetic"], "dataset='synthetic' has no image files to pack: say which format"),
         (["photos", "--dataset", "shards"], "dataset='shards' has no image files to pack"),
         (["photos", "--megabytes", "0"], "megabytes=0 was given: pass the size of an archive, at least 1"),
+        (["nowhere", "--megabytes", "0"], "megabytes=0 was given"),  # before anything is read
+        (["nowhere", "-o", "."], "'.' exists, and nothing in it was changed: choose another place"),
         (["photos", "--megabytes", "many"], "many"),
         (["photos", "--dataset", "tfrecord"], "tfrecord"),
         ([], "root"),

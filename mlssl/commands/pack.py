@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mlssl.data.datamodule import MultiLabelDataModule
 from mlssl.data.formats import DatasetName
-from mlssl.data.packing import ARCHIVE_MEGABYTES, pack_shards
+from mlssl.data.packing import ARCHIVE_MEGABYTES, check_target, pack_shards
 
 
 def pack(
@@ -31,6 +31,7 @@ def pack(
     """
     if dataset in ("synthetic", "shards"):
         raise ValueError(f"dataset={dataset!r} has no image files to pack: say which format {root!r} has")
+    check_target(output, megabytes)
     data = MultiLabelDataModule(dataset, root, train_split=train_split, val_split=val_split)
     data.setup()
     assert data.train_records is not None

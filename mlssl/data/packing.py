@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from mlssl.atomic import folder_written_aside
+from mlssl.atomic import check_free, folder_written_aside
 from mlssl.data.records import Records, check_names
 from mlssl.data.shards import FORMAT, INDEX, LABELS, NUMBERS
 
@@ -45,13 +45,19 @@ def pack_shards(
         ValueError: `megabytes` is below 1, a path leads out of the root, or two images have the same path.
         FullDiskError: There is no space.
     """
-    if megabytes < 1:
-        raise ValueError(f"megabytes={megabytes} was given: pass the size of an archive, at least 1")
+    check_target(folder, megabytes)
     with folder_written_aside(folder) as aside:
         plans = {split: _planned(records, megabytes * MEGABYTE) for split, records in sets.items()}
         for split, records in sets.items():
             (aside / split).mkdir()
             _pack(records, plans[split], aside / split, split)
+
+
+def check_target(folder: str | os.PathLike[str], megabytes: int) -> None:
+    """Raise what `pack_shards` would, FileExistsError or ValueError, for who has large sets to read before."""
+    if megabytes < 1:
+        raise ValueError(f"megabytes={megabytes} was given: pass the size of an archive, at least 1")
+    check_free(folder)
 
 
 class _Plan(NamedTuple):
