@@ -149,7 +149,11 @@ def tiny_corel(tmp_path) -> Path:
             ["--dataset", "folder", "--size", "32", "--batch_size", "4", "--steps", "1", "--rounds", "1"],
             "TFLOP/s",
         ),
-        ("time_to_quality", ["--size", "32", "--epochs", "1", "--limit", "1", "--target", "0.1"], "mAP 0.1 {"),
+        (
+            "time_to_quality",
+            ["--size", "32", "--epochs", "3", "--limit", "1", "--target", "0.1", "--until_reached", "true"],
+            "mAP 0.1 {'way': 'ours', 'epoch': 1,",
+        ),
     ],
 )
 def test_a_benchmark_prints_its_rows(name, words, printed, photographs, tiny_corel, tmp_path, monkeypatch, capsys):
@@ -165,7 +169,9 @@ def test_a_benchmark_prints_its_rows(name, words, printed, photographs, tiny_cor
         torch.set_num_threads(threads)
         os.sched_setaffinity(0, cores)
         sys.modules.pop("authors_way", None)
-    assert printed in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert printed in out
+    assert "epoch 2" not in out  # the target was reached
 
 
 def test_every_benchmark_is_run_here():

@@ -89,9 +89,16 @@ class Turns(L.Callback):
     """Run the author's epoch before each of ours, and probe both after it."""
 
     def __init__(
-        self, data: MultiLabelDataModule, author: AuthorsRun | None, target: float, probe_from: int, result: Path
+        self,
+        data: MultiLabelDataModule,
+        author: AuthorsRun | None,
+        target: float,
+        until_reached: bool,
+        probe_from: int,
+        result: Path,
     ) -> None:
-        self.data, self.author, self.target, self.probe_from, self.result = data, author, target, probe_from, result
+        self.data, self.author, self.probe_from, self.result = data, author, probe_from, result
+        self.target, self.until_reached = target, until_reached
         self.clocks = {"ours": Clock(), "author": Clock()}
         self.rows: list[dict[str, Any]] = []
 
@@ -103,6 +110,8 @@ class Turns(L.Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.clocks["ours"].stop()
         self.note("ours", trainer.current_epoch, pl_module)
+        reached = self.first_above_target().values()
+        trainer.should_stop = self.until_reached and bool(reached) and all(reached)
 
     def author_epoch(self, epoch: int) -> None:
         self.clocks["author"].start()
@@ -122,9 +131,16 @@ class Turns(L.Callback):
               f"mAP {row['mAP']:.4f}", flush=True)  # fmt: skip
         self.result.write_text(json.dumps(self.rows, indent=1))
 
+    def first_above_target(self) -> dict[str, dict[str, Any] | None]:
+        """Each way's first row that reaches the target."""
+        ways = {row["way"]: None for row in self.rows}
+        return {
+            way: next((row for row in self.rows if row["way"] == way and row["mAP"] >= self.target), None)
+            for way in ways
+        }
+
     def summary(self) -> None:
-        for way in {row["way"]: None for row in self.rows}:
-            reached = next((row for row in self.rows if row["way"] == way and row["mAP"] >= self.target), None)
+        for way, reached in self.first_above_target().items():
             print(f"{way}: {f'mAP {self.target} {reached}' if reached else f'mAP {self.target} not reached'}")
 
 
@@ -132,6 +148,7 @@ def main(
     folder: Path,
     ways: Literal["both", "ours", "author"] = "both",
     target: float = 0.38,
+    until_reached: bool = False,
     epochs: int = 10,
     probe_from: int = 1,
     batch_size: int = 64,
@@ -147,6 +164,7 @@ def main(
         folder: Corel-5K.
         ways: Which of the two run.
         target: mAP to reach.
+        until_reached: End once all ways have reached it, rather than after the whole schedule.
         epochs: Of the schedule, which is the same for both.
         probe_from: First epoch that is probed.
         batch_size: Images a step.
@@ -163,10 +181,12 @@ def main(
     )  # fmt: skip
     data.setup()
     author = AuthorsRun(data, size, epochs, batch_size, workers, limit) if ways != "ours" else None
-    turns = Turns(data, author, target, probe_from, result)
+    turns = Turns(data, author, target, until_reached, probe_from, result)
     if ways == "author":
         for epoch in range(epochs):
             turns.author_epoch(epoch)
+            if until_reached and turns.first_above_target().get("author"):
+                break
     else:
         L.seed_everything(seed)
         trainer = L.Trainer(
