@@ -166,7 +166,7 @@ class MultiLabelDataModule(L.LightningDataModule):
 
     def on_exception(self, exception: BaseException) -> None:
         """Say the same of a run that ends otherwise, and of a worker that died in which step of which rank."""
-        loader = self.trainer.train_dataloader if self.trainer else None
+        loader = self.trainer.train_dataloader if self.trainer and self.trainer.training else None
         if isinstance(loader, ResumableLoader):
             loader.say_where(exception)
         self._say_skipped([self.skipped_images])

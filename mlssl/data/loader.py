@@ -113,8 +113,8 @@ class PartialLoader(DataLoader[Any]):
 
 
 def is_of_workers(error: RuntimeError) -> bool:
-    """Whether the error says that no batch came: of the machine that the run is on, not of the code."""
-    return str(error).startswith(_NO_BATCH)
+    """Whether the error says that no batch came or a worker died: a fault of the machine, not of the code."""
+    return str(error).startswith(_NO_BATCH) or _is_of_torch(error)
 
 
 def _saying_where(batches: Iterator[Any], where: Callable[[], tuple[str, list[str]]]) -> Iterator[Any]:
