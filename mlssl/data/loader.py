@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
@@ -11,6 +12,9 @@ from torch.utils.data import DataLoader, RandomSampler
 from mlssl.data.datasets import EpochSampler
 from mlssl.data.images import BadImageError
 from mlssl.distributed import rank, world_size
+
+SECONDS_BETWEEN_LOOKS = 5
+"""At which it is seen that a worker died, as torch does where there is no timeout."""
 
 _NO_BATCH = "No batch came"
 
@@ -49,7 +53,7 @@ class ResumableLoader(DataLoader[Any]):
                 sampler.start_in(sampler.epoch, self.steps_done() * size)
             self._epoch, first = sampler.go_on()
             self._taken = first // size
-        for batch in _saying_where(super().__iter__(), self._where):
+        for batch in _saying_where(_looking_after_workers(self, super().__iter__), self._where, self.timeout):
             self._taken += 1
             yield batch
 
@@ -97,7 +101,7 @@ class PartialLoader(DataLoader[Any]):
         def where() -> tuple[str, list[str]]:
             return f"batch {taken} of whole images", _images_of_batch(self, taken)
 
-        for batch in _saying_where(super().__iter__(), where):
+        for batch in _saying_where(_looking_after_workers(self, super().__iter__), where, self.timeout):
             taken, owed = taken + 1, owed + 1
             last = last if batch is None else batch
             if batch is None and not several:
@@ -117,8 +121,22 @@ def is_of_workers(error: RuntimeError) -> bool:
     return str(error).startswith(_NO_BATCH) or _is_of_torch(error)
 
 
-def _saying_where(batches: Iterator[Any], where: Callable[[], tuple[str, list[str]]]) -> Iterator[Any]:
+def _looking_after_workers(loader: DataLoader[Any], begin: Callable[[], Iterator[Any]]) -> Iterator[Any]:
+    """What `begin` gives, torch's own pass over the loader, that looks every few seconds whether its workers live.
+
+    With a timeout torch looks at its end alone and else trusts a handler of SIGCHLD, which it sets once in a process;
+    the Trainer takes it away at the end of a run, so that the next run would wait for a dead worker.
+    """
+    whole, loader.timeout = loader.timeout, min(loader.timeout, SECONDS_BETWEEN_LOOKS)
+    try:
+        return begin()
+    finally:
+        loader.timeout = whole
+
+
+def _saying_where(batches: Iterator[Any], where: Callable[[], tuple[str, list[str]]], timeout: float) -> Iterator[Any]:
     """The same batches; an error names the rank and what `where` gives, the step and its images."""
+    asked = time.monotonic()
     while True:
         try:
             batch = next(batches)
@@ -134,8 +152,13 @@ def _saying_where(batches: Iterator[Any], where: Callable[[], tuple[str, list[st
         except RuntimeError as error:
             if not _is_of_torch(error):
                 raise
+            if str(error).startswith("DataLoader timed out"):
+                if time.monotonic() < asked + timeout:
+                    continue  # all workers live
+                error.args = (f"DataLoader timed out after {timeout:g} seconds",)
             raise RuntimeError(_no_batch(error, *where())) from error
         yield batch
+        asked = time.monotonic()
 
 
 def _is_of_torch(error: BaseException) -> bool:

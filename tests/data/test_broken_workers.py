@@ -52,7 +52,11 @@ def decode_or_wait(path: Path) -> Any:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("decode", "settings", "what"),
-    [(decode_or_die, {}, r"worker \(pid.*(exited|killed)"), (decode_or_wait, {"timeout": 2}, "timed out after 2")],
+    [
+        (decode_or_die, {}, r"worker \(pid.*(exited|killed)"),
+        (decode_or_wait, {"timeout": 2}, "timed out after 2 seconds"),
+        (decode_or_wait, {"timeout": 7}, "timed out after 7 seconds"),
+    ],
 )
 def test_a_worker_that_dies_or_waits_ends_the_run_with_rank_and_images(
     decode: Any, settings: dict[str, Any], what: str, photos: Path
@@ -67,8 +71,29 @@ def test_a_worker_that_dies_or_waits_ends_the_run_with_rank_and_images(
 
 
 @pytest.mark.slow
-def test_the_death_of_a_worker_in_the_middle_of_a_step_is_said_as_at_a_batch(photos: Path, tmp_path: Path) -> None:
+def test_a_worker_that_dies_is_found_without_a_signal(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in the second run of a process: the Trainer takes torch's handler away at the end of the first."""
+    monkeypatch.setattr("torch.utils.data.dataloader._utils.signal_handling._set_SIGCHLD_handler", lambda: None)
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    start = time.monotonic()
+    try:
+        names = [path.name for path in sorted(photos.iterdir())]
+        with pytest.raises(
+            RuntimeError, match=r"No batch came on rank 0: DataLoader worker \(pid.*exited unexpectedly"
+        ):
+            list(batches(Records(names, root=photos, decode=decode_or_die)))
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    assert time.monotonic() < start + LONGEST
+
+
+@pytest.mark.slow
+def test_the_death_of_a_worker_in_the_middle_of_a_step_is_said_as_at_a_batch(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """torch raises it where the main thread is, which waits for no batch then."""
+    # As in the first run of a process.
+    monkeypatch.setattr("torch.utils.data._utils.signal_handling._SIGCHLD_handler_set", False)
     names = [path.name for path in sorted(photos.iterdir())]
     records = Records(names, root=photos)
 
