@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,12 @@ MAX_WORKERS = 4
 def pytest_xdist_auto_num_workers() -> int:
     """One a core, up to a few."""
     return min(MAX_WORKERS, os.cpu_count() or 1)
+
+
+def pytest_configure() -> None:
+    """Heed Ctrl-C, also where a shell started the tests in the background: what they start would ignore it too."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
