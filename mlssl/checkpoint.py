@@ -66,7 +66,8 @@ class RunCheckpoint(ModelCheckpoint):
     def __init__(self, *args: Any, save_on_exception: bool = True, **settings: Any) -> None:
         super().__init__(*args, save_on_exception=save_on_exception, **settings)  # type: ignore[misc]
         self._began = False
-        self._is_asked_to_end = False
+        self.is_asked_to_end = False
+        """Whether SIGTERM came to this process, one of several; on a single one it is the Trainer that knows."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Each run has to begin anew."""
@@ -76,14 +77,14 @@ class RunCheckpoint(ModelCheckpoint):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """From here on all states are restored, and what is saved is whole."""
         super().on_train_start(trainer, pl_module)
-        self._began, self._is_asked_to_end = True, False
+        self._began, self.is_asked_to_end = True, False
         # Lightning's own handler, which it puts back at the end, talks to the other processes while these may be in
         # another talk, and has each of them stop by itself: they would wait for each other.
         if trainer.world_size > 1 and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._on_sigterm)
 
     def _on_sigterm(self, *_: object) -> None:
-        self._is_asked_to_end = True
+        self.is_asked_to_end = True
 
     def on_train_batch_start(
         self,
@@ -93,7 +94,7 @@ class RunCheckpoint(ModelCheckpoint):
         batch_idx: int,  # noqa: ARG002
     ) -> None:
         """End before this step on all of several processes, where one of them was asked to."""
-        if trainer.world_size > 1 and trainer.strategy.reduce_boolean_decision(self._is_asked_to_end, all=False):
+        if trainer.world_size > 1 and trainer.strategy.reduce_boolean_decision(self.is_asked_to_end, all=False):
             raise SIGTERMException
 
     def on_train_batch_end(

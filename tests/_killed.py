@@ -10,7 +10,7 @@ import random
 import signal
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -25,16 +25,20 @@ from mlssl.metrics_file import MetricsFile
 from mlssl.module import MultiLabelSSLModule
 from mlssl.runs import steps_of
 
+Whom = Literal["itself", "a worker", "all"]
 STEPS, EVERY = 5, 2
 """Steps of an epoch, and steps between two checkpoints, which fall on every place of an epoch."""
 
 
 class Death(L.Callback):
-    """End the process by a signal at a random point of a random step: in a hook, or while a checkpoint is written."""
+    """Send a signal at a random point of a random step, in a hook or while a checkpoint is written.
 
-    def __init__(self, seed: int, number: signal.Signals) -> None:
+    To this process, to one of its workers, or to all of them, as a scheduler does.
+    """
+
+    def __init__(self, seed: int, number: signal.Signals, whom: Whom) -> None:
         self.left = random.Random(seed).randint(1, 14)
-        self.number = number
+        self.number, self.whom = number, whom
         self.flush = mlssl.atomic._flush
         mlssl.atomic._flush = self.on_flush
 
@@ -45,15 +49,25 @@ class Death(L.Callback):
 
     def strike(self, *_: Any, **__: Any) -> None:
         self.left -= 1
-        if self.left == 0:
-            os.kill(os.getpid(), self.number)
+        if self.left != 0:
+            return
+        if self.whom == "all":
+            os.killpg(0, self.number)
+        else:
+            os.kill(os.getpid() if self.whom == "itself" else youngest_worker(), self.number)
 
     on_train_batch_start = on_before_optimizer_step = on_train_batch_end = strike
     on_validation_batch_start = on_train_epoch_start = strike
 
 
-def run(folder: Path, epochs: int, seed: int | None, number: signal.Signals) -> None:
+def youngest_worker() -> int:
+    """A process of the loader of training, once it has begun: those of the first validation are older."""
+    return max(child.pid or 0 for child in multiprocessing.active_children())
+
+
+def run(folder: Path, epochs: int, seed: int | None, number: signal.Signals, whom: Whom) -> None:
     """Train from folder/last.ckpt, if there is one, to the end or to a death that `seed` chooses."""
+    os.setsid()  # a group of its own
     multiprocessing.set_start_method("fork", force=True)  # of the loader's workers, as where nobody says otherwise
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
@@ -71,7 +85,7 @@ def run(folder: Path, epochs: int, seed: int | None, number: signal.Signals) -> 
     probe = OnlineLinearProbe()
     callbacks = [probe, CollapseMonitor(), RandomState(), Throughput()]
     if seed is not None:
-        callbacks.append(Death(seed, number))
+        callbacks.append(Death(seed, number, whom))
     last = folder / "last.ckpt"
     saver = RunCheckpoint(dirpath=folder, filename="{step}", every_n_train_steps=EVERY, save_last=True)
     trainer = L.Trainer(

@@ -14,12 +14,18 @@ LONGEST = 300
 """Seconds after which a process counts as hanging."""
 
 
-def in_a_process(folder: Path, epochs: int, seed: int | None = None, number: signal.Signals = signal.SIGKILL) -> int:
+def in_a_process(
+    folder: Path,
+    epochs: int,
+    seed: int | None = None,
+    number: signal.Signals = signal.SIGKILL,
+    whom: _killed.Whom = "itself",
+) -> int:
     """Exit code of a fresh process that trained; the negative of a signal that ended it."""
     folder.mkdir(exist_ok=True)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["mlssl", "mlssl.callbacks"])
-    process = context.Process(target=_killed.run, args=(folder, epochs, seed, number))
+    process = context.Process(target=_killed.run, args=(folder, epochs, seed, number, whom))
     process.start()
     process.join(LONGEST)
     assert process.exitcode is not None, f"the process hangs after seed {seed}"
@@ -49,10 +55,21 @@ def test_a_run_that_is_killed_and_resumed_ends_with_the_same_bits(kills: int, ep
 
 
 @pytest.mark.slow
-def test_a_run_that_is_asked_to_end_saves_the_step_it_is_in(tmp_path: Path) -> None:
+@pytest.mark.parametrize("whom", ["itself", "all"])
+def test_a_run_that_is_asked_to_end_saves_the_step_it_is_in(whom: _killed.Whom, tmp_path: Path) -> None:
+    """Where the signal comes to the workers too, as `timeout` and schedulers send it, there is no next batch."""
     disturbed = tmp_path / "disturbed"
-    assert in_a_process(disturbed, 2, 1, signal.SIGTERM) == 0
+    assert in_a_process(disturbed, 2, 1, signal.SIGTERM, whom) == 0
     assert (disturbed / "last.ckpt").exists()
+    assert not (disturbed / "hash").exists(), "it ran to its end"
+    assert in_a_process(disturbed, 2) == 0
+    compare(disturbed, tmp_path / "undisturbed", 2)
+
+
+@pytest.mark.slow
+def test_a_run_whose_worker_dies_saves_a_whole_step(tmp_path: Path) -> None:
+    disturbed = tmp_path / "disturbed"
+    assert in_a_process(disturbed, 2, 5, whom="a worker") == 1
     assert not (disturbed / "hash").exists(), "it ran to its end"
     assert in_a_process(disturbed, 2) == 0
     compare(disturbed, tmp_path / "undisturbed", 2)

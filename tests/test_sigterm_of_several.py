@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 from pathlib import Path
@@ -22,16 +23,17 @@ from mlssl.distributed import rank
 from mlssl.module import MultiLabelSSLModule
 
 
-def trained(folder: Path, signalled: int | None) -> str | None:
+def trained(folder: Path, signalled: int | None, workers: int) -> str | None:
     """Two epochs on this process's share, on from folder/last.ckpt if there is one; a hash, or None of an ended run.
 
-    SIGTERM reaches one process alone, in the middle of step `signalled`.
+    SIGTERM reaches one process alone, and its loader's workers, in the middle of step `signalled`.
     """
 
     class Signalled(MultiLabelSSLModule):
         def training_step(self, batch: Any, batch_idx: int) -> Any:
             if rank() == 1 and self.global_step == signalled:
-                os.kill(os.getpid(), signal.SIGTERM)
+                for process in [os.getpid(), *(child.pid for child in multiprocessing.active_children())]:
+                    os.kill(process or 0, signal.SIGTERM)
             return super().training_step(batch, batch_idx)
 
     torch.manual_seed(0)
@@ -41,7 +43,7 @@ def trained(folder: Path, signalled: int | None) -> str | None:
         val=synthetic_scenes("test", size=32, count=6),
         batch_size=2,
         size=32,
-        num_workers=0,
+        num_workers=workers,
     )
     saver, last = RunCheckpoint(dirpath=folder, filename="{step}", save_last=True), folder / "last.ckpt"
     probe = OnlineLinearProbe()
@@ -67,15 +69,15 @@ def trained(folder: Path, signalled: int | None) -> str | None:
     return fingerprint([module.state_dict(), trainer.optimizers[0].state_dict(), probe.state_dict()])
 
 
-@pytest.mark.parametrize("step", [1, 3])
+@pytest.mark.parametrize(("step", "workers"), [(1, 0), (3, 0), (1, 1)])
 def test_processes_of_which_one_is_asked_to_end_save_the_same_step(
-    step: int, tmp_path: Path, processes: Processes
+    step: int, workers: int, tmp_path: Path, processes: Processes
 ) -> None:
     """Step 3 is the last of an epoch: its validation comes first."""
     disturbed = tmp_path / "disturbed"
-    assert processes.run(trained, disturbed, step) == [None, None]
+    assert processes.run(trained, disturbed, step, workers) == [None, None]
     saved = torch.load(disturbed / "last.ckpt", weights_only=True)
     assert saved["global_step"] == step + 1
-    found, expected = processes.run(trained, disturbed, None), processes.run(trained, tmp_path / "whole", None)
+    found, expected = (processes.run(trained, folder, None, workers) for folder in (disturbed, tmp_path / "whole"))
     assert None not in expected
     assert found == expected

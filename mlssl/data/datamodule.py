@@ -4,7 +4,7 @@ import os
 import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import lightning as L
 import torch
@@ -19,6 +19,8 @@ from mlssl.data.loader import PartialLoader, ResumableLoader
 from mlssl.data.records import Records
 from mlssl.distributed import gather_objects, rank, world_size
 from mlssl.views.blocks import BlockViews
+
+AnyLoader = TypeVar("AnyLoader", ResumableLoader, PartialLoader)
 
 MAX_WORKERS = 8
 """Worker processes at most, where the user does not say, so that a run does not take all of a large machine."""
@@ -164,11 +166,8 @@ class MultiLabelDataModule(L.LightningDataModule):
         if self._bad:
             self._say_skipped(gather_objects(self.skipped_images))
 
-    def on_exception(self, exception: BaseException) -> None:
-        """Say the same of a run that ends otherwise, and of a worker that died in which step of which rank."""
-        loader = self.trainer.train_dataloader if self.trainer and self.trainer.training else None
-        if isinstance(loader, ResumableLoader):
-            loader.say_where(exception)
+    def on_exception(self, exception: BaseException) -> None:  # noqa: ARG002
+        """Say the same of a run that ends otherwise."""
         self._say_skipped([self.skipped_images])
 
     def train_dataloader(self) -> DataLoader[Any]:
@@ -189,7 +188,6 @@ class MultiLabelDataModule(L.LightningDataModule):
             drop_last=True,
         )
         loader = self._loader(dataset, kind=ResumableLoader, sampler=sampler, drop_last=True, keep_workers=True)
-        assert isinstance(loader, ResumableLoader)
         if self.trainer:
             loader.steps_done = self._steps_done
         return loader
@@ -247,6 +245,12 @@ class MultiLabelDataModule(L.LightningDataModule):
     def _images_per_step(self) -> int:
         batch_size: int = self.hparams["batch_size"]
         return batch_size * (self.trainer.world_size if self.trainer else 1)
+
+    def _is_ending(self) -> bool:
+        """Whether SIGTERM came, which the Trainer heard or, on several devices, its ``RunCheckpoint``."""
+        assert self.trainer is not None
+        savers = self.trainer.checkpoint_callbacks
+        return self.trainer.received_sigterm or any(getattr(saver, "is_asked_to_end", False) for saver in savers)
 
     def _steps_done(self) -> int:
         """Steps of this epoch that the Trainer has behind it, more than 0 where it goes on from a checkpoint."""
@@ -306,11 +310,11 @@ class MultiLabelDataModule(L.LightningDataModule):
         dataset: Dataset[Any],
         *,
         keep_workers: bool = False,
-        kind: type[DataLoader[Any]] = DataLoader,
+        kind: type[AnyLoader],
         **settings: Any,
-    ) -> DataLoader[Any]:
+    ) -> AnyLoader:
         workers = self._num_workers()
-        return kind(
+        loader = kind(
             dataset,
             batch_size=self.hparams["batch_size"],
             num_workers=workers,
@@ -321,6 +325,9 @@ class MultiLabelDataModule(L.LightningDataModule):
             generator=torch.Generator(),  # else every pass over a loader would draw from the model's random state
             **settings,
         )
+        if self.trainer:
+            loader.is_ending = self._is_ending
+        return loader
 
 
 def _height_width(size: int | tuple[int, int]) -> tuple[int, int]:

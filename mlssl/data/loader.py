@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable, Iterator
 from itertools import islice
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from typing import Any
 
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch._C import _remove_worker_pids
 from torch.utils.data import DataLoader, RandomSampler
 
 from mlssl.data.datasets import EpochSampler
@@ -17,6 +22,7 @@ SECONDS_BETWEEN_LOOKS = 5
 """At which it is seen that a worker died, as torch does where there is no timeout."""
 
 _NO_BATCH = "No batch came"
+_OF_TORCH = ("DataLoader worker", "Pin memory thread")
 
 
 class ResumableLoader(DataLoader[Any]):
@@ -29,15 +35,21 @@ class ResumableLoader(DataLoader[Any]):
             loader.sampler.set_epoch(epoch)
             for batch in loader: ...
 
-    Under a Trainer, which counts the steps itself, `steps_done` is set to that count.
+    Under a Trainer, which counts the steps itself, `steps_done` is set to that count, and `is_ending` to whether the
+    run was asked to end: who sends SIGTERM to every process of a job ends the workers too, and no batch comes any more.
 
     Raises:
         RuntimeError: Where a worker dies or takes longer than `timeout`, with the rank and the images of the step.
+        SIGTERMException: Where workers are gone because the run was asked to end. On several devices the last batch
+            comes once more before: they agree on the end where each of them begins a step.
         OSError: Where a file is gone or cannot be read, with its name and the rank.
     """
 
     steps_done: Callable[[], int] | None = None
     """Gives the batches of the sampler's epoch that were used already; asked when a pass over the loader begins."""
+
+    is_ending: Callable[[], bool] | None = None
+    """Says whether the run was asked to end; asked where a worker is gone."""
 
     _epoch, _taken = 0, 0
 
@@ -53,7 +65,7 @@ class ResumableLoader(DataLoader[Any]):
                 sampler.start_in(sampler.epoch, self.steps_done() * size)
             self._epoch, first = sampler.go_on()
             self._taken = first // size
-        for batch in _saying_where(_looking_after_workers(self, super().__iter__), self._where, self.timeout):
+        for batch in _watched(self, super().__iter__, self._where, self.is_ending):
             self._taken += 1
             yield batch
 
@@ -72,14 +84,6 @@ class ResumableLoader(DataLoader[Any]):
             self.sampler.start_in(self._epoch, self._taken * (self.batch_size or 1))
         return f"step {self._taken} of epoch {self._epoch}", _images_of_batch(self, 0)
 
-    def say_where(self, error: BaseException) -> None:
-        """Have an error of torch's about a worker name rank and images, where it did not come through a batch.
-
-        torch raises the death of a worker wherever the main thread is: most often in the middle of a step.
-        """
-        if _is_of_torch(error):
-            error.args = (_no_batch(error, *self._where()),)
-
 
 class PartialLoader(DataLoader[Any]):
     """A loader of whole images whose batches may lack some, and which leaves out one that lacks all.
@@ -89,9 +93,13 @@ class PartialLoader(DataLoader[Any]):
 
     Raises:
         RuntimeError: Where a worker dies or takes longer than `timeout`, with the rank and the images of the batch.
+        SIGTERMException: Where, on a single device, workers are gone because the run was asked to end.
         OSError: Where a file is gone or cannot be read, with its name and the rank.
         BadImageError: On several devices, where this one gets no image that can be decoded.
     """
+
+    is_ending: Callable[[], bool] | None = None
+    """Says whether the run was asked to end; asked where a worker is gone, on a single device."""
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         """Batches that hold an image."""
@@ -101,7 +109,7 @@ class PartialLoader(DataLoader[Any]):
         def where() -> tuple[str, list[str]]:
             return f"batch {taken} of whole images", _images_of_batch(self, taken)
 
-        for batch in _saying_where(_looking_after_workers(self, super().__iter__), where, self.timeout):
+        for batch in _watched(self, super().__iter__, where, None if several else self.is_ending):
             taken, owed = taken + 1, owed + 1
             last = last if batch is None else batch
             if batch is None and not several:
@@ -117,61 +125,97 @@ class PartialLoader(DataLoader[Any]):
 
 
 def is_of_workers(error: RuntimeError) -> bool:
-    """Whether the error says that no batch came or a worker died: a fault of the machine, not of the code."""
-    return str(error).startswith(_NO_BATCH) or _is_of_torch(error)
+    """Whether the error says that no batch came: a fault of the machine, not of the code."""
+    return str(error).startswith(_NO_BATCH)
 
 
-def _looking_after_workers(loader: DataLoader[Any], begin: Callable[[], Iterator[Any]]) -> Iterator[Any]:
-    """What `begin` gives, torch's own pass over the loader, that looks every few seconds whether its workers live.
+def _watched(
+    loader: DataLoader[Any],
+    begin: Callable[[], Iterator[Any]],
+    where: Callable[[], tuple[str, list[str]]],
+    is_ending: Callable[[], bool] | None,
+) -> Iterator[Any]:
+    """What `begin` gives, torch's own pass over the loader; an error names the rank and the step and images of `where`.
 
-    With a timeout torch looks at its end alone and else trusts a handler of SIGCHLD, which it sets once in a process;
-    the Trainer takes it away at the end of a run, so that the next run would wait for a dead worker.
+    Every few seconds it is seen whether the workers live: with a timeout torch looks at its end alone.
     """
-    whole, loader.timeout = loader.timeout, min(loader.timeout, SECONDS_BETWEEN_LOOKS)
+    timeout, batch, asked = loader.timeout, None, time.monotonic()
+    loader.timeout = min(timeout, SECONDS_BETWEEN_LOOKS)
     try:
-        return begin()
+        batches = begin()
     finally:
-        loader.timeout = whole
-
-
-def _saying_where(batches: Iterator[Any], where: Callable[[], tuple[str, list[str]]], timeout: float) -> Iterator[Any]:
-    """The same batches; an error names the rank and what `where` gives, the step and its images."""
-    asked = time.monotonic()
+        loader.timeout = timeout
+    _raise_between_steps_alone(batches)
     while True:
         try:
             batch = next(batches)
         except StopIteration:
             return
-        except OSError as error:  # it names the file
-            kind = next(kind for kind in (FileNotFoundError, PermissionError, OSError) if isinstance(error, kind))
-            said = (str(error).strip() or type(error).__name__).splitlines()[-1]  # of a worker that sent its traceback
-            raise kind(
-                f"{said.removeprefix(f'{kind.__name__}: ')} on rank {rank()}, in {where()[0]}: look at this file and "
-                "its disk, and go on from the last checkpoint."
-            ) from error
-        except RuntimeError as error:
-            if not _is_of_torch(error):
-                raise
-            if str(error).startswith("DataLoader timed out"):
+        except (RuntimeError, OSError, EOFError) as error:
+            died = _dead_workers(batches, 1 if isinstance(error, (ConnectionError, EOFError)) else 0)
+            several = world_size() > 1
+            if died and is_ending is not None and is_ending() and not (several and batch is None):
+                if several:
+                    yield batch  # which no step will use
+                raise SIGTERMException from error
+            if not died and str(error).startswith("DataLoader timed out"):
                 if time.monotonic() < asked + timeout:
-                    continue  # all workers live
-                error.args = (f"DataLoader timed out after {timeout:g} seconds",)
-            raise RuntimeError(_no_batch(error, *where())) from error
+                    continue
+                said = f"DataLoader timed out after {timeout:g} seconds"
+            elif died or str(error).startswith(_OF_TORCH):
+                said = _said_of(died) or str(error).strip().rstrip(".")
+            elif isinstance(error, OSError):
+                raise _with_rank(error, where()[0]) from error
+            else:
+                raise
+            raise RuntimeError(_no_batch(said, *where())) from error
         yield batch
         asked = time.monotonic()
 
 
-def _is_of_torch(error: BaseException) -> bool:
-    """Whether this is torch's word on its workers, which names no image."""
-    return type(error) is RuntimeError and str(error).startswith("DataLoader ")
-
-
-def _no_batch(error: BaseException, step: str, images: list[str]) -> str:
-    return (
-        f"{_NO_BATCH} on rank {rank()}: {str(error).strip().rstrip('.')}. {step.capitalize()} waited for "
-        f"{', '.join(images)}. Look at these images and at the memory and the disk of this machine, use fewer "
-        "num_workers, or a longer timeout."
+def _with_rank(error: OSError, step: str) -> OSError:
+    """An error that names a file, told in one line."""
+    kind = next(kind for kind in (FileNotFoundError, PermissionError, OSError) if isinstance(error, kind))
+    said = (str(error).strip() or type(error).__name__).splitlines()[-1]  # of a worker that sent its traceback
+    return kind(
+        f"{said.removeprefix(f'{kind.__name__}: ')} on rank {rank()}, in {step}: look at this file and its disk, and "
+        "go on from the last checkpoint."
     )
+
+
+def _no_batch(said: str, step: str, images: list[str]) -> str:
+    return (
+        f"{_NO_BATCH} on rank {rank()}: {said}. {step.capitalize()} waited for {', '.join(images)}. Look at these "
+        "images and at the memory and the disk of this machine, use fewer num_workers, or a longer timeout."
+    )
+
+
+def _raise_between_steps_alone(batches: Any) -> None:
+    """Keep torch's handler of SIGCHLD from raising the death of these workers wherever the main thread is.
+
+    In the middle of a step it would tear the step apart whose weights are saved next, and in a destructor Python drops
+    it. It is raised where a batch is asked for, as it is anyway where a Trainer has taken the handler away.
+    """
+    if getattr(batches, "_worker_pids_set", False):
+        _remove_worker_pids(id(batches))
+        batches._worker_pids_set = False
+
+
+def _dead_workers(batches: Any, seconds: float) -> list[BaseProcess]:
+    """Workers that have ended by a signal or with an error; `seconds` are given to one that is about to."""
+    workers: dict[Any, BaseProcess] = {worker.sentinel: worker for worker in getattr(batches, "_workers", [])}
+    for sentinel in wait(workers, seconds):
+        workers[sentinel].join(1)  # what a process held is closed a moment before it has ended
+    return [worker for worker in workers.values() if worker.exitcode]
+
+
+def _said_of(died: list[BaseProcess]) -> str:
+    ends = []
+    for worker in died:
+        code = worker.exitcode or 0
+        end = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        ends.append(f"worker {worker.pid} {end}")
+    return " and ".join(ends)
 
 
 def _images_of_batch(loader: DataLoader[Any], number: int) -> list[str]:
