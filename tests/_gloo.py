@@ -38,7 +38,10 @@ class Processes:
             worker.submit(_in_group, call, rank, processes, str(store))
             for rank, worker in enumerate(self._workers[:processes])
         ]
-        wait(futures, timeout=300)  # also for those that fail later, so that the next call finds all of them free
+        ended, _ = wait(futures, timeout=300)  # also those that fail later, so that the next call finds all of them free
+        errors = {rank: future.exception() for rank, future in enumerate(futures) if future in ended}
+        said = "\n".join(f"rank {rank}: {error!r}" for rank, error in errors.items() if error is not None)
+        assert not said, said
         return [pickle.loads(future.result(timeout=0)) for future in futures]
 
     def close(self) -> None:
