@@ -38,7 +38,7 @@ class Processes:
             worker.submit(_in_group, call, rank, processes, str(store))
             for rank, worker in enumerate(self._workers[:processes])
         ]
-        ended, _ = wait(futures, timeout=300)  # also those that fail later, so that the next call finds all of them free
+        ended, _ = wait(futures, timeout=300)  # all, so that the next call finds them free
         errors = {rank: future.exception() for rank, future in enumerate(futures) if future in ended}
         said = "\n".join(f"rank {rank}: {error!r}" for rank, error in errors.items() if error is not None)
         assert not said, said
