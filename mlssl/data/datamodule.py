@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar
 import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from mlssl.data.bad_images import BadImages, find_bad_images
@@ -246,11 +247,12 @@ class MultiLabelDataModule(L.LightningDataModule):
         batch_size: int = self.hparams["batch_size"]
         return batch_size * (self.trainer.world_size if self.trainer else 1)
 
-    def _is_ending(self) -> bool:
-        """Whether SIGTERM came, which the Trainer heard or, on several devices, its ``RunCheckpoint``."""
+    def _end(self) -> SIGTERMException | None:
+        """What ends a run to which SIGTERM came; the Trainer heard it or, on several devices, its ``RunCheckpoint``."""
         assert self.trainer is not None
         savers = self.trainer.checkpoint_callbacks
-        return self.trainer.received_sigterm or any(getattr(saver, "is_asked_to_end", False) for saver in savers)
+        asked = self.trainer.received_sigterm or any(getattr(saver, "is_asked_to_end", False) for saver in savers)
+        return SIGTERMException() if asked else None
 
     def _steps_done(self) -> int:
         """Steps of this epoch that the Trainer has behind it, more than 0 where it goes on from a checkpoint."""
@@ -326,7 +328,7 @@ class MultiLabelDataModule(L.LightningDataModule):
             **settings,
         )
         if self.trainer:
-            loader.is_ending = self._is_ending
+            loader.end = self._end
         return loader
 
 

@@ -10,7 +10,6 @@ from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch._C import _remove_worker_pids
 from torch.utils.data import DataLoader, RandomSampler
 
@@ -35,21 +34,21 @@ class ResumableLoader(DataLoader[Any]):
             loader.sampler.set_epoch(epoch)
             for batch in loader: ...
 
-    Under a Trainer, which counts the steps itself, `steps_done` is set to that count, and `is_ending` to whether the
-    run was asked to end: who sends SIGTERM to every process of a job ends the workers too, and no batch comes any more.
+    Under a Trainer, which counts the steps itself, `steps_done` is set to that count, and `end` to how a run ends that
+    was asked to: who sends SIGTERM to every process of a job ends the workers too, and no batch comes any more.
 
     Raises:
         RuntimeError: Where a worker dies or takes longer than `timeout`, with the rank and the images of the step.
-        SIGTERMException: Where workers are gone because the run was asked to end. On several devices the last batch
-            comes once more before: they agree on the end where each of them begins a step.
+        BaseException: What `end` gives, where workers are gone because the run was asked to end. On several devices the
+            last batch comes once more before: they agree on the end where each of them begins a step.
         OSError: Where a file is gone or cannot be read, with its name and the rank.
     """
 
     steps_done: Callable[[], int] | None = None
     """Gives the batches of the sampler's epoch that were used already; asked when a pass over the loader begins."""
 
-    is_ending: Callable[[], bool] | None = None
-    """Says whether the run was asked to end; asked where a worker is gone."""
+    end: Callable[[], BaseException | None] | None = None
+    """Gives what to raise where the run was asked to end, else None; asked where a worker is gone."""
 
     _epoch, _taken = 0, 0
 
@@ -65,7 +64,7 @@ class ResumableLoader(DataLoader[Any]):
                 sampler.start_in(sampler.epoch, self.steps_done() * size)
             self._epoch, first = sampler.go_on()
             self._taken = first // size
-        for batch in _watched(self, super().__iter__, self._where, self.is_ending):
+        for batch in _watched(self, super().__iter__, self._where, self.end):
             self._taken += 1
             yield batch
 
@@ -93,13 +92,13 @@ class PartialLoader(DataLoader[Any]):
 
     Raises:
         RuntimeError: Where a worker dies or takes longer than `timeout`, with the rank and the images of the batch.
-        SIGTERMException: Where, on a single device, workers are gone because the run was asked to end.
+        BaseException: What `end` gives, where, on a single device, workers are gone because the run was asked to end.
         OSError: Where a file is gone or cannot be read, with its name and the rank.
         BadImageError: On several devices, where this one gets no image that can be decoded.
     """
 
-    is_ending: Callable[[], bool] | None = None
-    """Says whether the run was asked to end; asked where a worker is gone, on a single device."""
+    end: Callable[[], BaseException | None] | None = None
+    """Gives what to raise in a run that was asked to end, else None; asked on one device, where a worker is gone."""
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         """Batches that hold an image."""
@@ -109,7 +108,7 @@ class PartialLoader(DataLoader[Any]):
         def where() -> tuple[str, list[str]]:
             return f"batch {taken} of whole images", _images_of_batch(self, taken)
 
-        for batch in _watched(self, super().__iter__, where, None if several else self.is_ending):
+        for batch in _watched(self, super().__iter__, where, None if several else self.end):
             taken, owed = taken + 1, owed + 1
             last = last if batch is None else batch
             if batch is None and not several:
@@ -133,7 +132,7 @@ def _watched(
     loader: DataLoader[Any],
     begin: Callable[[], Iterator[Any]],
     where: Callable[[], tuple[str, list[str]]],
-    is_ending: Callable[[], bool] | None,
+    end: Callable[[], BaseException | None] | None,
 ) -> Iterator[Any]:
     """What `begin` gives, torch's own pass over the loader; an error names the rank and the step and images of `where`.
 
@@ -153,11 +152,12 @@ def _watched(
             return
         except (RuntimeError, OSError, EOFError) as error:
             died = _dead_workers(batches, 1 if isinstance(error, (ConnectionError, EOFError)) else 0)
+            ending = end() if died and end is not None else None
             several = world_size() > 1
-            if died and is_ending is not None and is_ending() and not (several and batch is None):
+            if ending is not None and not (several and batch is None):
                 if several:
                     yield batch  # which no step will use
-                raise SIGTERMException from error
+                raise ending from error
             if not died and str(error).startswith("DataLoader timed out"):
                 if time.monotonic() < asked + timeout:
                     continue
