@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mlssl.views.blurring import gaussian_kernel
 from mlssl.views.resizing import resized
 
 if TYPE_CHECKING:
@@ -126,8 +127,7 @@ def _pipeline(recipe: Recipe, size: int, channels: int) -> Compose:
         [
             _crop_class(A)((size, size), scale=recipe.crop_area, ratio=recipe.crop_aspect),
             *_colour_steps(A, recipe, channels),
-            # blur_limit 0 takes the kernel's width from σ: ⌊3.5 σ⌋ pixels to each side.
-            A.GaussianBlur(blur_limit=0, sigma_limit=(sigma_min, sigma_max), p=recipe.blur_probability),
+            _blur_class(A)(sigma_limit=(sigma_min, sigma_max), p=recipe.blur_probability),
             A.Solarize((solarize_fraction, solarize_fraction), p=recipe.solarize_probability),
             A.HorizontalFlip(p=recipe.flip_probability),
         ]
@@ -143,6 +143,16 @@ def _crop_class(A: Any) -> Any:  # noqa: N803
             return {**data, "image": resized(data["image"][top:bottom, left:right], *self.size)}
 
     return RandomResizedCrop
+
+
+def _blur_class(A: Any) -> Any:  # noqa: N803
+    class GaussianBlur(A.GaussianBlur):  # type: ignore[misc]
+        """albumentations' blur with a kernel that has the drawn σ also below a pixel."""
+
+        def get_params_dependent_on_data(self, *_: Any, **__: Any) -> dict[str, Any]:
+            return {"kernel": gaussian_kernel(self.py_random.uniform(*self.sigma_limit)).astype(np.float32)}
+
+    return GaussianBlur
 
 
 def _colour_steps(A: Any, recipe: Recipe, channels: int) -> list[Any]:  # noqa: N803

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from mlssl.views.blurring import gaussian_kernel
 from mlssl.views.draws import Jitter, Operations
 from mlssl.views.hue import HueTurner
 from mlssl.views.resizing import resized
@@ -15,9 +16,6 @@ Pixels = npt.NDArray[np.uint8]
 LUMA = (0.299, 0.587, 0.114)
 """Shares of red, green and blue in gray (ITU-R BT.601), as Pillow and torchvision have them."""
 
-_KERNEL_REACH = 3.5
-"""Standard deviations that a blur's kernel reaches to each side."""
-
 
 class Renderer:
     """Render views of one size and number of channels, in buffers that it keeps.
@@ -25,7 +23,8 @@ class Renderer:
     Brightness, contrast and saturation are a·x + b·luma(x) + c each, and so is one after another as long as no value
     can leave 0–255, that is, for factors up to 1: such operations are applied in one pass, and rounded once.
 
-    For how crops are resized and hue turns see `mlssl.views.resizing` and `mlssl.views.hue`. Saturation, hue and gray
+    For how crops are resized, hue turns and views are blurred see `mlssl.views.resizing`, `mlssl.views.hue` and
+    `mlssl.views.blurring`. Saturation, hue and gray
     exist for three channels alone, taken as RGB; for any other number they are left out, and contrast is taken about
     each channel's own mean.
 
@@ -114,10 +113,7 @@ class Renderer:
         np.rint(pixels, out=view, casting="unsafe")
 
     def _blurred(self, view: Pixels, sigma: float) -> Pixels:
-        reach = int(_KERNEL_REACH * sigma)
-        if reach == 0:
-            return view
-        kernel = cv2.getGaussianKernel(2 * reach + 1, sigma)
+        kernel = gaussian_kernel(sigma)
         blurred: Pixels = cv2.sepFilter2D(view, -1, kernel, kernel, dst=self._other(view))
         return blurred
 

@@ -207,7 +207,7 @@ def test_gray_is_the_luma_in_three_channels() -> None:
     np.testing.assert_allclose(view, (image @ [0.299, 0.587, 0.114])[..., None].repeat(3, axis=2), atol=1)
 
 
-@pytest.mark.parametrize(("size", "sigma"), [(224, 2.0), (112, 2.0), (64, 2.0), (448, 1.0)])
+@pytest.mark.parametrize(("size", "sigma"), [(224, 2.0), (112, 2.0), (64, 3.0), (448, 1.0)])
 def test_blur_is_a_gaussian_whose_sigma_scales_with_the_view(size: int, sigma: float) -> None:
     expected = sigma * size / 224
     point = np.zeros((size, size, 3), np.uint8)
@@ -218,16 +218,23 @@ def test_blur_is_a_gaussian_whose_sigma_scales_with_the_view(size: int, sigma: f
     np.testing.assert_allclose(view, 255 * gaussian / gaussian.sum(), atol=1)
 
 
+@pytest.mark.parametrize("sigma", [0.7, 1.0, 1.5, 2.0])
+def test_a_small_view_is_blurred_as_much_for_its_size(sigma: float) -> None:
+    point = np.zeros((64, 64, 3), np.uint8)
+    point[32, :] = 255
+    view = build(64, blur_probability=1.0, blur_sigma=(sigma, sigma))(image=point)["image"][:, 0, 0] / 255
+    assert view @ (np.arange(64) - 32) ** 2 == pytest.approx((sigma * 64 / 224) ** 2, abs=0.01)
+
+
 def test_blur_sigma_is_uniform_in_its_range() -> None:
     blur = build(224, blur_probability=1.0, blur_sigma=(0.1, 2.0))[3]
     sigmas = []
     for _ in range(2000):
         kernel = blur.get_params_dependent_on_data({}, {})["kernel"]
         middle = len(kernel) // 2
-        # Neighbouring weights of a Gaussian have the ratio exp(1 / 2σ²); a kernel of one pixel means σ < 1 / 3.5.
-        sigmas.append(0.0 if middle == 0 else (2 * np.log(kernel[middle] / kernel[middle + 1])) ** -0.5)
+        sigmas.append((kernel @ (np.arange(len(kernel)) - middle) ** 2) ** 0.5)
     assert max(sigmas) <= 2.0
-    for sigma in (1 / 3.5, 0.5, 1.0, 1.5):
+    for sigma in (0.25, 0.5, 1.0, 1.5):
         assert np.mean(np.array(sigmas) < sigma) == pytest.approx((sigma - 0.1) / 1.9, abs=0.04)
 
 
