@@ -124,8 +124,8 @@ class PartialLoader(DataLoader[Any]):
 
 
 def is_of_workers(error: RuntimeError) -> bool:
-    """Whether the error says that no batch came: a fault of the machine, not of the code."""
-    return str(error).startswith(_NO_BATCH)
+    """Whether the error says that no batch came or a worker died: a fault of the machine, not of the code."""
+    return str(error).startswith((_NO_BATCH, *_OF_TORCH))
 
 
 def _watched(
