@@ -118,9 +118,18 @@ class RunCheckpoint(ModelCheckpoint):
         steps: Any = loop.batch_progress.total
         under_way = steps.processed < steps.ready
         loop._batches_that_stepped -= under_way  # Lightning adds it on a resume, as if the step had been made
+        # An epoch that has begun without a step has not begun: Lightning would count a step there on a resume.
+        begun: Any = trainer.fit_loop.epoch_progress
+        stepless = loop.batch_progress.current.ready == 0 < steps.ready
+        for epochs in (begun.current, begun.total):
+            epochs.ready -= stepless
+            epochs.started -= stepless
         try:
             super().on_exception(trainer, pl_module, exception)
         except Exception as failure:  # whatever it is (a full disk, a worker that ends too), it must not hide the first
             rank_zero_warn(f"The last step could not be saved ({failure}): go on from the checkpoint before it.")
         finally:
             loop._batches_that_stepped += under_way
+            for epochs in (begun.current, begun.total):
+                epochs.ready += stepless
+                epochs.started += stepless

@@ -9,6 +9,7 @@ import os
 import random
 import signal
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,12 +21,13 @@ import mlssl.atomic
 from mlssl.callbacks import CollapseMonitor, OnlineLinearProbe, RandomState, Throughput
 from mlssl.checkpoint import AtomicCheckpointIO, RunCheckpoint
 from mlssl.data.datamodule import MultiLabelDataModule
+from mlssl.data.loader import ResumableLoader
 from mlssl.data.synthetic import synthetic_scenes
 from mlssl.metrics_file import MetricsFile
 from mlssl.module import MultiLabelSSLModule
 from mlssl.runs import steps_of
 
-Whom = Literal["itself", "a worker", "all"]
+Whom = Literal["itself", "a worker", "all", "the next pass"]
 STEPS, EVERY = 5, 2
 """Steps of an epoch, and steps between two checkpoints, which fall on every place of an epoch."""
 
@@ -33,7 +35,8 @@ STEPS, EVERY = 5, 2
 class Death(L.Callback):
     """Send a signal at a random point of a random step, in a hook or while a checkpoint is written.
 
-    To this process, to one of its workers, or to all of them, as a scheduler does.
+    To this process, to one of its workers, or to all of them, as a scheduler does. Or have no batch come in the next
+    pass over the training images.
     """
 
     def __init__(self, seed: int, number: signal.Signals, whom: Whom) -> None:
@@ -53,11 +56,19 @@ class Death(L.Callback):
             return
         if self.whom == "all":
             os.killpg(0, self.number)
+        elif self.whom == "the next pass":
+            ResumableLoader.__iter__ = no_batch  # type: ignore[method-assign]
         else:
             os.kill(os.getpid() if self.whom == "itself" else youngest_worker(), self.number)
 
     on_train_batch_start = on_before_optimizer_step = on_train_batch_end = strike
     on_validation_batch_start = on_train_epoch_start = strike
+
+
+def no_batch(_loader: ResumableLoader) -> Iterator[Any]:
+    """As where the workers have died meanwhile."""
+    raise RuntimeError("No batch came")
+    yield
 
 
 def youngest_worker() -> int:

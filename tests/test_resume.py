@@ -67,9 +67,11 @@ def test_a_run_that_is_asked_to_end_saves_the_step_it_is_in(whom: _killed.Whom, 
 
 
 @pytest.mark.slow
-def test_a_run_whose_worker_dies_saves_a_whole_step(tmp_path: Path) -> None:
+@pytest.mark.parametrize("whom", ["a worker", "the next pass"])
+def test_a_run_whose_worker_dies_saves_a_whole_step(whom: _killed.Whom, tmp_path: Path) -> None:
+    """It is seen where its next batch is asked for, in the same epoch or at the start of the next one."""
     disturbed = tmp_path / "disturbed"
-    assert in_a_process(disturbed, 2, 5, whom="a worker") == 1
+    assert in_a_process(disturbed, 2, 5, whom=whom) == 1
     assert not (disturbed / "hash").exists(), "it ran to its end"
     assert in_a_process(disturbed, 2) == 0
     compare(disturbed, tmp_path / "undisturbed", 2)
