@@ -151,7 +151,6 @@ def voc_tree(root: Path, year: str, split: str, count: int, seed: int) -> None:
 
 @pytest.mark.parametrize("protocol", ["voc12-to-voc07", "voc07-svm"])
 def test_voc_protocols_run_on_a_tree_of_vocs(protocol: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("mlssl.data.voc", reason="no reader of VOC's format")
     for number, (year, split) in enumerate((("2012", "trainval"), ("2007", "trainval"), ("2007", "test"))):
         voc_tree(tmp_path / "VOCdevkit", year, split, 24, number)
     words = ["linear", "test_resnet", "--protocol", protocol, "--root", str(tmp_path / "VOCdevkit"), "--num_workers"]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import wandb
 import yaml
 from PIL import Image
 
@@ -106,7 +107,6 @@ def test_own_images_train_from_a_folder_and_from_a_manifest(source, photographs,
 
 @pytest.mark.filterwarnings("ignore:The number of training batches")
 def test_a_run_is_logged_to_weights_and_biases_offline(tmp_path, monkeypatch, capsys):
-    wandb = pytest.importorskip("wandb")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("WANDB_MODE", "offline")  # undone afterwards, where the logger would leave it behind

@@ -20,6 +20,23 @@ MIN_SIZE = 16
 REFERENCE_SIZE = 224
 """Side of a view at which `Recipe.blur_sigma` is meant."""
 
+_RANGES: dict[str, tuple[float, float]] = {
+    "blur_probability": (0, 1),
+    "solarize_probability": (0, 1),
+    "crop_area": (0.001, 1),
+    "crop_aspect": (0.01, 100),
+    "jitter_probability": (0, 1),
+    "brightness": (0, 1),
+    "contrast": (0, 1),
+    "saturation": (0, 1),
+    "hue": (0, 0.5),
+    "gray_probability": (0, 1),
+    "blur_sigma": (0, REFERENCE_SIZE),
+    "solarize_threshold": (1, 255),
+    "flip_probability": (0, 1),
+}
+"""Least and most of a recipe's numbers."""
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -31,17 +48,20 @@ class Recipe:
     Attributes:
         blur_probability: Of the Gaussian blur, 0 to 1.
         solarize_probability: 0 to 1.
-        crop_area: Smallest and largest crop, as fractions of the block's area.
-        crop_aspect: Smallest and largest width / height of a crop, drawn log-uniformly.
+        crop_area: Smallest and largest crop, as fractions of the block's area, 0.001 to 1.
+        crop_aspect: Smallest and largest width / height of a crop, drawn log-uniformly, 0.01 to 100.
         jitter_probability: Of the four jitters together, 0 to 1; their order is random.
-        brightness: The factor is uniform in 1 ± brightness.
-        contrast: The factor is uniform in 1 ± contrast.
-        saturation: The factor is uniform in 1 ± saturation.
+        brightness: The factor is uniform in 1 ± brightness, 0 to 1.
+        contrast: The factor is uniform in 1 ± contrast, 0 to 1.
+        saturation: The factor is uniform in 1 ± saturation, 0 to 1.
         hue: The shift is uniform in ± hue, in turns of the colour circle, 0 to 0.5.
         gray_probability: 0 to 1.
-        blur_sigma: Smallest and largest σ, in pixels of a view of 224; scaled with the side of the view.
-        solarize_threshold: Values of at least this, of 255, are inverted.
+        blur_sigma: Smallest and largest σ, 0 to 224, in pixels of a view of 224; scaled with the side of the view.
+        solarize_threshold: Values of at least this are inverted, 1 to 255.
         flip_probability: Of the horizontal flip, 0 to 1.
+
+    Raises:
+        ValueError: If a number is outside its range, or the smallest of two is above the largest.
     """
 
     blur_probability: float
@@ -57,6 +77,15 @@ class Recipe:
     blur_sigma: tuple[float, float] = (0.1, 2.0)
     solarize_threshold: int = 128
     flip_probability: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name, (least, most) in _RANGES.items():
+            given = getattr(self, name)
+            pair = not isinstance(given, (int, float))
+            low, high = given if pair else (given, given)
+            if not least <= low <= high <= most:
+                expected = "two numbers, the smaller first, each" if pair else "a number"
+                raise ValueError(f"got {name}={given}, expected {expected} from {least} to {most}")
 
 
 BRANCH_RECIPES = (

@@ -7,6 +7,7 @@ import struct
 import zlib
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -71,7 +72,6 @@ def test_sixteen_bits_in_other_types_are_scaled_too(dtype: str) -> None:
 
 
 def test_sixteen_bits_of_each_colour_are_scaled(tmp_path: Path) -> None:
-    cv2 = pytest.importorskip("cv2")
     colours = np.stack([DEEP, DEEP[:, ::-1], DEEP], axis=2)
     cv2.imwrite(str(tmp_path / "a.png"), colours[:, :, ::-1])
     decoded = decode_rgb(tmp_path / "a.png")

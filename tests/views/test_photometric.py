@@ -297,3 +297,19 @@ assert dict(os.environ) == before
     environment = {name: value for name, value in os.environ.items() if name != "NO_ALBUMENTATIONS_UPDATE"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"hue": 0.6}, "got hue=0.6, expected a number from 0 to 0.5"),
+        ({"blur_probability": -0.1}, "got blur_probability=-0.1, expected a number from 0 to 1"),
+        ({"contrast": float("nan")}, "got contrast=nan, expected a number from 0 to 1"),
+        ({"solarize_threshold": 0}, "got solarize_threshold=0, expected a number from 1 to 255"),
+        ({"crop_area": (1.0, 0.2)}, "expected two numbers, the smaller first, each from 0.001 to 1"),
+        ({"blur_sigma": [-1.0, 2.0]}, r"got blur_sigma=\[-1.0, 2.0\], expected two numbers"),
+    ],
+)
+def test_numbers_that_no_recipe_can_have_are_refused(wrong: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        replace(OFF, **wrong)
