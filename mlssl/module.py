@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import lightning as L
@@ -23,6 +24,7 @@ from mlssl.losses import (
 )
 from mlssl.optim import OptimizerName, build_optimizer, cosine_with_warmup, parameter_groups, scaled_lr
 from mlssl.recompute import in_parts
+from mlssl.small_maps import small_maps
 
 
 class MultiLabelSSLModule(L.LightningModule):
@@ -182,7 +184,8 @@ class MultiLabelSSLModule(L.LightningModule):
         return self._embed_at_once(views)
 
     def _embed_at_once(self, views: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        f = self.backbone(self.normalize(views))
+        with nullcontext() if self.compiles else small_maps(views.device):
+            f = self.backbone(self.normalize(views))
         z = self.projector(f)
         return f, z, self.predictor(z)
 

@@ -87,6 +87,7 @@ FLOORS = {
         "optim",
         "backbones",
         "recompute",
+        "small_maps",
         "atomic",
         "report/__init__",
         "report/figures",

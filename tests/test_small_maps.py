@@ -1,0 +1,194 @@
+"""Convolutions onto maps of a few places have the values and gradients of torch's, and nothing else changes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mlssl import MultiLabelSSLModule
+from mlssl import small_maps as room
+from mlssl.backbones import build_backbone
+from mlssl.small_maps import small_maps
+
+CPU, META = torch.device("cpu"), torch.device("meta")
+
+TAKEN = {
+    "a ResNet's last stage": ((3, 8, 2, 2), (6, 8, 3, 3), {"padding": 1}),
+    "its first block": ((3, 8, 4, 4), (6, 8, 3, 3), {"stride": 2, "padding": 1}),
+    "one place": ((3, 8, 1, 1), (6, 8, 3, 3), {"padding": 1}),
+    "an even kernel": ((3, 8, 4, 4), (6, 8, 2, 2), {"stride": 2}),
+    "a line": ((3, 8, 1, 4), (6, 8, 1, 3), {"padding": (0, 1)}),
+    "another stride and padding on each side": ((3, 4, 5, 7), (2, 4, 3, 5), {"stride": (2, 4), "padding": (0, 2)}),
+    "rows that the stride leaves out": ((3, 4, 6, 6), (2, 4, 2, 2), {"stride": 4}),
+    "patches": ((3, 3, 32, 32), (5, 3, 16, 16), {"stride": 16}),
+    "a number each": ((3, 8, 2, 2), (6, 8, 3, 3), {"stride": (1,), "padding": (1,)}),
+}
+LEFT_ALONE = {
+    "more places": ((3, 8, 5, 5), (6, 8, 3, 3), {"padding": 1}),
+    "groups": ((3, 8, 2, 2), (8, 1, 3, 3), {"padding": 1, "groups": 8}),
+    "dilation": ((3, 8, 4, 4), (6, 8, 2, 2), {"dilation": 2}),
+    "padding by a word": ((3, 8, 2, 2), (6, 8, 3, 3), {"padding": "same"}),
+    "a kernel of one place": ((3, 8, 2, 2), (6, 8, 1, 1), {}),
+    "more padding than kernel": ((3, 8, 1, 1), (6, 8, 2, 2), {"padding": 2, "stride": 3}),
+    "one image without a batch": ((8, 2, 2), (6, 8, 3, 3), {"padding": 1}),
+}
+
+
+@pytest.fixture
+def products(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
+    """Shapes of the weights of the convolutions that were taken."""
+    taken: list[torch.Size] = []
+    apply = room._ByPlaces.apply
+
+    def noted(images: Tensor, weight: Tensor, plan: Any) -> Any:
+        taken.append(weight.shape)
+        return apply(images, weight, plan)
+
+    monkeypatch.setattr(room._ByPlaces, "apply", noted)
+    return taken
+
+
+def tensors(shape: tuple[int, ...], of_weight: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    torch.manual_seed(0)
+    weight = torch.randn(of_weight, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    return (
+        torch.randn(shape, dtype=dtype).requires_grad_(),
+        weight.requires_grad_(),
+        torch.randn(of_weight[0]).to(dtype),
+    )
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize(("shape", "of_weight", "how"), TAKEN.values(), ids=TAKEN)
+def test_values_and_gradients_are_those_of_the_convolution(
+    shape: tuple[int, ...],
+    of_weight: tuple[int, ...],
+    how: dict[str, Any],
+    with_bias: bool,
+    products: list[torch.Size],
+) -> None:
+    images, weight, bias = tensors(shape, of_weight, torch.float64)
+    one = bias.requires_grad_() if with_bias else None
+    inputs = [images, weight, *([bias] if with_bias else [])]
+    plain = F.conv2d(images, weight, one, **how)
+    toward = torch.randn_like(plain)
+    expected = torch.autograd.grad(plain, inputs, toward)
+    with small_maps(CPU):
+        out = F.conv2d(images, weight, one, **how)
+    assert products == [weight.shape]
+    torch.testing.assert_close(out, plain)
+    torch.testing.assert_close(torch.autograd.grad(out, inputs, toward), expected)
+
+
+@pytest.mark.parametrize(("shape", "of_weight", "how"), LEFT_ALONE.values(), ids=LEFT_ALONE)
+def test_other_convolutions_are_left_alone(
+    shape: tuple[int, ...], of_weight: tuple[int, ...], how: dict[str, Any], products: list[torch.Size]
+) -> None:
+    images, weight, bias = tensors(shape, of_weight, torch.float32)
+    with small_maps(CPU):
+        out = F.conv2d(input=images, weight=weight, bias=bias, **how)
+    assert not products
+    assert torch.equal(out, F.conv2d(images, weight, bias, **how))
+
+
+def test_weights_in_torch_s_default_layout_are_left_alone(products: list[torch.Size]) -> None:
+    images, weight, _ = tensors((3, 8, 2, 2), (6, 8, 3, 3), torch.float32)
+    with small_maps(CPU):
+        F.conv2d(images, weight.contiguous(), padding=1)
+    assert not products
+
+
+@pytest.mark.parametrize(
+    ("images", "said"), [(torch.zeros(3, 7, 2, 2), "to have 8 channels"), (torch.zeros(3, 8, 2, 2).double(), "type")]
+)
+def test_a_wrong_input_meets_torch_s_own_error(images: Tensor, said: str) -> None:
+    _, weight, _ = tensors((3, 8, 2, 2), (6, 8, 3, 3), torch.float32)
+    with small_maps(CPU), pytest.raises(RuntimeError, match=said):
+        F.conv2d(images, weight, padding=1)
+
+
+@pytest.mark.parametrize("frozen", ["images", "weight"])
+def test_what_needs_no_gradient_gets_none(frozen: str) -> None:
+    images, weight, _ = tensors((3, 8, 2, 2), (6, 8, 3, 3), torch.float32)
+    both = {"images": images, "weight": weight}
+    both[frozen].requires_grad_(False)
+    with small_maps(CPU):
+        F.conv2d(images, weight, padding=1).sum().backward()
+    assert [name for name, tensor in both.items() if tensor.grad is None] == [frozen]
+
+
+def test_autocast_computes_in_bfloat16_as_close_as_the_convolution_does() -> None:
+    images, weight, _ = tensors((64, 32, 2, 2), (48, 32, 3, 3), torch.float32)
+    toward = torch.randn(64, 48, 2, 2).bfloat16()
+
+    def answers(products: bool, dtype: torch.dtype) -> list[Tensor]:
+        with torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16), small_maps(CPU if products else META):
+            out = F.conv2d(images.to(dtype), weight if products else weight.to(dtype), padding=1)
+        assert out.dtype == dtype
+        return [out.detach(), *torch.autograd.grad(out, (images, weight), toward.to(dtype))]
+
+    exact = answers(False, torch.float64)
+    by_products, by_torch = (
+        [float((value - truth).norm() / truth.norm()) for value, truth in zip(of_way, exact, strict=True)]
+        for of_way in (answers(True, torch.bfloat16), answers(False, torch.bfloat16))
+    )
+    for ours, torchs in zip(by_products, by_torch, strict=True):
+        assert 0 < ours < 1.5 * torchs < 0.01
+
+
+@pytest.mark.parametrize(
+    ("side", "dtype", "number"),
+    [(64, torch.float32, 4), (64, torch.bfloat16, 4), (96, torch.float32, 0), (96, torch.bfloat16, 4)],
+)
+def test_a_resnet_gives_its_last_stage(side: int, dtype: torch.dtype, number: int, products: list[torch.Size]) -> None:
+    network = build_backbone("resnet18").to(memory_format=torch.channels_last)
+    with torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16), small_maps(CPU):
+        network(torch.rand(2, 3, side, side))
+    assert [shape[0] for shape in products] == [512] * number
+
+
+def test_a_training_step_has_the_loss_and_the_gradients_of_plain_convolutions(
+    monkeypatch: pytest.MonkeyPatch, products: list[torch.Size]
+) -> None:
+    batch = {
+        "views": torch.randint(
+            0, 256, (4, 2, 2, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
+        ),
+        "image_ids": torch.arange(4),
+    }
+
+    def step(most_places: int) -> tuple[Tensor, list[Tensor]]:
+        monkeypatch.setitem(room.MOST_PLACES, torch.float64, most_places)
+        L.seed_everything(0, verbose=False)
+        module = MultiLabelSSLModule("resnet18", projection_dim=16, predictor_dim=8).double()
+        module.log = lambda *_, **__: None  # type: ignore[method-assign]
+        trainer = L.Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False, barebones=False)
+        trainer.strategy.connect(module)
+        module.trainer = trainer
+        loss = module.training_step(batch, 1)["loss"]  # type: ignore[arg-type]
+        loss.backward()
+        return loss.detach(), [parameter.grad for parameter in module.parameters()]  # type: ignore[misc]
+
+    with_products = step(4)
+    assert len(products) == 2 * 4
+    without = step(0)
+    assert len(products) == 2 * 4
+    torch.testing.assert_close(with_products, without)
+
+
+def test_a_network_that_its_user_compiled_still_runs() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, 5, 3, 1, 1)).to(
+        memory_format=torch.channels_last
+    )
+    images = torch.rand(2, 3, 4, 4)
+    expected = network(images)
+    with small_maps(CPU):
+        out = torch.compile(network, backend="aot_eager")(images)
+    torch.testing.assert_close(out, expected)
+    out.sum().backward()
+    assert network[0].weight.grad is not None
