@@ -142,6 +142,7 @@ def tiny_corel(tmp_path) -> Path:
             "index",
         ),
         ("loss", ["--anchors", "64", "--width", "32", "--rounds", "1"], "plain"),
+        ("small_maps", ["--views", "4", "--channels", "16", "--rounds", "1"], "6 × 6 → 3 × 3, float32"),
         ("probe", ["--source", "test_resnet"], "times faster"),
         ("probe_memory", ["--images", "1200", "--width", "16", "--labels", "3"], "beside MiB"),
         (
@@ -161,7 +162,7 @@ def test_a_benchmark_prints_its_rows(name, words, printed, photographs, tiny_cor
     monkeypatch.syspath_prepend(str(EXAMPLES / "benchmarks"))
     threads, cores = torch.get_num_threads(), os.sched_getaffinity(0)
     corel = str(tiny_corel)
-    folders = {"loss": [], "probe": ["--root", corel], "probe_memory": [], "time_to_quality": [corel]}
+    folders = {"loss": [], "small_maps": [], "probe": ["--root", corel], "probe_memory": [], "time_to_quality": [corel]}
     folder = folders.get(name, [str(photographs)])
     try:
         _run(f"benchmarks/{name}.py", [*folder, *words], monkeypatch)
@@ -176,5 +177,5 @@ def test_a_benchmark_prints_its_rows(name, words, printed, photographs, tiny_cor
 
 def test_every_benchmark_is_run_here():
     assert {file.stem for file in (EXAMPLES / "benchmarks").glob("*.py")} == {
-        *("authors_way", "views", "loader", "loss", "probe", "probe_memory", "step", "time_to_quality"),
+        *("authors_way", "views", "loader", "loss", "probe", "probe_memory", "small_maps", "step", "time_to_quality"),
     }
