@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
 if TYPE_CHECKING:
@@ -101,20 +100,20 @@ class _ByPlaces(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, images: Tensor, weight: Tensor, plan: tuple[list[_Window], list[_Window]]) -> Tensor:
-        x, kernels = images.permute(0, 2, 3, 1), weight.to(images.dtype).permute(0, 2, 3, 1)
+        x, kernels = _channels_last(images, weight)
         out = x.new_empty(len(x), *map(len, plan), len(kernels))
         for row, column in product(*plan):
             seen = x[:, row.seen, column.seen].flatten(1)
             out[:, row.place, column.place] = seen @ kernels[:, row.kernel, column.kernel].flatten(1).T
-        ctx.save_for_backward(x, kernels)
-        ctx.plan, ctx.weight_dtype = plan, weight.dtype
+        ctx.save_for_backward(images, weight)
+        ctx.plan = plan
         return out.permute(0, 3, 1, 2)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        x, kernels = ctx.saved_tensors
+        images, weight = ctx.saved_tensors
         of_images, of_weight = ctx.needs_input_grad[:2]
+        x, kernels = _channels_last(images, weight)
         gradient = gradient.permute(0, 2, 3, 1)
         sums = torch.promote_types(x.dtype, torch.float32)
         dx = torch.zeros_like(x, dtype=sums) if of_images else None
@@ -127,10 +126,14 @@ class _ByPlaces(torch.autograd.Function):
             if dk is not None:
                 dk[:, row.kernel, column.kernel] += (here.T @ seen.flatten(1)).view(kernel.shape)
         return (
-            None if dx is None else dx.to(x.dtype).permute(0, 3, 1, 2),
-            None if dk is None else dk.to(ctx.weight_dtype).permute(0, 3, 1, 2),
+            None if dx is None else dx.to(images.dtype).permute(0, 3, 1, 2),
+            None if dk is None else dk.to(weight.dtype).permute(0, 3, 1, 2),
             None,
         )
+
+
+def _channels_last(images: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    return images.permute(0, 2, 3, 1), weight.to(images.dtype).permute(0, 2, 3, 1)
 
 
 def _pair(value: int | tuple[int, int]) -> tuple[int, int]:

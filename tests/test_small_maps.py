@@ -85,6 +85,19 @@ def test_values_and_gradients_are_those_of_the_convolution(
     torch.testing.assert_close(torch.autograd.grad(out, inputs, toward), expected)
 
 
+def test_the_gradient_has_a_gradient() -> None:
+    images, weight, bias = tensors((3, 8, 4, 4), (6, 8, 3, 3), torch.float64)
+
+    def penalty() -> tuple[Tensor, ...]:
+        out = F.conv2d(images, weight, bias, stride=2, padding=1)
+        of_images, of_weight = torch.autograd.grad(out.pow(2).sum(), (images, weight), create_graph=True)
+        return torch.autograd.grad(of_images.pow(2).sum() + of_weight.pow(2).sum(), (images, weight))
+
+    expected = penalty()
+    with small_maps(CPU):
+        torch.testing.assert_close(penalty(), expected)
+
+
 @pytest.mark.parametrize(("shape", "of_weight", "how"), LEFT_ALONE.values(), ids=LEFT_ALONE)
 def test_other_convolutions_are_left_alone(
     shape: tuple[int, ...], of_weight: tuple[int, ...], how: dict[str, Any], products: list[torch.Size]
