@@ -34,7 +34,7 @@ class _SmallMaps(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func is torch.conv2d:
+        if func is torch.conv2d and not torch.compiler.is_compiling():  # a compiler plans its own
             return _conv2d(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
