@@ -56,6 +56,7 @@ def _in_group(call: bytes, rank: int, processes: int, store: str) -> bytes:
     function, arguments = pickle.loads(call)
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{store}", rank=rank, world_size=processes, timeout=timedelta(seconds=180))
+    dist.barrier()  # else one could be through and gone before another has connected to it
     try:
         return pickle.dumps(function(*arguments))  # bytes, so that no tensor is shared between processes
     finally:
