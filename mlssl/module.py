@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator
-from contextlib import nullcontext
 from typing import Any
 
 import lightning as L
@@ -184,7 +183,7 @@ class MultiLabelSSLModule(L.LightningModule):
         return self._embed_at_once(views)
 
     def _embed_at_once(self, views: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        with nullcontext() if self.compiles else small_maps(views.device):
+        with small_maps(views.device):
             f = self.backbone(self.normalize(views))
         z = self.projector(f)
         return f, z, self.predictor(z)

@@ -180,7 +180,7 @@ def test_a_training_step_has_the_loss_and_the_gradients_of_plain_convolutions(
         L.seed_everything(0, verbose=False)
         module = MultiLabelSSLModule("resnet18", projection_dim=16, predictor_dim=8).double()
         module.log = lambda *_, **__: None  # type: ignore[method-assign]
-        trainer = L.Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False, barebones=False)
+        trainer = L.Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False)
         trainer.strategy.connect(module)
         module.trainer = trainer
         loss = module.training_step(batch, 1)["loss"]  # type: ignore[arg-type]
