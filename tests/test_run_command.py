@@ -164,7 +164,8 @@ def test_a_run_in_weights_and_biases_holds_scalars_pictures_config_and_summary(t
 
 
 def test_tensorboard_gets_the_same(tmp_path: Path) -> None:
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    from tensorboard.backend.event_processing import event_accumulator as accumulator  # takes seconds
+
     words = ["--trainer.logger", "TensorBoardLogger", "--trainer.logger.save_dir", "."]
     folder = fit("--trainer.max_epochs", "1", *words)
     events = accumulator.EventAccumulator(str(folder / "tensorboard")).Reload()

@@ -159,7 +159,8 @@ def test_what_is_wrong_is_said_at_once(
 
 
 def test_a_hugging_face_data_set_trains_with_its_own_class_names() -> None:
-    datasets = pytest.importorskip("datasets")
+    import datasets  # takes seconds
+
     labels = datasets.Sequence(datasets.ClassLabel(names=CLASSES))
     features = datasets.Features({"image": datasets.Image(), "objects": labels})
     rows = {"image": [Image.fromarray(photograph(index)) for index in range(4)], "objects": IDS}
