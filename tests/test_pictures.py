@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import runpy
 from pathlib import Path
 
@@ -34,3 +36,18 @@ def test_every_picture_is_shown_and_described():
     for path in STATIC.glob("*.png"):
         assert f"](_static/{path.name})" in text
         assert f"![](_static/{path.name})" not in text
+
+
+def test_the_table_of_time_to_quality_says_what_its_picture_shows():
+    drawn = json.loads((STATIC / "time_to_quality.json").read_text())
+    page = (ROOT / "docs" / "performance.md").read_text()
+    lines = re.findall(r"^\| ([012]) \| (ours|the author's) \| (.+) \|$", page, re.MULTILINE)
+    assert len(lines) == 6
+    for seed, way, cells in lines:
+        key = {"ours": "ours", "the author's": "author"}[way]
+        rows = [row for row in drawn if (row["seed"], row["way"]) == (int(seed), key)]
+        of_epoch = {row["epoch"]: f"{row['mAP']:.3f}" for row in rows}
+        reached = next(row["processor_s"] for row in rows if row["mAP"] >= 0.38)
+        expected = [of_epoch.get(epoch, "") for epoch in (1, 2, 3, 4, 10)]
+        expected += [f"{reached:.0f}", f"{rows[-1]['processor_s']:.0f}"]
+        assert [cell.strip() for cell in cells.split("|")] == expected

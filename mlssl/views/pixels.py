@@ -24,9 +24,8 @@ class Renderer:
     can leave 0–255, that is, for factors up to 1: such operations are applied in one pass, and rounded once.
 
     For how crops are resized, hue turns and views are blurred see `mlssl.views.resizing`, `mlssl.views.hue` and
-    `mlssl.views.blurring`. Saturation, hue and gray
-    exist for three channels alone, taken as RGB; for any other number they are left out, and contrast is taken about
-    each channel's own mean.
+    `mlssl.views.blurring`. Saturation, hue and gray exist for three channels alone, taken as RGB; for any other number
+    they are left out, and contrast is taken about each channel's own mean.
 
     Args:
         size: Side S of a view in pixels.
