@@ -15,6 +15,7 @@ from mlssl.commands.results import Found, print_table, write_results
 from mlssl.data.datamodule import MultiLabelDataModule
 from mlssl.data.formats import DatasetName
 from mlssl.data.records import Records
+from mlssl.evaluation.crops import Crops
 from mlssl.evaluation.features import Features, extract_features
 from mlssl.evaluation.few_labels import check_fractions, few_labels_probe
 from mlssl.evaluation.logistic import PositiveWeight, check_pos_weight
@@ -37,7 +38,6 @@ from mlssl.evaluation.neighbors import (
 from mlssl.evaluation.probe import LinearProbeResult, linear_probe
 from mlssl.evaluation.protocols import (
     CropData,
-    Crops,
     Protocol,
     ProtocolResult,
     describe,
@@ -353,7 +353,9 @@ def _of_protocol(
         learned, tested = (
             extract_features(
                 model,
-                torch.utils.data.DataLoader(Crops(records, protocol), protocol.batch_size, num_workers=workers),
+                torch.utils.data.DataLoader(
+                    Crops(records, protocol.crop, protocol.test_resize), protocol.batch_size, num_workers=workers
+                ),
                 pooling="avgmax",
                 cache=_folder(cache, source, split),
                 progress=True,

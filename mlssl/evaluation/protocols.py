@@ -13,20 +13,14 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms.v2.functional import center_crop, resize, resized_crop
+from torch.utils.data import DataLoader
 
 from mlssl.backbones import image_shape, pooled_features
 from mlssl.data.datasets import EpochSampler
 from mlssl.data.records import Records
+from mlssl.evaluation.crops import Crops
 from mlssl.evaluation.features import Features, image_features
 from mlssl.evaluation.metrics import THRESHOLD, average_precision, multilabel_scores
-
-CROP_AREA = (0.08, 1.0)
-"""Area of a training crop as a share of the image, torchvision's default, which the published codes take."""
-
-CROP_ASPECT = (3 / 4, 4 / 3)
-"""Width ÷ height of a training crop, likewise."""
 
 SVM_COSTS = tuple(10 ** (k / 2) for k in range(-6, 3))
 """C from 0.001 to 10 in steps of √10. The range is ours: the protocol only says that C is chosen by 3-fold AP."""
@@ -44,7 +38,7 @@ class Protocol:
         classifier: ``sgd``: one linear layer on augmented crops (frozen, average and maximum pooled features,
             weights N(0, 0.01), BCE, SGD with momentum 0.9 and without decay, cosine); ``svm``: LinearSVC on
             L2-normalised features; ``logistic``: `mlssl.linear_probe`.
-        crop: Side of a crop in pixels, for ``sgd`` and ``svm``; None for whole images.
+        crop: Side of a crop in pixels, for ``sgd`` and ``svm``.
         test_resize: Side that the shorter edge gets before the centre crop; None resizes the whole image to the crop.
         eval_size: Height and width of whole images, for ``logistic``.
         min_images_per_class: As in `MultiLabelDataModule`, for ``logistic``.
@@ -59,7 +53,7 @@ class Protocol:
     train_split: str
     test_split: str
     classifier: Literal["sgd", "svm", "logistic"]
-    crop: int | None = None
+    crop: int = 224
     test_resize: int | None = None
     eval_size: tuple[int, int] | None = None
     min_images_per_class: tuple[int, int] | None = None
@@ -199,7 +193,7 @@ class CropData(L.LightningDataModule):
     """Augmented crops to train on and fixed ones to test on, as a protocol says.
 
     Args:
-        protocol: With a ``crop``.
+        protocol: Of ``sgd``.
         train: Labelled records.
         test: Labelled records of the same classes.
         num_workers: Loader processes.
@@ -221,73 +215,20 @@ class CropData(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches of crops, in another order each epoch."""
         devices = self.trainer.world_size if self.trainer else 1
-        images = Crops(self.train, self.protocol, augment=True, seed=self.seed)
+        images = Crops(self.train, self.protocol.crop, augment=True, seed=self.seed)
         rank = self.trainer.global_rank if self.trainer else 0
         sampler = EpochSampler(images, num_replicas=devices, rank=rank, seed=self.seed)
         return self._loader(images, sampler=sampler, batch_size=max(1, self.protocol.batch_size // devices))
 
     def test_dataloader(self) -> DataLoader[Any]:
         """Batches of the test images."""
-        return self._loader(Crops(self.test, self.protocol), batch_size=self.protocol.batch_size)
+        return self._loader(
+            Crops(self.test, self.protocol.crop, self.protocol.test_resize), batch_size=self.protocol.batch_size
+        )
 
     def _loader(self, images: Crops, **settings: Any) -> DataLoader[Any]:
         generator = torch.Generator()  # else every pass over a loader would draw from the global random state
         return DataLoader(images, num_workers=self.num_workers, generator=generator, **settings)
-
-
-class Crops(Dataset[dict[str, Any]]):
-    """Crops of images: random and flipped at random under a key (epoch, index), or as the protocol tests.
-
-    Args:
-        records: Labelled images.
-        protocol: With a ``crop``.
-        augment: Whether to draw.
-        seed: Of the draws.
-    """
-
-    def __init__(self, records: Records, protocol: Protocol, *, augment: bool = False, seed: int = 0) -> None:
-        self.records, self.protocol, self.augment, self.seed = records, protocol, augment, seed
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, key: tuple[int, int] | int) -> dict[str, Any]:
-        """Image uint8 (3, S, S), image id and labels (L,)."""
-        epoch, index = key if isinstance(key, tuple) else (0, key)
-        pixels = torch.from_numpy(self.records.image(index)).permute(2, 0, 1)
-        side = self.protocol.crop or 224
-        if self.augment:
-            generator = np.random.default_rng([self.seed, epoch, index])
-            top, left, height, width = random_crop(pixels.shape[1], pixels.shape[2], generator)
-            pixels = resized_crop(pixels, top, left, height, width, [side, side], antialias=True)
-            pixels = pixels.flip(2) if generator.random() < 0.5 else pixels
-        elif self.protocol.test_resize is None:
-            pixels = resize(pixels, [side, side], antialias=True)
-        else:
-            pixels = center_crop(resize(pixels, [self.protocol.test_resize], antialias=True), [side, side])
-        assert self.records.labels is not None
-        return {
-            "image": pixels.contiguous(),
-            "image_ids": int(self.records.image_ids[index]),
-            "labels": torch.from_numpy(np.array(self.records.labels[index])),
-        }
-
-
-def random_crop(height: int, width: int, generator: np.random.Generator) -> tuple[int, int, int, int]:
-    """Top, left, height and width of a crop with an area of 8–100 % and an aspect of 3/4–4/3, log-uniform.
-
-    Where ten draws give none that lies inside, the largest centred one with an allowed aspect, as torchvision does.
-    """
-    for _ in range(10):
-        area = height * width * generator.uniform(*CROP_AREA)
-        aspect = math.exp(generator.uniform(math.log(CROP_ASPECT[0]), math.log(CROP_ASPECT[1])))
-        crop_width, crop_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-        if 0 < crop_width <= width and 0 < crop_height <= height:
-            top = int(generator.integers(height - crop_height + 1))
-            return top, int(generator.integers(width - crop_width + 1)), crop_height, crop_width
-    crop_height = min(height, round(width / CROP_ASPECT[0]))
-    crop_width = min(width, round(height * CROP_ASPECT[1]))
-    return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
 
 
 @dataclass(frozen=True)

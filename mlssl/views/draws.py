@@ -14,7 +14,10 @@ Jitter = Literal["brightness", "contrast", "saturation", "hue"]
 CROP_ATTEMPTS = 10
 """Draws of a crop before the largest one in the middle is taken; torchvision's number."""
 
-NUM_UNIFORMS = 2 * CROP_ATTEMPTS + 13
+CROP_UNIFORMS = 2 * CROP_ATTEMPTS + 2
+"""Numbers that a crop is drawn from."""
+
+NUM_UNIFORMS = CROP_UNIFORMS + 11
 """Numbers that one view is drawn from, however many of them it needs: no draw depends on what another one was."""
 
 _ORDERS: tuple[tuple[Jitter, ...], ...] = tuple(permutations(("brightness", "contrast", "saturation", "hue")))
@@ -56,7 +59,7 @@ def draw_operations(recipe: Recipe, height: int, width: int, size: int, uniforms
         size: Side S of the view, which the blur's σ scales with.
         uniforms: `NUM_UNIFORMS` numbers, each in 0–1 without 1.
     """
-    values = uniforms[2 * CROP_ATTEMPTS + 2 :]
+    values = uniforms[CROP_UNIFORMS:]
     jittered, order, brightness, contrast, saturation, hue, grayed, blurred, sigma, solarized, flipped = values
     factors: dict[Jitter, float] = {
         "brightness": _between(1 - recipe.brightness, 1 + recipe.brightness, brightness),
@@ -66,7 +69,7 @@ def draw_operations(recipe: Recipe, height: int, width: int, size: int, uniforms
     }
     names = _ORDERS[int(order * len(_ORDERS))] if jittered < recipe.jitter_probability else ()
     return Operations(
-        *_crop(recipe, height, width, uniforms),
+        *draw_crop(recipe.crop_area, recipe.crop_aspect, height, width, uniforms),
         jitters=tuple((name, factors[name]) for name in names),
         gray=grayed < recipe.gray_probability,
         blur_sigma=_between(*recipe.blur_sigma, sigma) * size / REFERENCE_SIZE
@@ -77,15 +80,28 @@ def draw_operations(recipe: Recipe, height: int, width: int, size: int, uniforms
     )
 
 
-def _crop(recipe: Recipe, height: int, width: int, uniforms: Sequence[float]) -> tuple[int, int, int, int]:
-    """Top, left, height and width of the first crop that fits; else the largest of an allowed aspect, in the middle."""
-    narrowest, widest = recipe.crop_aspect
+def draw_crop(
+    areas: tuple[float, float], aspects: tuple[float, float], height: int, width: int, uniforms: Sequence[float]
+) -> tuple[int, int, int, int]:
+    """Draw the first crop that fits; else take the largest of an allowed aspect in the middle, as torchvision does.
+
+    Args:
+        areas: Smallest and largest, as shares of the image.
+        aspects: Smallest and largest width ÷ height, log-uniform.
+        height: Of the image in pixels, at least 1.
+        width: Likewise.
+        uniforms: At least `CROP_UNIFORMS` numbers, each in 0–1 without 1.
+
+    Returns:
+        Top, left, height and width.
+    """
+    narrowest, widest = aspects
     for attempt in range(CROP_ATTEMPTS):
-        area = height * width * _between(*recipe.crop_area, uniforms[2 * attempt])
+        area = height * width * _between(*areas, uniforms[2 * attempt])
         aspect = math.exp(_between(math.log(narrowest), math.log(widest), uniforms[2 * attempt + 1]))
         crop_height, crop_width = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
         if 0 < crop_height <= height and 0 < crop_width <= width:
-            down, right = uniforms[2 * CROP_ATTEMPTS : 2 * CROP_ATTEMPTS + 2]
+            down, right = uniforms[2 * CROP_ATTEMPTS : CROP_UNIFORMS]
             return (
                 int(down * (height - crop_height + 1)),
                 int(right * (width - crop_width + 1)),

@@ -14,22 +14,20 @@ import torch
 from PIL import Image
 from sklearn.svm import LinearSVC
 from torch import nn
-from torchvision.transforms import RandomResizedCrop
 
 from mlssl.data.coco import read_coco
 from mlssl.data.records import Records
+from mlssl.evaluation.crops import Crops
 from mlssl.evaluation.features import Features, extract_features
 from mlssl.evaluation.metrics import average_precision
 from mlssl.evaluation.protocols import (
     PROTOCOLS,
     CropData,
-    Crops,
     LinearEvaluation,
     describe,
     evaluate_sgd,
     evaluate_svm,
     find_protocol,
-    random_crop,
 )
 from mlssl.evaluation.sources import FrozenBackbone
 
@@ -135,52 +133,6 @@ def test_coco_448_runs_on_files_in_cocos_layout(model: FrozenBackbone, coco256: 
     assert result.scores["classes"] == (test.labels == 1).any(0).sum()  # type: ignore[union-attr]
 
 
-def test_crops_depend_on_seed_epoch_and_index_alone(tmp_path: Path) -> None:
-    records = voc_like(tmp_path / "images", 3, 0)
-    protocol = replace(PROTOCOLS["voc12-to-voc07"], crop=24, test_resize=32)
-    crops = Crops(records, protocol, augment=True)
-    state = np.random.get_state()[1].tolist(), torch.random.get_rng_state()  # noqa: NPY002
-    first = crops[1, 2]["image"]
-    assert first.shape == (3, 24, 24)
-    assert first.dtype == torch.uint8
-    assert torch.equal(first, crops[1, 2]["image"])
-    assert not torch.equal(first, crops[2, 2]["image"])
-    assert not torch.equal(first, Crops(records, protocol, augment=True, seed=1)[1, 2]["image"])
-    assert np.random.get_state()[1].tolist() == state[0]  # noqa: NPY002
-    assert torch.equal(torch.random.get_rng_state(), state[1])
-
-
-def test_test_images_are_resized_and_cropped_as_the_protocol_says(tmp_path: Path) -> None:
-    pixels = np.zeros((40, 100, 3), dtype=np.uint8)
-    pixels[:, 30:70] = 255  # what a centre crop of a square keeps
-    Image.fromarray(pixels).save(tmp_path / "wide.png")
-    records = Records(["wide.png"], [[1]], ["white"], root=tmp_path)
-    centre = Crops(records, replace(PROTOCOLS["voc12-to-voc07"], crop=40, test_resize=40))[0]["image"]
-    assert (centre == 255).all()
-    whole = Crops(records, replace(PROTOCOLS["coco-448"], crop=50))[0]["image"]
-    assert whole.shape == (3, 50, 50)
-    assert 0.3 < (whole == 255).float().mean() < 0.45
-
-
-def test_random_crops_lie_inside_with_the_areas_and_aspects_of_the_recipe() -> None:
-    generator = np.random.default_rng(0)
-    areas = []
-    for _ in range(2000):
-        top, left, height, width = random_crop(300, 400, generator)
-        assert 0 <= top <= 300 - height
-        assert 0 <= left <= 400 - width
-        assert 0.74 < width / height < 1.35
-        areas.append(height * width / (300 * 400))
-    assert min(areas) < 0.1
-    assert max(areas) > 0.9
-    blank = torch.zeros(3, 300, 400)
-    theirs = [RandomResizedCrop.get_params(blank, [0.08, 1.0], [3 / 4, 4 / 3]) for _ in range(2000)]
-    assert np.mean(areas) == pytest.approx(np.mean([box[2] * box[3] for box in theirs]) / (300 * 400), abs=0.03)
-    top, left, height, width = random_crop(1000, 3, generator)  # no draw fits
-    assert (left, width) == (0, 3)
-    assert width / height == pytest.approx(3 / 4, abs=0.01)
-
-
 def test_the_line_in_front_says_all(tmp_path: Path) -> None:
     train, test = voc_like(tmp_path / "train", 5, 0), voc_like(tmp_path / "test", 4, 1)
     line = describe(PROTOCOLS["voc12-to-voc07"], train, test)
@@ -229,7 +181,9 @@ def test_voc07_svm_runs_from_images(model: FrozenBackbone, tmp_path: Path) -> No
     sets = [
         extract_features(
             model,
-            torch.utils.data.DataLoader(Crops(voc_like(tmp_path / str(seed), 40, seed), protocol), 16),
+            torch.utils.data.DataLoader(
+                Crops(voc_like(tmp_path / str(seed), 40, seed), protocol.crop, protocol.test_resize), 16
+            ),
             pooling="avgmax",
         )
         for seed in (0, 1)
