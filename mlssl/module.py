@@ -1,5 +1,6 @@
 """The method as a LightningModule: backbone, projector and predictor under the pair and the image-aware term."""
 
+import copy
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -14,13 +15,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mlssl.backbones import build_backbone, built_as, check_image_size, feature_width, pixel_statistics
 from mlssl.data.batches import ImageBatch, ViewBatch, check_image_batch, check_view_batch
 from mlssl.distributed import gather, gather_with_gradient, is_sharded, rank, sum_over_devices, world_size
+from mlssl.forms import Form, Positives, plain_setting
 from mlssl.heads import predictor, projector
-from mlssl.losses import (
-    ImageAwareContrastiveLoss,
-    Positives,
-    count_anchors_with_positives,
-    negative_cosine_similarity,
-)
+from mlssl.losses import ImageAwareContrastiveLoss, negative_cosine_similarity
 from mlssl.optim import OptimizerName, build_optimizer, cosine_with_warmup, parameter_groups, scaled_lr
 from mlssl.recompute import in_parts
 from mlssl.small_maps import small_maps
@@ -42,8 +39,10 @@ class MultiLabelSSLModule(L.LightningModule):
         base_temperature: τ_b > 0, which scales that term by τ/τ_b (SupCon: 0.07).
         contrastive_weight: Weight ≥ 0 of the image-aware term beside the pair term (paper's code: 4).
         stop_gradient: Whether the pair term stops the gradient into z, as SimSiam does and the paper's code does not.
-        positives: ``log_of_sum`` (what the paper's author trained with) or ``mean_of_logs`` (SupCon).
-        min_similarity: With ``mean_of_logs``: cosine that a positive must reach (paper's code: 0.3); None: no gate.
+        form: ``log_of_sum`` (what the paper's author trained with), ``mean_of_logs`` (SupCon), or a function, see
+            :data:`mlssl.forms.Form`.
+        positives: ``same_image``, ``gated(0.3)``, ``by_overlap(1.0)``, or a function, see
+            :data:`mlssl.forms.Positives`.
         chunk_size: Anchors compared at a time, to bound memory; None: all.
         optimizer: ``sgd`` (paper), ``adamw`` or ``lars``.
         base_lr: Learning rate for 256 views a step; the rate is base_lr × views / 256, views = images × blocks over all
@@ -84,8 +83,8 @@ class MultiLabelSSLModule(L.LightningModule):
         base_temperature: float = 0.07,
         contrastive_weight: float = 4.0,
         stop_gradient: bool = False,
-        positives: Positives = "log_of_sum",
-        min_similarity: float | None = None,
+        form: Form | str = "log_of_sum",
+        positives: Positives | str = "same_image",
         chunk_size: int | None = None,
         optimizer: OptimizerName = "sgd",
         base_lr: float = 0.05,
@@ -104,6 +103,9 @@ class MultiLabelSSLModule(L.LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["backbone"] if isinstance(backbone, nn.Module) else [])
+        plain = {"form": plain_setting(form), "positives": plain_setting(positives)}
+        self.hparams.update({name: text for name, text in plain.items() if name in self.hparams})
+        self._hparams_initial = copy.deepcopy(self._hparams)
         _check_at_least(1, projection_dim=projection_dim, predictor_dim=predictor_dim)
         _check_at_least(0, contrastive_weight=contrastive_weight, base_lr=base_lr, momentum=momentum)
         _check_at_least(0, weight_decay=weight_decay, warmup_epochs=warmup_epochs)
@@ -129,9 +131,7 @@ class MultiLabelSSLModule(L.LightningModule):
         width = feature_width(self.backbone)
         self.projector = projector(width, projection_dim)
         self.predictor = predictor(projection_dim, predictor_dim)
-        self.image_aware_loss = ImageAwareContrastiveLoss(
-            temperature, base_temperature, positives, min_similarity, chunk_size
-        )
+        self.image_aware_loss = ImageAwareContrastiveLoss(temperature, base_temperature, form, positives, chunk_size)
         own_mean, own_std = pixel_statistics(self.backbone)
         mean, std = list(mean or own_mean), list(std or own_std)
         if len(mean) != len(std) or not min(std) > 0:
@@ -195,22 +195,21 @@ class MultiLabelSSLModule(L.LightningModule):
         number of devices, so that the mean of gradients that DDP takes is the gradient of the global mean.
         """
         term = self.image_aware_loss
-        terms: list[Tensor]
         if world_size() == 1:
-            terms = [term(one, ids), term(other, ids)]
+            terms: list[Tensor] = [term(one, ids), term(other, ids)]
             return 0.5 * (terms[0] + terms[1])
         keys = gather_with_gradient(torch.cat([one, other], dim=1)).chunk(2, dim=1)
         key_ids = gather(ids)
-        compared = [(anchors, ids, of_set, key_ids) for anchors, of_set in zip((one, other), keys, strict=True)]
         own = rank() * len(ids) + torch.arange(len(ids), device=ids.device)
-        numbers = [
-            count_anchors_with_positives(
-                *sets, self_index=own, min_similarity=term.min_similarity, chunk_size=term.chunk_size
-            )
-            for sets in compared
-        ]
-        divisors = sum_over_devices(torch.stack(numbers)).clamp(min=1) / world_size()
-        terms = [term(*sets, self_index=own, normalizer=d) for sets, d in zip(compared, divisors, strict=True)]
+        sums, counts = zip(
+            *(
+                term(anchors, ids, of_set, key_ids, self_index=own, reduction="sum_and_count")
+                for anchors, of_set in zip((one, other), keys, strict=True)
+            ),
+            strict=True,
+        )
+        divisors = sum_over_devices(torch.stack(counts)).clamp(min=1) / world_size()
+        terms = [total / divisor for total, divisor in zip(sums, divisors, strict=True)]
         return 0.5 * (terms[0] + terms[1])
 
     # ------------------------------------------------------------------ features

@@ -34,7 +34,7 @@ SETTINGS: list[dict[str, Any]] = [
     {},
     {"stop_gradient": True, "chunk_size": 5},
     {"positives": "mean_of_logs"},
-    {"positives": "mean_of_logs", "min_similarity": 0.9, "stop_gradient": True},
+    {"form": "mean_of_logs", "positives": "gated(0.9)", "stop_gradient": True},
 ]
 
 

@@ -573,7 +573,7 @@ class Reads(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"positives": "mean_of_logs", "min_similarity": 0.3}], ids=["default", "gated"]
+    "settings", [{}, {"form": "mean_of_logs", "positives": "gated(0.3)"}], ids=["default", "gated"]
 )
 def test_a_step_reads_nothing_from_the_device_but_the_loss_of_the_step_before(settings: dict[str, Any]) -> None:
     module = small(**settings)
