@@ -13,8 +13,8 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from mlssl.data.records import Records
 from mlssl.distributed import is_sharded
+from mlssl.drawing.run import figure_of_classes, figure_of_cosines, figure_of_map
 from mlssl.evaluation.geometry import map_2d, pair_cosines
-from mlssl.report.figures import figure_of_classes, figure_of_cosines, figure_of_map
 from mlssl.report.measure import (
     Snapshot,
     label_names,

@@ -45,7 +45,7 @@ from mlssl.evaluation.protocols import (
     evaluate_svm,
     find_protocol,
 )
-from mlssl.evaluation.sources import FrozenBackbone, open_backbone
+from mlssl.weights.sources import FrozenBackbone, open_backbone
 
 
 def linear(

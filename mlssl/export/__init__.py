@@ -28,7 +28,7 @@ from mlssl.export.networks import (
     write_timm_folder,
 )
 from mlssl.export.onnx import larger_images, load_onnx, write_onnx
-from mlssl.export.sources import Backbone, open_source, plain_copy
+from mlssl.weights.checkpoints import Backbone, open_source, plain_copy
 
 MAX_RELATIVE_DIFFERENCE = 1e-5
 """Largest difference of an exported network's features that is let through, as a fraction of the largest feature."""

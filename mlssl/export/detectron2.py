@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from mlssl.export.networks import tensors_of
-from mlssl.export.sources import Backbone
+from mlssl.weights.checkpoints import Backbone
 
 _BLOCKS: dict[tuple[object, ...], int] = {
     ("basic", 2, 2, 2, 2): 18,

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from mlssl.backbones import TORCHVISION_PREFIX, image_shape
-from mlssl.export.sources import Backbone
+from mlssl.weights.checkpoints import Backbone
 
 TIMM_CONFIG = "config.json"
 TIMM_WEIGHTS = "model.safetensors"

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mlssl.backbones import image_shape
-from mlssl.export.sources import Backbone
+from mlssl.weights.checkpoints import Backbone
 
 INPUT, OUTPUT = "images", "features"
 """Names in the graph: normalised images (n, C, H, W) to features (n, D)."""

@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from mlssl.data.records import Records
+from mlssl.drawing import run as figures
 from mlssl.evaluation.geometry import map_2d
-from mlssl.report import figures
 from mlssl.report.measure import Snapshot, label_names, nearest_of_some, picture, spread_lines
 from mlssl.report.page import SPRITE_COLUMNS, THUMBNAIL, FeatureMap, Neighbor, Page, Plot, data_address, sprite
 from mlssl.report.verdicts import has_collapsed, is_learning, waits_for_data

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mlssl.data.bad_images import BadImages
 from mlssl.data.datasets import ImageDataset, collated
-from mlssl.data.images import BadImageError, ImageArray
+from mlssl.data.decoding import BadImageError, ImageArray
 from mlssl.data.loader import PartialLoader
 from mlssl.data.records import Records
 from mlssl.evaluation.features import Features, extract_features

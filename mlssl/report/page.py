@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from mlssl.atomic import written_aside
-from mlssl.data.images import ImageArray
+from mlssl.data.decoding import ImageArray
 from mlssl.report.verdicts import Verdict
 
 THUMBNAIL = 56

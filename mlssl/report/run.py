@@ -16,11 +16,11 @@ import yaml
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from mlssl.data.datamodule import MultiLabelDataModule
-from mlssl.export.sources import load_checkpoint
 from mlssl.module import MultiLabelSSLModule
 from mlssl.report.content import END, START, Log, Sets, build_page
 from mlssl.report.measure import measure, some_images
 from mlssl.report.page import write_page
+from mlssl.weights.checkpoints import load_checkpoint
 
 
 def write_report(

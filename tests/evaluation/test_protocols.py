@@ -15,7 +15,7 @@ from PIL import Image
 from sklearn.svm import LinearSVC
 from torch import nn
 
-from mlssl.data.coco import read_coco
+from mlssl.data.readers.coco import read_coco
 from mlssl.data.records import Records
 from mlssl.evaluation.crops import Crops
 from mlssl.evaluation.features import Features, extract_features
@@ -29,7 +29,7 @@ from mlssl.evaluation.protocols import (
     evaluate_svm,
     find_protocol,
 )
-from mlssl.evaluation.sources import FrozenBackbone
+from mlssl.weights.sources import FrozenBackbone
 
 
 @pytest.fixture

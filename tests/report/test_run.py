@@ -14,7 +14,7 @@ from PIL import Image
 from test_export import in_shards
 
 from mlssl.cli import main
-from mlssl.data.synthetic import synthetic_scenes
+from mlssl.data.readers.synthetic import synthetic_scenes
 from mlssl.module import MultiLabelSSLModule
 from mlssl.report.measure import some_images
 from mlssl.report.run import _loaded, _untrained, last_checkpoint, read_config, read_log, write_report

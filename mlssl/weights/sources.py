@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mlssl.backbones import build_backbone, pixel_statistics, rebuild_backbone
 from mlssl.export.networks import TIMM_CONFIG, TIMM_WEIGHTS
-from mlssl.export.sources import holds_shards, load_checkpoint, load_plain, misfit, open_checkpoint
+from mlssl.weights.checkpoints import holds_shards, load_checkpoint, load_plain, misfit, open_checkpoint
 
 _PREFIXES = ("_orig_mod.", "module.", "backbone.")
 _NESTED = ("state_dict", "model")
