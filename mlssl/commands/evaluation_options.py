@@ -14,17 +14,17 @@ class EvaluationOptions:
     None means that an option was not given, so that a protocol, which fixes some, can refuse those that were.
 
     Args:
-        dataset: Format of the images; synthetic by default.
+        dataset: Format of ROOT: synthetic (default), coco, voc, corel5k, manifest, folder or shards.
         root: Folder that holds the images.
-        eval_size: Height and width, or one side, that whole images are resized to; 224 by default.
-        min_images_per_class: Keep only classes with at least so many train and so many val images.
-        train_split: Split to learn from; the format's training split by default.
-        val_split: Split to test on; the format's val or test split by default.
-        pooling: Over the last feature map, or the mean of both; avgmax by default.
+        eval_size: Side, or height and width, of images; 224 by default.
+        min_images_per_class: Leave out classes with fewer train and val images.
+        train_split: Split to learn from; the format's own by default.
+        val_split: Split to test on; the format's own by default.
+        pooling: avg, max, or avgmax (default), their mean.
         batch_size: Images per step; 64 by default.
         num_workers: Loader processes.
-        cache: Folder to keep features in: a pass that was stopped goes on, one that is done is not repeated.
-        runs: Folder in which the results get one of their own.
+        cache: Folder that keeps features, for a stopped or a second pass.
+        runs: Folder of the results' folder.
         seed: Of untrained weights, subsets, held-out images and the bootstrap.
     """
 

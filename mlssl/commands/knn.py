@@ -11,7 +11,7 @@ def knn(sources: list[str], options: EvaluationOptions, k: int | None = None, te
     Example: mlssl knn last.ckpt resnet18 --dataset corel5k --root FOLDER
 
     Args:
-        sources: Checkpoints of `mlssl fit`, exported files, names of backbones, which are then untrained, or NAME=FILE.
+        sources: Checkpoints, exported files, NAME=FILE, or names of backbones, which are then untrained.
         options: Of images and features.
         k: Nearest training images that vote; 20 by default.
         temperature: Of their weights exp(cosine / temperature); 0.07 by default.

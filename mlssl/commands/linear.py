@@ -32,14 +32,14 @@ def linear(
     Example: mlssl linear last.ckpt resnet18 --dataset corel5k --root FOLDER
 
     Args:
-        sources: Checkpoints of `mlssl fit`, exported files, names of backbones, which are then untrained, or NAME=FILE.
+        sources: Checkpoints, exported files, NAME=FILE, or names of backbones, which are then untrained.
         options: Of images and features.
-        protocol: A published evaluation, which fixes data set, splits, sizes and classifier: coco-448, voc12-to-voc07,
-            voc07-svm or corel5k.
-        fractions: Fractions of the labels to learn from too, such as '[0.01, 0.1, 1.0]'.
-        pos_weight: Weight of a positive, where a negative has 1, or balanced; 1 by default.
-        threshold: Probability from which a label counts as predicted; 0.5 by default.
-        epochs: Other than those of a protocol that trains, which it then no longer is.
+        protocol: Published evaluation, which fixes data, sizes and classifier: coco-448, voc12-to-voc07, voc07-svm
+            or corel5k.
+        fractions: Of the labels, to learn from these too: '[0.01, 0.1, 1.0]'.
+        pos_weight: Weight of a positive, or balanced; 1 by default.
+        threshold: Probability of a predicted label; 0.5 by default.
+        epochs: In place of those of a protocol that trains.
     """
     from mlssl.commands.evaluation import completed, features_of, finish, labelled_sets, print_missing
     from mlssl.commands.scores import found_by_probe, found_by_sgd, found_by_svm

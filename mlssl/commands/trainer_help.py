@@ -13,7 +13,8 @@ _MORE = """
 _OF_A_CHECKPOINT = (
     """
   --ckpt_path FILE         checkpoint of mlssl fit
-  --data.dataset NAME      synthetic, coco, voc, corel5k, manifest, folder, shards
+  --data.dataset NAME      synthetic (default), coco, voc, corel5k, manifest,
+                           folder, shards
   --data.root FOLDER       its images
   --data.eval_size N       side that whole images are resized to"""
     + _MORE
