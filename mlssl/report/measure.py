@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from mlssl.evaluation.geometry import effective_rank, feature_spectrum, pair_cos
 from mlssl.evaluation.metrics import mean_average_precision
 from mlssl.evaluation.neighbors import NUM_NEIGHBORS, Neighbors, knn_scores, nearest_neighbors
 from mlssl.evaluation.probe import LinearProbeResult, linear_probe
+from mlssl.modes import training_mode
 from mlssl.views.blocks import BlockViews
 
 MAX_VIEWS = 1024
@@ -165,7 +166,6 @@ def measure(
     )
 
 
-@torch.no_grad()
 def view_projections(model: Any, records: Records, views: BlockViews, batch_size: int, seed: int = 0) -> Tensor:
     """Projections (B, A, K, P) of views of some images as a training step sees them: by the batch's own statistics.
 
@@ -183,7 +183,7 @@ def view_projections(model: Any, records: Records, views: BlockViews, batch_size
     size = max(2, min(batch_size, len(chosen)))
     device = next(model.backbone.parameters()).device
     batches = []
-    with _as_in_training(model):
+    with training_mode(model):
         for first in range(0, len(chosen) - size + 1, size):
             lines = range(first, first + size)
             made = torch.stack([views(image, np.random.default_rng([seed, i])) for i, image in _decoded(chosen, lines)])
@@ -200,20 +200,3 @@ def _decoded(records: Records, lines: Iterable[int]) -> Iterator[tuple[int, Imag
     for line in lines:
         with suppress(BadImageError):
             yield line, records.image(line)
-
-
-@contextmanager
-def _as_in_training(network: nn.Module) -> Iterator[None]:
-    """Every module in training mode; flags, buffers and random state come back after."""
-    flags = {module: module.training for module in network.modules()}
-    buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
-    devices = {buffer.device for buffer, _ in buffers if buffer.device.type == "cuda"}
-    network.train()
-    try:
-        with torch.random.fork_rng(devices):
-            yield
-    finally:
-        for module, flag in flags.items():
-            module.training = flag
-        for buffer, value in buffers:
-            buffer.copy_(value)
