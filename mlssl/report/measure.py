@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from mlssl.contracts import FeatureNetwork
 from mlssl.data.bad_images import BadImages
 from mlssl.data.datasets import ImageDataset, collated
 from mlssl.data.decoding import BadImageError, ImageArray
@@ -27,6 +28,13 @@ from mlssl.views.blocks import BlockViews
 
 MAX_VIEWS = 1024
 """Views whose cosines are taken: a million pairs, which a histogram shows without steps."""
+
+
+class ProjectingNetwork(FeatureNetwork, Protocol):
+    """A network whose views are compared behind a projector."""
+
+    projector: nn.Module
+    """From features (n, D) to projections (n, P)."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +106,7 @@ def label_names(records: Records, line: int) -> list[str]:
 
 
 def measure(
-    model: Any,
+    model: ProjectingNetwork,
     train: Records,
     val: Records | None,
     views: BlockViews,
@@ -112,7 +120,7 @@ def measure(
     """Look at a network. Weights, buffers, training flags and the global random state are as before afterwards.
 
     Args:
-        model: A `MultiLabelSSLModule`.
+        model: `MultiLabelSSLModule`, or any module with `backbone`, `normalize` and `projector`.
         train: Images of the probe's training set, and those that views are made of.
         val: Images that features are shown of and the probe is scored on; None takes `train` for the former.
         views: How views are made, as in the run.
@@ -166,13 +174,15 @@ def measure(
     )
 
 
-def view_projections(model: Any, records: Records, views: BlockViews, batch_size: int, seed: int = 0) -> Tensor:
+def view_projections(
+    model: ProjectingNetwork, records: Records, views: BlockViews, batch_size: int, seed: int = 0
+) -> Tensor:
     """Projections (B, A, K, P) of views of some images as a training step sees them: by the batch's own statistics.
 
     The images go through in batches of the run's size, about 1024 views in all. The network is left as it was.
 
     Args:
-        model: A `MultiLabelSSLModule`.
+        model: `MultiLabelSSLModule`, or any module with `backbone`, `normalize` and `projector`.
         records: Images, evenly chosen from.
         views: How views are made.
         batch_size: Images of a step of the run.
@@ -183,7 +193,7 @@ def view_projections(model: Any, records: Records, views: BlockViews, batch_size
     size = max(2, min(batch_size, len(chosen)))
     device = next(model.backbone.parameters()).device
     batches = []
-    with training_mode(model):
+    with training_mode(model.backbone), training_mode(model.projector):
         for first in range(0, len(chosen) - size + 1, size):
             lines = range(first, first + size)
             made = torch.stack([views(image, np.random.default_rng([seed, i])) for i, image in _decoded(chosen, lines)])

@@ -127,27 +127,28 @@ def architecture(checkpoint: Mapping[str, Any], path: Path) -> Architecture:
     return Architecture(described["name"], described["arguments"] or {}, described["mean"], described["std"])
 
 
-def weights_of(checkpoint: Any, network: str, path: Path) -> dict[str, Tensor]:
-    """Weights of one network of a checkpoint, under the names that the network itself gives them.
+def weights_of(checkpoint: Any, network: str) -> dict[str, Tensor]:
+    """Weights of one network of a checkpoint, under the names that the network itself gives them; {} for none.
 
     Args:
         checkpoint: Of `load_checkpoint`.
         network: Name of the submodule, such as "backbone".
-        path: For the message.
+    """
+    prefix = plain_name(f"{network}.")
+    plain = {plain_name(name): value for name, value in _state(checkpoint).items()}
+    return {name.removeprefix(prefix): value for name, value in plain.items() if name.startswith(prefix)}
+
+
+def check_holds(checkpoint: Any, network: str, path: Path) -> None:
+    """Refuse a checkpoint without weights of a network.
 
     Raises:
-        ValueError: If there are none; names submodules that there are.
+        ValueError: Naming submodules that there are.
     """
-    state = checkpoint.get("state_dict") if isinstance(checkpoint, Mapping) else None
-    plain = {plain_name(name): value for name, value in (state or {}).items()}
-    prefix = plain_name(f"{network}.")
-    weights = {name.removeprefix(prefix): value for name, value in plain.items() if name.startswith(prefix)}
-    if not weights:
-        raise ValueError(
-            f"{path} holds no {network}, its state_dict has no '{network}.…' entries: "
-            + (nearest_network(network, plain) or "give a checkpoint that the Trainer saved of a MultiLabelSSLModule.")
-        )
-    return weights
+    if not weights_of(checkpoint, network):
+        nearest = nearest_network(network, map(plain_name, _state(checkpoint)))
+        remedy = nearest or "give a checkpoint that the Trainer saved of a MultiLabelSSLModule."
+        raise ValueError(f"{path} holds no {network}, its state_dict has no '{network}.…' entries: {remedy}")
 
 
 def nearest_network(network: str, names: Iterable[str]) -> str:
@@ -161,6 +162,11 @@ def nearest_network(network: str, names: Iterable[str]) -> str:
     networks = sorted({".".join(part[:depth]) for part in parts for depth in range(1, min(len(part), 4) + 1)})
     nearest = difflib.get_close_matches(network, networks, n=3, cutoff=0.4) or networks[:3]
     return f"pass the name of a submodule that it has, such as {', '.join(map(repr, nearest))}." if nearest else ""
+
+
+def _state(checkpoint: Any) -> dict[str, Tensor]:
+    state = checkpoint.get("state_dict") if isinstance(checkpoint, Mapping) else None
+    return state or {}
 
 
 def misfit(network: nn.Module, weights: Mapping[str, Tensor]) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from mlssl.backbones import build_backbone, built_as, pixel_statistics, rebuild_backbone
 from mlssl.weights.checkpoints import (
     architecture,
+    check_holds,
     holds_shards,
     load_checkpoint,
     load_plain,
@@ -178,7 +179,8 @@ def open_source(source: str | os.PathLike[str] | nn.Module, network: str = "back
 
 def backbone_of(checkpoint: Mapping[str, Any], path: Path, network: str = "backbone") -> Backbone:
     """One network of a checkpoint that is loaded already; see :func:`open_source`."""
-    weights = weights_of(checkpoint, network, path)
+    check_holds(checkpoint, network, path)
+    weights = weights_of(checkpoint, network)
     name, arguments, mean, std = architecture(checkpoint, path)
     built = rebuild_backbone(name, **arguments)
     wrong = misfit(built, weights)
