@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from mlssl.atomic import written_aside
-from mlssl.data.images import ImageArray
+from mlssl.data.decoding import ImageArray
 from mlssl.views.grid import Box
 
 COLOURS = ("#e6194b", "#0a6cff", "#1f9d2f", "#f07800", "#8b3fd9", "#008f8f", "#d63fb0", "#8c5a2b")

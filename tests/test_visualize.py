@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mlssl.data.images import decode_rgb
+from mlssl.data.decoding import decode_rgb
 from mlssl.views.blocks import BlockViews
 from mlssl.views.grid import Box, block_grid
 from mlssl.visualize import COLOURS, draw_view_grid

@@ -20,8 +20,8 @@ from jsonargparse import auto_cli
 from PIL import Image
 
 from mlssl.data.datasets import ViewDataset
-from mlssl.data.files import read_folder
-from mlssl.data.images import decode_rgb
+from mlssl.data.decoding import decode_rgb
+from mlssl.data.readers.folder import read_folder
 from mlssl.data.records import Records
 from mlssl.views.blocks import BlockViews
 from mlssl.views.grid import block_grid

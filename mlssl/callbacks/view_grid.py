@@ -8,7 +8,7 @@ import numpy as np
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_info
 
-from mlssl.data.images import BadImageError, ImageArray
+from mlssl.data.decoding import BadImageError, ImageArray
 from mlssl.data.records import Records
 from mlssl.views.blocks import BlockViews
 from mlssl.visualize import draw_view_grid

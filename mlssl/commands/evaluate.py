@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mlssl.backbones import Pooling
 from mlssl.commands.results import Found, print_table, write_results
+from mlssl.contracts import FeatureNetwork
 from mlssl.data.datamodule import MultiLabelDataModule
 from mlssl.data.formats import DatasetName
 from mlssl.data.records import Records
@@ -45,7 +46,7 @@ from mlssl.evaluation.protocols import (
     evaluate_svm,
     find_protocol,
 )
-from mlssl.evaluation.sources import FrozenBackbone, open_backbone
+from mlssl.weights.sources import Backbone, open_backbone
 
 
 def linear(
@@ -179,7 +180,7 @@ def knn(
     _finish(found, train.classes, runs, "knn", settings)
 
 
-def probe(model: nn.Module, data: MultiLabelDataModule, pooling: Pooling, seed: int = 0) -> LinearProbeResult:
+def probe(model: FeatureNetwork, data: MultiLabelDataModule, pooling: Pooling, seed: int = 0) -> LinearProbeResult:
     """Linear probe on the frozen features of the whole images of a data module."""
     train, test = (
         extract_features(model, data.image_dataloader(split), pooling=pooling, progress=True)
@@ -239,7 +240,7 @@ def _say_missing(train: Records, test: Records) -> None:
 
 
 def _features(
-    source: str, model: FrozenBackbone, data: MultiLabelDataModule, pooling: Pooling, cache: str | None
+    source: str, model: Backbone, data: MultiLabelDataModule, pooling: Pooling, cache: str | None
 ) -> tuple[Features, Features]:
     _to_gpu(model)
     train, test = (
@@ -330,7 +331,7 @@ def _votes(bank: Features, queries: Features, k: int, temperature: float) -> Ten
 
 def _of_protocol(
     source: str,
-    model: FrozenBackbone,
+    model: Backbone,
     protocol: Protocol,
     data: MultiLabelDataModule,
     epochs: int | None,

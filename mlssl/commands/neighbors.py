@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mlssl.data.files import read_folder
-from mlssl.data.images import decode_rgb
-from mlssl.evaluation.sources import open_backbone
-from mlssl.reading import draw_similar, find_similar
+from mlssl.data.decoding import decode_rgb
+from mlssl.data.readers.folder import read_folder
+from mlssl.drawing.similar import draw_similar
+from mlssl.evaluation.similar import find_similar
 from mlssl.views.grid import block_grid
+from mlssl.weights.sources import open_backbone
 
 
 def neighbors(

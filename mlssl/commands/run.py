@@ -19,9 +19,10 @@ from safetensors.torch import save_file
 from mlssl.atomic import written_aside
 from mlssl.commands.interrupts import Interrupts
 from mlssl.data.datamodule import MultiLabelDataModule
-from mlssl.export.sources import load_plain
 from mlssl.module import MultiLabelSSLModule
-from mlssl.runs import logger_in_folder, new_run_folder, resumable_run, run_settings, run_summary
+from mlssl.run_folder import resumable_run
+from mlssl.runs import logger_in_folder, new_run_folder, run_settings, run_summary
+from mlssl.weights.checkpoints import load_plain
 
 TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
 

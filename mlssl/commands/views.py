@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from mlssl.data.images import decode_rgb
-from mlssl.evaluation.sources import open_backbone
-from mlssl.reading import block_similarities, draw_similarities
+from mlssl.data.decoding import decode_rgb
+from mlssl.drawing.similar import draw_similarities
+from mlssl.evaluation.similar import block_similarities
 from mlssl.views.blocks import BlockViews
 from mlssl.visualize import draw_view_grid
+from mlssl.weights.sources import open_backbone
 
 
 def views(

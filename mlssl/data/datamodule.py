@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from mlssl.data.bad_images import BadImages, find_bad_images
 from mlssl.data.datasets import EpochSampler, ImageDataset, ViewDataset, collated
+from mlssl.data.decoding import BadImageError
 from mlssl.data.formats import DatasetName, check_source, read_sets
-from mlssl.data.images import BadImageError
 from mlssl.data.loader import PartialLoader, ResumableLoader
 from mlssl.data.records import Records
 from mlssl.distributed import gather_objects, rank, world_size

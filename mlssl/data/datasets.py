@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler, default_collate
 
 from mlssl.data.bad_images import BadImages
-from mlssl.data.images import BadImageError
+from mlssl.data.decoding import BadImageError
 from mlssl.data.records import Records
 from mlssl.views.blocks import BlockViews
 

@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from mlssl.data.coco import read_coco
-from mlssl.data.corel5k import frequent_labels, read_corel5k
-from mlssl.data.files import read_folder
-from mlssl.data.manifest import read_manifest
+from mlssl.data.readers.coco import read_coco
+from mlssl.data.readers.corel5k import frequent_labels, read_corel5k
+from mlssl.data.readers.folder import read_folder
+from mlssl.data.readers.manifest import read_manifest
+from mlssl.data.readers.shards import has_split, read_shards
+from mlssl.data.readers.synthetic import synthetic_scenes
+from mlssl.data.readers.voc import read_voc
 from mlssl.data.records import Records
-from mlssl.data.shards import has_split, read_shards
-from mlssl.data.synthetic import synthetic_scenes
-from mlssl.data.voc import read_voc
 
 DatasetName = Literal["synthetic", "coco", "voc", "corel5k", "manifest", "folder", "shards"]
 

@@ -14,7 +14,7 @@ from torch._C import _remove_worker_pids
 from torch.utils.data import DataLoader, RandomSampler
 
 from mlssl.data.datasets import EpochSampler
-from mlssl.data.images import BadImageError
+from mlssl.data.decoding import BadImageError
 from mlssl.distributed import rank, world_size
 
 SECONDS_BETWEEN_LOOKS = 5

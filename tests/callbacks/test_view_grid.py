@@ -14,8 +14,8 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from tensorboard.backend.event_processing import event_accumulator
 
 from mlssl.callbacks import ViewGridLogger
-from mlssl.data.corel5k import read_corel5k
-from mlssl.data.images import decode_rgb
+from mlssl.data.decoding import decode_rgb
+from mlssl.data.readers.corel5k import read_corel5k
 from mlssl.visualize import draw_view_grid
 
 Make = Callable[..., Any]

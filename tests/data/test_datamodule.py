@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mlssl.data.batches import check_image_batch, check_view_batch
 from mlssl.data.datamodule import MAX_WORKERS, MultiLabelDataModule
-from mlssl.data.files import read_folder
+from mlssl.data.readers.folder import read_folder
 from mlssl.data.records import Records
 
 Draws = dict[int, str]

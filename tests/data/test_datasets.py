@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from mlssl.data.datasets import EpochSampler, ImageDataset, ViewDataset
-from mlssl.data.synthetic import synthetic_scenes
+from mlssl.data.readers.synthetic import synthetic_scenes
 from mlssl.views.blocks import BlockViews
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mlssl.data.corel5k import read_corel5k
 from mlssl.data.datamodule import MultiLabelDataModule
-from mlssl.data.manifest import read_manifest
+from mlssl.data.readers.corel5k import read_corel5k
+from mlssl.data.readers.manifest import read_manifest
 
 CSV = "path,labels,unknown\na/1.png,sky|sea,\nb/2.png,,sky\n3.png, sun ,\n"
 LINES: list[dict[str, Any]] = [

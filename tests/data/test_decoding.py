@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mlssl.data.images import BadImageError, decode_rgb, rgb_pixels
+from mlssl.data.decoding import BadImageError, decode_rgb, rgb_pixels
 from mlssl.views.blocks import BlockViews
 
 COLOUR = (200, 60, 10)

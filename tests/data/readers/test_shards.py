@@ -25,14 +25,14 @@ from _gloo import Processes
 from PIL import Image
 from torch import nn
 
-from mlssl.data.coco import read_coco
-from mlssl.data.corel5k import read_corel5k
 from mlssl.data.datamodule import MultiLabelDataModule
 from mlssl.data.datasets import ImageDataset
-from mlssl.data.images import BadImageError
+from mlssl.data.decoding import BadImageError
 from mlssl.data.packing import pack_shards
+from mlssl.data.readers.coco import read_coco
+from mlssl.data.readers.corel5k import read_corel5k
+from mlssl.data.readers.shards import has_split, read_shards
 from mlssl.data.records import Records
-from mlssl.data.shards import has_split, read_shards
 from mlssl.distributed import rank, world_size
 from mlssl.module import MultiLabelSSLModule
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mlssl.data.files import read_folder
+from mlssl.data.readers.folder import read_folder
 
 
 def picture(path: Path) -> None:

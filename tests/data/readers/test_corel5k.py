@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mlssl.data.corel5k import frequent_labels, read_corel5k
+from mlssl.data.readers.corel5k import frequent_labels, read_corel5k
 from mlssl.data.records import Records
 
 TRAINING = {1000: [1, 3], 1003: [2], 2001: []}

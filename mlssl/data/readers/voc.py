@@ -19,7 +19,8 @@ from xml.etree import ElementTree
 import numpy as np
 import numpy.typing as npt
 
-from mlssl.data.records import Records, check_files, check_names
+from mlssl.data.paths import check_files, check_names
+from mlssl.data.records import Records
 
 VOC_CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),

@@ -7,7 +7,7 @@ import pickle
 import numpy as np
 import pytest
 
-from mlssl.data.synthetic import MAX_CLASSES, NUM_OBJECTS, SHAPES, SPLITS, synthetic_scenes
+from mlssl.data.readers.synthetic import MAX_CLASSES, NUM_OBJECTS, SHAPES, SPLITS, synthetic_scenes
 
 
 def test_a_scene_depends_on_seed_split_and_index_alone() -> None:

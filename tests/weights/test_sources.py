@@ -15,9 +15,9 @@ import torchvision
 from safetensors.torch import save_file
 from test_export import in_shards
 
-from mlssl.evaluation.sources import open_backbone
 from mlssl.export import export_backbone
 from mlssl.module import MultiLabelSSLModule
+from mlssl.weights.sources import open_backbone
 
 IMAGES = torch.randint(0, 256, (2, 3, 64, 64), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
 

@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from mlssl.data.corel5k import read_corel5k
 from mlssl.data.datamodule import MultiLabelDataModule
-from mlssl.data.images import BadImageError
-from mlssl.data.wrapped import read_dataset
+from mlssl.data.decoding import BadImageError
+from mlssl.data.readers.corel5k import read_corel5k
+from mlssl.data.readers.python_sets import read_dataset
 
 CLASSES = ["sky", "sea", "sun"]
 IDS = [[0, 2], [], [1], [0, 1, 2]]

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from mlssl.data.images import BadImageError, ImageArray, rgb_pixels
+from mlssl.data.decoding import BadImageError, ImageArray, rgb_pixels
 from mlssl.data.records import Records
 
 Key = int | str

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Collection
 from pathlib import Path
 
-from mlssl.data.images import decode_rgb
+from mlssl.data.decoding import decode_rgb
 from mlssl.data.records import Decode, Records
 
 IMAGE_EXTENSIONS = (".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")

@@ -9,7 +9,8 @@ from torch import nn
 
 from mlssl.cli import main
 from mlssl.data.records import Records
-from mlssl.reading import block_similarities, draw_similar, draw_similarities, find_similar
+from mlssl.drawing.similar import draw_similar, draw_similarities
+from mlssl.evaluation.similar import block_similarities, find_similar
 from mlssl.views.grid import block_grid
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)

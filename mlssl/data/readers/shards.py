@@ -25,8 +25,9 @@ import numpy as np
 import numpy.typing as npt
 from fsspec.core import url_to_fs
 
-from mlssl.data.images import ImageArray, decode_rgb_bytes
-from mlssl.data.records import Records, check_names
+from mlssl.data.decoding import ImageArray, decode_rgb_bytes
+from mlssl.data.paths import check_names
+from mlssl.data.records import Records
 
 DecodeBytes: TypeAlias = Callable[[bytes, str], ImageArray]
 

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from mlssl.cli import main
-from mlssl.data.coco import read_coco
 from mlssl.data.datamodule import MultiLabelDataModule
-from mlssl.data.voc import VOC_CLASSES, read_voc
+from mlssl.data.readers.coco import read_coco
+from mlssl.data.readers.voc import VOC_CLASSES, read_voc
 from mlssl.runs import RUN_FOLDER_VARIABLE
 
 OBJECTS: dict[str, list[tuple[str, int]]] = {
@@ -132,7 +132,7 @@ def test_the_config_trains(devkit: Path, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(tmp_path)
     for name in (RUN_FOLDER_VARIABLE, "PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
         monkeypatch.setenv(name, "")
-    config = Path(__file__).resolve().parents[2] / "examples" / "configs" / "voc_resnet50.yaml"
+    config = Path(__file__).resolve().parents[3] / "examples" / "configs" / "voc_resnet50.yaml"
     small = [
         *("--model.backbone", "test_resnet", "--model.projection_dim", "16", "--model.predictor_dim", "8"),
         *("--trainer.accelerator", "cpu", "--trainer.max_epochs", "1", "--trainer.precision", "32-true"),

@@ -20,8 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from mlssl.data.images import decode_rgb
-from mlssl.data.records import Decode, Records, check_files, check_names
+from mlssl.data.decoding import decode_rgb
+from mlssl.data.paths import check_files, check_names
+from mlssl.data.records import Decode, Records
 
 FIELDS = ("path", "labels", "unknown")
 SEPARATOR = "|"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from mlssl.data.coco import read_coco
+from mlssl.data.readers.coco import read_coco
 
 Content = dict[str, Any]
 

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mlssl.data.records import Records, check_files
+from mlssl.data.paths import check_files
+from mlssl.data.records import Records
 
 SPLITS = {"train": ("training_label", "train_jpeg"), "test": ("test_label", "test_jpeg")}
 

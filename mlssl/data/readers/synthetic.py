@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from mlssl.data.images import ImageArray
+from mlssl.data.decoding import ImageArray
 from mlssl.data.records import Records
 
 SPLITS = ("train", "test")

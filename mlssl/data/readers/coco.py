@@ -15,7 +15,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from mlssl.data.records import Records, check_files, check_names
+from mlssl.data.paths import check_files, check_names
+from mlssl.data.records import Records
 
 _Ids: TypeAlias = npt.NDArray[np.int64]
 

@@ -1,4 +1,4 @@
-"""No reader follows a name in a file out of the data set's folder, even where such a file is."""
+"""No reader follows a name in a file out of the data set's folder, and missing files are named before a run starts."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mlssl.data.coco import read_coco
-from mlssl.data.corel5k import read_corel5k
-from mlssl.data.files import read_folder
-from mlssl.data.manifest import read_manifest
+from mlssl.data.paths import check_files
+from mlssl.data.readers.coco import read_coco
+from mlssl.data.readers.corel5k import read_corel5k
+from mlssl.data.readers.folder import read_folder
+from mlssl.data.readers.manifest import read_manifest
+from mlssl.data.readers.voc import read_voc
 from mlssl.data.records import Records
-from mlssl.data.voc import read_voc
 
 
 def coco(root: Path, name: str) -> Records:
@@ -84,3 +85,16 @@ def test_a_folder_has_what_lies_in_it_and_what_its_owner_linked_to(tmp_path: Pat
 
 def all_of(records: Records) -> list[Path]:
     return [records.path(index) for index in range(len(records))]
+
+
+def test_files_are_looked_for_by_folder(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("a.jpg", "in/b.jpg"):
+        (tmp_path / name).touch()
+    check_files(tmp_path, ["a.jpg", "in/b.jpg"], Path("list.txt"))
+    with pytest.raises(
+        FileNotFoundError, match=r"3 of 4 images that 'list.txt' names .*first in/a.jpg, no/b.jpg, b.jpg:"
+    ):
+        check_files(tmp_path, ["a.jpg", "in/a.jpg", "no/b.jpg", "b.jpg"], Path("list.txt"))
+    with pytest.raises(FileNotFoundError, match=r"no folder '.*gone': put the images there that 'list.txt' names"):
+        check_files(tmp_path / "gone", ["a.jpg"], Path("list.txt"))
