@@ -12,10 +12,11 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from mlssl.choices import DatasetName
 from mlssl.data.bad_images import BadImages, find_bad_images
 from mlssl.data.datasets import EpochSampler, ImageDataset, ViewDataset, collated
 from mlssl.data.decoding import BadImageError
-from mlssl.data.formats import DatasetName, check_source, read_sets
+from mlssl.data.formats import check_source, read_sets
 from mlssl.data.loader import PartialLoader, ResumableLoader
 from mlssl.data.records import Records
 from mlssl.distributed import gather_objects, rank, world_size

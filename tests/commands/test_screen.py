@@ -180,7 +180,7 @@ class _Destroyed:
 
 @pytest.mark.usefixtures("_heed_interrupts_again")
 def test_ctrl_c_ends_a_run_before_its_next_step_wherever_it_falls(capfd):
-    callbacks = ["--trainer.callbacks+=test_cli_screen.CtrlCInADestructor"]
+    callbacks = ["--trainer.callbacks+=commands.test_screen.CtrlCInADestructor"]
     assert main(["fit", *SMALL, *callbacks, "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "4"]) == 130
     said = capfd.readouterr().err.strip().splitlines()
     assert "mlssl: ending after this step; Ctrl-C once more ends at once" in said
