@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -16,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mlssl.choices import Pooling
+from mlssl.modes import eval_mode
 
 TORCHVISION_PREFIX = "torchvision/"
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -107,7 +106,7 @@ def check_image_size(backbone: nn.Module, height: int, width: int) -> None:
     parameter = next(backbone.parameters(), torch.zeros(()))
     image = torch.zeros(1, _channels(backbone), height, width, device=parameter.device, dtype=parameter.dtype)
     try:
-        with torch.no_grad(), _evaluating(backbone):
+        with eval_mode(backbone):
             backbone(image)
     except (RuntimeError, ValueError, AssertionError) as error:
         raise ValueError(
@@ -115,6 +114,15 @@ def check_image_size(backbone: nn.Module, height: int, width: int) -> None:
             "size that it takes; a vision transformer takes its own, or with dynamic_img_size=True multiples of its "
             "patch size."
         ) from None
+
+
+def takes_other_sizes(backbone: nn.Module, shape: tuple[int, int, int]) -> bool:
+    """Whether the network also takes images twice as high and three times as wide as those of `shape` (C, H, W)."""
+    try:
+        check_image_size(backbone, 2 * shape[1], 3 * shape[2])
+    except ValueError:
+        return False
+    return True
 
 
 def pixel_statistics(backbone: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -331,7 +339,7 @@ def _first_run(backbone: nn.Module) -> tuple[tuple[int, int, int], object]:
     for shape in shapes:
         image = torch.zeros(1, *shape, device=parameter.device, dtype=parameter.dtype)
         try:
-            with torch.no_grad(), _evaluating(backbone):
+            with eval_mode(backbone):
                 return shape, backbone(image)
         except (RuntimeError, ValueError, AssertionError) as error:
             failure = error
@@ -358,17 +366,6 @@ def _checked_width(backbone: nn.Module, features: object) -> int:
         f"The backbone {type(backbone).__name__} gives {given} for one image where (1, D) is needed: "
         f"wrap it as {remedy}."
     )
-
-
-@contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
-    training = [module for module in network.modules() if module.training]
-    network.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _is_timm(network: nn.Module) -> bool:

@@ -28,7 +28,8 @@ from mlssl.callbacks import (
 )
 from mlssl.checkpoint import AtomicCheckpointIO, RunCheckpoint
 from mlssl.data.datamodule import MultiLabelDataModule
-from mlssl.metrics_file import MetricsFile, read_metrics
+from mlssl.metrics_file import MetricsFile
+from mlssl.run_folder import read_log
 
 RUN_FOLDER_VARIABLE = "MLSSL_RUN_FOLDER"
 """Environment variable by which the processes of one run agree on its folder."""
@@ -64,25 +65,6 @@ def new_run_folder(parent: str | os.PathLike[str] = "runs", name: str = "fit") -
         folder = str(_made_folder(parent, name))
     os.environ[RUN_FOLDER_VARIABLE] = folder
     return Path(folder)
-
-
-def resumable_run(folder: str | os.PathLike[str]) -> tuple[Path, Path]:
-    """Config and last checkpoint of a run that is to go on in its own folder.
-
-    Raises:
-        FileNotFoundError: If there is no such folder, or it lacks one of the two.
-    """
-    folder = Path(folder)
-    config, checkpoint = folder / "config.yaml", folder / "checkpoints" / "last.ckpt"
-    if not folder.is_dir():
-        raise FileNotFoundError(f"There is no run at {folder}: pass the folder of one, --resume runs/NAME-<time>.")
-    for file in (config, checkpoint):
-        if not file.is_file():
-            raise FileNotFoundError(
-                f"{folder} cannot go on, it has no {file.relative_to(folder)}: pass the folder of a run that "
-                "saved a checkpoint, or start it again."
-            )
-    return config, checkpoint
 
 
 def run_settings(
@@ -145,9 +127,9 @@ def run_summary(folder: Path, trainer: L.Trainer) -> dict[str, Any]:
         folder: Of the run.
         trainer: That has ended the fit.
     """
-    logged = read_metrics(folder)
-    last = {name: values[-1] for name, values in logged.items() if name not in ("step", "epoch")}
-    best = {"probe/best_mAP": max(logged["probe/mAP"])} if "probe/mAP" in logged else {}
+    log = read_log(folder)
+    last = {name: logged.values[-1] for name, logged in log.items()}
+    best = {"probe/best_mAP": max(log["probe/mAP"].values)} if "probe/mAP" in log else {}
     saver = trainer.checkpoint_callback
     return {
         **last,

@@ -14,7 +14,7 @@ from mlssl.commands.custom_code import import_path, imported
 from mlssl.data.datamodule import MultiLabelDataModule
 from mlssl.module import MultiLabelSSLModule
 from mlssl.recipes import recipe
-from mlssl.runs import resumable_run
+from mlssl.run_folder import resumable_run
 
 _VALUES = {
     "--resume": "the folder of a run, --resume runs/NAME-<time>",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,9 +13,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from mlssl.contracts import FeatureNetwork
 from mlssl.data.decoding import ImageArray
 from mlssl.data.records import Records
-from mlssl.evaluation.features import eval_mode, image_features
+from mlssl.evaluation.features import image_features
+from mlssl.modes import eval_mode
 from mlssl.views.grid import Box, block_grid
 
 PATCHES = 9
@@ -36,7 +38,7 @@ class Similarities(NamedTuple):
     maps: Tensor
 
 
-def block_similarities(model: Any, image: ImageArray, boxes: Sequence[Box], size: int = 224) -> Similarities:
+def block_similarities(model: FeatureNetwork, image: ImageArray, boxes: Sequence[Box], size: int = 224) -> Similarities:
     """Compare the blocks of an image with one another, and each with small patches of the whole image.
 
     Args:
@@ -69,7 +71,7 @@ class Found(NamedTuple):
 
 
 def find_similar(
-    model: Any,
+    model: FeatureNetwork,
     image: ImageArray,
     records: Records,
     k: int = 8,
@@ -158,6 +160,6 @@ def _crops(image: npt.NDArray[np.uint8], boxes: Sequence[Box], size: int) -> Ten
     return torch.stack([resize(crop, [size, size], antialias=True) for crop in crops])
 
 
-def _features(model: Any, crops: Tensor) -> Tensor:
+def _features(model: FeatureNetwork, crops: Tensor) -> Tensor:
     with eval_mode(model.backbone):
         return image_features(model.backbone, model.normalize, crops).cpu()

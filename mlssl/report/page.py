@@ -66,7 +66,7 @@ class Page:
     facts: Mapping[str, str]
     curves: Sequence[Plot]
     quality: Sequence[Plot]
-    geometry: Sequence[Plot]
+    geometry: Sequence[Plot] = ()
     view_grids: Sequence[tuple[str, str]] = ()
     """Data address and words for who cannot see it."""
     neighbors: Sequence[Sequence[Neighbor]] = ()

@@ -1,25 +1,21 @@
-"""What is exported: a network in float32 on the CPU, with its name, pixel statistics and history, out of any source."""
+"""Checkpoints and files of weights, opened without running code: contents, plain names, and one network's part."""
 
 from __future__ import annotations
 
-import copy
-import json
-import os
+import difflib
 import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from mlssl.backbones import built_as, pixel_statistics, rebuild_backbone
-
-# What wrappers put in front of or into the names of weights: torch.compile, FSDP and activation checkpointing.
 _WRAPPERS = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+"""What torch.compile, FSDP and activation checkpointing put in front of or into the names of weights."""
 
 _SHARDS = ".metadata"
 """File that names the tensors of a checkpoint which `torch.distributed.checkpoint` wrote, a folder."""
@@ -30,53 +26,28 @@ _REST_OF_SHARDS = "meta.pt"
 _WEIGHTS = ("model.", "state_dict.")
 """Before the names of weights in shards: the former by FSDP's strategy, the latter by ModelParallel's."""
 
-_PRIVATE_SETTINGS = ("root", "num_workers", "_instantiator")
-"""Of the data: they name a machine or Lightning's way to build it, not what was learned from."""
 
+class Architecture(NamedTuple):
+    """What a checkpoint says of its backbone."""
 
-class Backbone(NamedTuple):
-    """A network and what is known about it."""
-
-    network: nn.Module
-    name: str | None
-    """As `build_backbone` takes it; None for a network of the user's own."""
+    name: str
+    """As `build_backbone` takes it."""
     arguments: dict[str, Any]
-    statistics: tuple[Sequence[float], Sequence[float]]
-    """Mean and standard deviation of the pixels that it was trained on."""
-    history: Mapping[str, str]
-    """Steps, data and metrics, as far as the source tells."""
+    mean: Sequence[float] | None
+    """Of the pixels; None for those of the network itself."""
+    std: Sequence[float] | None
 
 
-def open_source(source: str | os.PathLike[str] | nn.Module) -> Backbone:
-    """The backbone of a checkpoint, of a module that has one as `.backbone`, or the network itself, not copied.
+def plain_name(name: str) -> str:
+    """Name of a weight without the prefixes of torch.compile, FSDP, activation checkpointing and DDP.
 
-    Raises:
-        FileNotFoundError: If no checkpoint stands there.
-        ValueError: If it holds no backbone, does not say which, or holds pickled code.
+    >>> plain_name("module.backbone._orig_mod.conv1.weight")
+    'backbone.conv1.weight'
     """
-    if not isinstance(source, nn.Module):
-        return _open_checkpoint(Path(source))
-    source = getattr(source, "module", source) if type(source).__name__ == "DistributedDataParallel" else source
-    inner = getattr(source, "backbone", None)
-    if not isinstance(inner, nn.Module):
-        return _named(source, {})
-    mean, std = (_numbers(getattr(source, name, None)) for name in ("pixel_mean", "pixel_std"))
-    return _named(inner, _history_of_module(source), mean, std)
-
-
-def open_checkpoint(path: str | os.PathLike[str]) -> tuple[nn.Module, Sequence[float], Sequence[float]]:
-    """Backbone of a Lightning checkpoint with its weights, and mean and standard deviation of its pixels.
-
-    Args:
-        path: Of a checkpoint of a `MultiLabelSSLModule` whose backbone was given by name.
-
-    Raises:
-        FileNotFoundError: If no checkpoint stands there.
-        ValueError: If it is none, is damaged, holds pickled code or no backbone, or its weights do not fit the backbone
-            that it names.
-    """
-    opened = _open_checkpoint(Path(path))
-    return opened.network, *opened.statistics
+    name = _WRAPPERS.sub("", name)
+    while name.startswith("module."):  # of DDP, and of wrappers around it
+        name = name.removeprefix("module.")
+    return name
 
 
 def load_checkpoint(path: Path) -> Any:
@@ -94,87 +65,6 @@ def load_checkpoint(path: Path) -> Any:
             "as checkpoints/last.ckpt in the folder of a run."
         )
     return _load_shards(path)
-
-
-def holds_shards(path: Path) -> bool:
-    """Whether it is a checkpoint of many files, as FSDP's processes write one by default."""
-    return (path / _SHARDS).is_file()
-
-
-def misfit(network: nn.Module, weights: Mapping[str, Tensor]) -> str:
-    """What keeps a network from taking weights of these names and shapes, some of them named; "" for nothing."""
-    own = network.state_dict()
-    faults = {
-        # Files from before torch 0.4.1 have no such counters, and load_state_dict does without.
-        "missing": sorted(name for name in own.keys() - weights.keys() if not name.endswith("num_batches_tracked")),
-        "unexpected": sorted(weights.keys() - own.keys()),
-        "of another shape": sorted(
-            name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape
-        ),
-    }
-    return "; ".join(
-        f"{len(names)} {fault}, {', '.join(names[:3])}{', …' if len(names) > 3 else ''}"
-        for fault, names in faults.items()
-        if names
-    )
-
-
-def plain_copy(backbone: Backbone) -> Backbone:
-    """The same in float32, contiguous, in eval mode, on the CPU; the source stays as it is."""
-    network = copy.deepcopy(backbone.network).to("cpu", torch.float32, memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    return backbone._replace(network=network.eval())
-
-
-def _named(
-    network: nn.Module,
-    history: Mapping[str, str],
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-) -> Backbone:
-    network = getattr(network, "_orig_mod", network)  # under torch.compile
-    own_mean, own_std = pixel_statistics(network)
-    # A timm network that was built elsewhere carries its name, and is taken to have no arguments until compared.
-    config = getattr(network, "pretrained_cfg", None) or {}
-    name, arguments = built_as(network) or (config.get("architecture"), {})
-    return Backbone(network, name, arguments, (mean or own_mean, std or own_std), history)
-
-
-def _numbers(buffer: object) -> list[float] | None:
-    return [round(value, 6) for value in buffer.flatten().tolist()] if isinstance(buffer, Tensor) else None
-
-
-# ---------------------------------------------------------------------- checkpoints
-
-
-def _open_checkpoint(path: Path) -> Backbone:
-    checkpoint = load_checkpoint(path)
-    state = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
-    weights = {}
-    for name, value in (state or {}).items():
-        plain = _plain_name(name)
-        if plain.startswith("backbone."):
-            weights[plain.removeprefix("backbone.")] = value
-    if not weights:
-        raise ValueError(
-            f"{path} holds no backbone, its state_dict has no 'backbone.…' entries: "
-            "give a checkpoint that the Trainer saved of a MultiLabelSSLModule."
-        )
-    settings = checkpoint.get("hyper_parameters", {})
-    if not isinstance(settings.get("backbone"), str):
-        raise ValueError(
-            f"The hyper-parameters in {path} do not name the backbone, which was given as a network or by a subclass: "
-            "load the module, MultiLabelSSLModule.load_from_checkpoint(path, backbone=net), and export that."
-        )
-    network = rebuild_backbone(settings["backbone"], **(settings.get("backbone_kwargs") or {}))
-    wrong = misfit(network, weights)
-    if wrong:
-        raise ValueError(f"The weights in {path} do not fit its backbone {settings['backbone']!r}: {wrong}.")
-    network.load_state_dict(weights)
-    return _named(network, _history_of_checkpoint(checkpoint), settings.get("mean"), settings.get("std"))
-
-
-def _plain_name(name: str) -> str:
-    return _WRAPPERS.sub("", name).removeprefix("module.")  # the last of DDP
 
 
 def load_plain(
@@ -209,6 +99,92 @@ def load_plain(
                 f"{remedies[1]}. {error}"
             ) from None
         raise ValueError(f"{path} is not {kind} or is damaged: {remedies[0]}.") from None
+
+
+def holds_shards(path: Path) -> bool:
+    """Whether it is a checkpoint of many files, as FSDP's processes write one by default."""
+    return (path / _SHARDS).is_file()
+
+
+def architecture(checkpoint: Mapping[str, Any], path: Path) -> Architecture:
+    """Name, arguments and pixel statistics of the backbone of a checkpoint of a `MultiLabelSSLModule`.
+
+    Raises:
+        ValueError: If it does not name the backbone.
+    """
+    settings = checkpoint.get("hyper_parameters") or {}
+    described = checkpoint.get("backbone") or {
+        "name": settings.get("backbone"),
+        "arguments": settings.get("backbone_kwargs"),
+        "mean": settings.get("mean"),
+        "std": settings.get("std"),
+    }
+    if not isinstance(described["name"], str):
+        raise ValueError(
+            f"{path} does not name its backbone, which was given as a network or by a subclass: "
+            "load the module, MultiLabelSSLModule.load_from_checkpoint(path, backbone=net), and pass that."
+        )
+    return Architecture(described["name"], described["arguments"] or {}, described["mean"], described["std"])
+
+
+def weights_of(checkpoint: Any, network: str) -> dict[str, Tensor]:
+    """Weights of one network of a checkpoint, under the names that the network itself gives them; {} for none.
+
+    Args:
+        checkpoint: Of `load_checkpoint`.
+        network: Name of the submodule, such as "backbone".
+    """
+    prefix = plain_name(f"{network}.")
+    plain = {plain_name(name): value for name, value in _state(checkpoint).items()}
+    return {name.removeprefix(prefix): value for name, value in plain.items() if name.startswith(prefix)}
+
+
+def check_holds(checkpoint: Any, network: str, path: Path) -> None:
+    """Refuse a checkpoint without weights of a network.
+
+    Raises:
+        ValueError: Naming submodules that there are.
+    """
+    if not weights_of(checkpoint, network):
+        nearest = nearest_network(network, map(plain_name, _state(checkpoint)))
+        remedy = nearest or "give a checkpoint that the Trainer saved of a MultiLabelSSLModule."
+        raise ValueError(f"{path} holds no {network}, its state_dict has no '{network}.…' entries: {remedy}")
+
+
+def nearest_network(network: str, names: Iterable[str]) -> str:
+    """Sentence that tells the submodules whose names are nearest to `network`; "" where there are none.
+
+    Args:
+        network: Name that was asked for.
+        names: Dotted names of weights.
+    """
+    parts = [name.split(".")[:-1] for name in names]
+    networks = sorted({".".join(part[:depth]) for part in parts for depth in range(1, min(len(part), 4) + 1)})
+    nearest = difflib.get_close_matches(network, networks, n=3, cutoff=0.4) or networks[:3]
+    return f"pass the name of a submodule that it has, such as {', '.join(map(repr, nearest))}." if nearest else ""
+
+
+def _state(checkpoint: Any) -> dict[str, Tensor]:
+    state = checkpoint.get("state_dict") if isinstance(checkpoint, Mapping) else None
+    return state or {}
+
+
+def misfit(network: nn.Module, weights: Mapping[str, Tensor]) -> str:
+    """What keeps a network from taking weights of these names and shapes, some of them named; "" for nothing."""
+    own = network.state_dict()
+    faults = {
+        # Files from before torch 0.4.1 have no such counters, and load_state_dict does without.
+        "missing": sorted(name for name in own.keys() - weights.keys() if not name.endswith("num_batches_tracked")),
+        "unexpected": sorted(weights.keys() - own.keys()),
+        "of another shape": sorted(
+            name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape
+        ),
+    }
+    return "; ".join(
+        f"{len(names)} {fault}, {', '.join(names[:3])}{', …' if len(names) > 3 else ''}"
+        for fault, names in faults.items()
+        if names
+    )
 
 
 def _load_shards(path: Path) -> dict[str, Any]:
@@ -252,32 +228,3 @@ _HARMLESS = {
     ("collections", "OrderedDict"),
 }
 _HARMLESS_MODULES = {_METADATA_MODULE, *(module for module, _ in _HARMLESS)}
-
-
-# ---------------------------------------------------------------------- history
-
-
-def _history_of_checkpoint(checkpoint: Mapping[str, Any]) -> dict[str, str]:
-    data = checkpoint.get("datamodule_hyper_parameters")
-    return _history(checkpoint.get("global_step"), data, checkpoint.get("metrics"))
-
-
-def _history_of_module(module: Any) -> dict[str, str]:
-    """Of a module under a Trainer; one without has none."""
-    trainer = getattr(module, "_trainer", None)
-    if trainer is None:
-        return {}
-    data = getattr(trainer, "datamodule", None)
-    metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
-    return _history(trainer.global_step, getattr(data, "hparams", None), metrics)
-
-
-def _history(steps: int | None, data: Mapping[str, Any] | None, metrics: Mapping[str, float] | None) -> dict[str, str]:
-    told: dict[str, str] = {}
-    if steps is not None:
-        told["steps"] = str(steps)
-    if data:
-        told["data"] = json.dumps({k: v for k, v in data.items() if k not in _PRIVATE_SETTINGS}, default=repr)
-    if metrics:
-        told["metrics"] = json.dumps({name: round(float(value), 6) for name, value in metrics.items()})
-    return told

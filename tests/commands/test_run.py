@@ -27,8 +27,8 @@ from wandb.proto.wandb_internal_pb2 import Record
 import mlssl.atomic
 from mlssl.cli import main
 from mlssl.data.records import Records
-from mlssl.metrics_file import read_metrics
 from mlssl.module import MultiLabelSSLModule
+from mlssl.run_folder import read_log
 from mlssl.runs import RUN_FOLDER_VARIABLE, logger_in_folder
 
 MODEL = ["--model.backbone", "test_resnet", "--model.projection_dim", "16", "--model.predictor_dim", "8"]
@@ -221,7 +221,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(monkeypatch: pytes
 
 
 def test_no_logger_at_all_is_no_error(one_epoch: Path) -> None:
-    assert read_metrics(one_epoch).keys() >= SCALARS
+    assert read_log(one_epoch).keys() >= SCALARS
 
 
 def test_a_run_goes_on_for_more_epochs_and_nothing_of_it_is_lost(run: Path) -> None:
