@@ -6,16 +6,15 @@ import difflib
 import re
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from mlssl.choices import Pooling
 from mlssl.modes import eval_mode
-
-Pooling = Literal["avg", "max", "avgmax"]
 
 TORCHVISION_PREFIX = "torchvision/"
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mlssl.export import export_backbone
-
 
 def export(
     checkpoint: Path,
@@ -28,6 +26,8 @@ def export(
         image_size: Height and width, or one side, of the images that features are compared on.
         output: File to write, or folder for timm-dir.
     """
+    from mlssl.export import export_backbone
+
     report = export_backbone(checkpoint, output, format, network, overwrite=overwrite, image_size=image_size)
     print(f"{report.path}: format {report.format}, checked by {report.check}")
     print(f"largest difference of its features: {report.max_difference:.1e} of the largest feature")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
+from mlssl.choices import DatasetName
 from mlssl.data.readers.coco import read_coco
 from mlssl.data.readers.corel5k import frequent_labels, read_corel5k
 from mlssl.data.readers.folder import read_folder
@@ -14,8 +15,6 @@ from mlssl.data.readers.shards import has_split, read_shards
 from mlssl.data.readers.synthetic import synthetic_scenes
 from mlssl.data.readers.voc import read_voc
 from mlssl.data.records import Records
-
-DatasetName = Literal["synthetic", "coco", "voc", "corel5k", "manifest", "folder", "shards"]
 
 NUM_SCENES = {"train": 2000, "test": 500}
 """Synthetic scenes of a split: a few minutes of training, and a test set that is read in seconds."""

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, SequentialSampler, Subset
 from tqdm import tqdm
 
-from mlssl.backbones import Pooling, check_image_size, pooled_features
+from mlssl.backbones import check_image_size, pooled_features
+from mlssl.choices import Pooling
 from mlssl.contracts import FeatureNetwork
 from mlssl.data.batches import check_image_batch
 from mlssl.evaluation.cache import FeatureCache

@@ -18,7 +18,7 @@ from mlssl.cli import main
 from mlssl.module import MultiLabelSSLModule
 from mlssl.runs import RUN_FOLDER_VARIABLE
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "examples" / "configs"
 SMALL_MODEL = ["--model.backbone", "test_resnet", "--model.projection_dim", "16", "--model.predictor_dim", "8"]
 SMALL_TRAINER = [
