@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from commands.test_run import DATA, MODEL, TRAINER
 
+from commands.test_run import DATA, MODEL, TRAINER
 from mlssl.cli import main
 from mlssl.commands.custom_code import import_path, imported, is_import_path, make_importable
 from mlssl.runs import RUN_FOLDER_VARIABLE
