@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from mlssl.data.datasets import ViewDataset
-from mlssl.data.synthetic import synthetic_scenes
+from mlssl.data.readers.synthetic import synthetic_scenes
 from mlssl.views.blocks import BlockViews
 from mlssl.views.recipe import Recipe
 
