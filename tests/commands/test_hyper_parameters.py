@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+import lightning as L
 import pytest
 import torch
 from torch import nn
@@ -87,9 +88,7 @@ def test_what_the_parser_would_make_an_object_of_is_left_out(given: dict[str, An
     ids=str,
 )
 def test_code_at_any_depth_is_refused(given: dict[str, Any]) -> None:
-    with pytest.raises(
-        ValueError, match=r"parameters of a\.ckpt name code to import \('.*'\), which those of mlssl"
-    ):
+    with pytest.raises(ValueError, match=r"parameters of a\.ckpt name code to import \('.*'\), which those of mlssl"):
         plain_hyper_parameters(given, Own, "a.ckpt")
 
 
@@ -114,7 +113,8 @@ def received(**changes: Any) -> str:
     """A checkpoint with other hyper-parameters."""
     module = MultiLabelSSLModule("test_resnet", projection_dim=16, predictor_dim=8)
     hyper_parameters = {**module.hparams, **changes}
-    torch.save({"state_dict": module.state_dict(), "hyper_parameters": hyper_parameters}, "received.ckpt")
+    checkpoint = {"state_dict": module.state_dict(), "hyper_parameters": hyper_parameters}
+    torch.save({**checkpoint, "pytorch-lightning_version": L.__version__}, "received.ckpt")
     return "received.ckpt"
 
 
@@ -147,7 +147,8 @@ def test_settings_of_a_checkpoint_yield_to_those_that_were_given(trap: str) -> N
     Path(f"{trap}_callback.py").write_text(
         "import lightning as L\n\n\nclass Settings(L.Callback):\n"
         "    def on_validation_start(self, trainer, pl_module):\n"
-        "        print(pl_module.base_lr, pl_module.contrastive_weight, file=open('settings', 'w'))\n"
+        "        with open('settings', 'w') as file:\n"
+        "            print(pl_module.base_lr, pl_module.contrastive_weight, file=file)\n"
     )
     callback = ["--trainer.callbacks", f"{trap}_callback.Settings"]
     assert main(["validate", *TRAINER, *DATA, *few, "--ckpt_path", path, *callback]) == 0
