@@ -2,7 +2,7 @@
 
 `python examples/fine_tune.py --root FOLDER --weights '[scratch, backbone.safetensors]'`
 
-FOLDER holds Corel-5K as mlssl/data/corel5k.py describes it; a weights file is one of timm's, with its classifier or
+FOLDER holds Corel-5K as `read_corel5k` describes it; a weights file is one of timm's, with its classifier or
 without, such as `mlssl export last.ckpt -o backbone.safetensors` writes. Each row of the table has its own learning
 rate and layer decay, chosen on a fifth of its training images; the test images are scored once, after the last step.
 """
@@ -22,12 +22,12 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from mlssl.backbones import build_backbone, pixel_statistics
-from mlssl.data.corel5k import frequent_labels, read_corel5k
+from mlssl.data.readers.corel5k import frequent_labels, read_corel5k
 from mlssl.data.records import Records
 from mlssl.evaluation.metrics import mean_average_precision
-from mlssl.evaluation.sources import open_backbone
 from mlssl.optim import cosine_with_warmup
 from mlssl.runs import default_precision
+from mlssl.weights.sources import open_backbone
 
 SCRATCH = "scratch"
 WEIGHT_DECAY = 0.05

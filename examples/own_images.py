@@ -21,8 +21,8 @@ import lightning as L
 
 from mlssl import MultiLabelDataModule, MultiLabelSSLModule
 from mlssl.callbacks import BackboneExport, CollapseMonitor, OnlineLinearProbe, ViewGridLogger
-from mlssl.data.files import read_folder
-from mlssl.data.manifest import read_manifest
+from mlssl.data.readers.folder import read_folder
+from mlssl.data.readers.manifest import read_manifest
 
 
 def main() -> None:

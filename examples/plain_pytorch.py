@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from mlssl.backbones import build_backbone, feature_width, pixel_statistics
 from mlssl.data.datasets import EpochSampler, ViewDataset
-from mlssl.data.synthetic import synthetic_scenes
+from mlssl.data.readers.synthetic import synthetic_scenes
 from mlssl.heads import predictor, projector
 from mlssl.losses import image_aware_contrastive_loss, negative_cosine_similarity
 from mlssl.optim import cosine_with_warmup, scaled_lr

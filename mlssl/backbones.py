@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-Pooling = Literal["avg", "max", "avgmax"]
+from mlssl.choices import Pooling
+from mlssl.modes import eval_mode
+from mlssl.private import uncompiled
 
 TORCHVISION_PREFIX = "torchvision/"
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -103,11 +103,11 @@ def check_image_size(backbone: nn.Module, height: int, width: int) -> None:
     Raises:
         ValueError: If it does not, as a transformer of fixed image size, or one whose patches do not fill the image.
     """
-    backbone = getattr(backbone, "_orig_mod", backbone)  # compiled for one image, it would be compiled again for many
+    backbone = uncompiled(backbone)  # compiled for one image, it would be compiled again for many
     parameter = next(backbone.parameters(), torch.zeros(()))
     image = torch.zeros(1, _channels(backbone), height, width, device=parameter.device, dtype=parameter.dtype)
     try:
-        with torch.no_grad(), _evaluating(backbone):
+        with eval_mode(backbone):
             backbone(image)
     except (RuntimeError, ValueError, AssertionError) as error:
         raise ValueError(
@@ -115,6 +115,15 @@ def check_image_size(backbone: nn.Module, height: int, width: int) -> None:
             "size that it takes; a vision transformer takes its own, or with dynamic_img_size=True multiples of its "
             "patch size."
         ) from None
+
+
+def takes_other_sizes(backbone: nn.Module, shape: tuple[int, int, int]) -> bool:
+    """Whether the network also takes images twice as high and three times as wide as those of `shape` (C, H, W)."""
+    try:
+        check_image_size(backbone, 2 * shape[1], 3 * shape[2])
+    except ValueError:
+        return False
+    return True
 
 
 def pixel_statistics(backbone: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -154,7 +163,7 @@ def pooled_features(backbone: nn.Module, images: Tensor, pooling: Pooling = "avg
     if pooling == "avg":
         features: Tensor = backbone(images)
         return features
-    network = getattr(backbone, "_orig_mod", backbone)
+    network = uncompiled(backbone)
     if _is_timm(network):
         return _timm_pooled(network, images, pooling)
     if _is_torchvision(network) and _is_global_average(getattr(network, "avgpool", None)):
@@ -331,7 +340,7 @@ def _first_run(backbone: nn.Module) -> tuple[tuple[int, int, int], object]:
     for shape in shapes:
         image = torch.zeros(1, *shape, device=parameter.device, dtype=parameter.dtype)
         try:
-            with torch.no_grad(), _evaluating(backbone):
+            with eval_mode(backbone):
                 return shape, backbone(image)
         except (RuntimeError, ValueError, AssertionError) as error:
             failure = error
@@ -358,17 +367,6 @@ def _checked_width(backbone: nn.Module, features: object) -> int:
         f"The backbone {type(backbone).__name__} gives {given} for one image where (1, D) is needed: "
         f"wrap it as {remedy}."
     )
-
-
-@contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
-    training = [module for module in network.modules() if module.training]
-    network.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _is_timm(network: nn.Module) -> bool:

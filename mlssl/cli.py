@@ -1,56 +1,69 @@
-"""The `mlssl` command: words to calls. Each small command is a typed function, the Trainer's are LightningCLI."""
+"""The `mlssl` command: words to calls. Each small command is a typed function, the Trainer's are LightningCLI.
+
+Signatures lie in files that import neither torch nor Lightning, and a command's file is loaded when it is asked for:
+help comes at once.
+"""
 
 from __future__ import annotations
 
-import inspect
-import re
+import difflib
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
+from jsonargparse import ArgumentError
 
 import mlssl
-from mlssl.commands.completion import Shell, completion_script
-from mlssl.commands.demo import demo
-from mlssl.commands.evaluate import knn, linear
-from mlssl.commands.export import export
-from mlssl.commands.neighbors import neighbors
-from mlssl.commands.pack import pack
-from mlssl.commands.report import report
-from mlssl.commands.run import TRAINER_COMMANDS, TRAINER_HELP, RunCLI
-from mlssl.commands.views import views
-from mlssl.data.loader import is_of_workers
+from mlssl.commands.parsing import COMMANDS, call_command
+from mlssl.commands.trainer_help import TRAINER_HELP
+
+if TYPE_CHECKING:
+    from lightning import LightningDataModule, LightningModule
 
 USAGE = """usage: mlssl COMMAND [ARGUMENTS]
 
-  demo        pre-train on drawn scenes for a few minutes, and see what comes out
-  fit         pre-train:                 mlssl fit --config run.yaml --data.root FOLDER
+  demo        pre-train on drawn scenes for a few minutes, see what comes out
+  fit         pre-train:               mlssl fit --config run.yaml
   validate    features and probe of a checkpoint on the val set
   test        the same on the test set
   predict     features of every image, written to the run's folder
-  report      a page about a run:        mlssl report runs/fit-20250101-120000
-  linear      linear probe:              mlssl linear last.ckpt resnet18 --dataset corel5k --root FOLDER
-  knn         nearest images vote:       mlssl knn last.ckpt resnet18 --dataset corel5k --root FOLDER
-  views       draw an image's views:     mlssl views photo.jpg -o grid.png
-  neighbors   the most alike images:     mlssl neighbors photo.jpg FOLDER --backbone last.ckpt
-  export      take the backbone away:    mlssl export last.ckpt -o backbone.safetensors --format timm
-  pack        many images, few files:    mlssl pack datasets/coco --dataset coco -o coco-shards
-  completion  for a shell:               eval "$(mlssl completion bash)"
+  report      a page about a run:      mlssl report runs/fit-20250101-120000
+  linear      linear probe:            mlssl linear last.ckpt resnet18
+  knn         nearest images vote:     mlssl knn last.ckpt resnet18
+  views       draw an image's views:   mlssl views photo.jpg -o grid.png
+  neighbors   most similar images:     mlssl neighbors photo.jpg FOLDER
+  export      the backbone alone:      mlssl export last.ckpt -o out.safetensors
+  pack        many images, few files:  mlssl pack FOLDER --dataset coco -o SHARDS
+  completion  for a shell:             eval "$(mlssl completion bash)"
 
-mlssl COMMAND --help lists the arguments of a command; --traceback shows where an error was raised.
-Exit codes: 0 done, 1 a fault of mlssl, 2 wrong input (said in one line), 130 interrupted by Ctrl-C."""
+mlssl COMMAND --help lists the arguments of a command.
+mlssl COMMAND ... --traceback shows where an error was raised.
+Exit codes: 0 done, 1 a fault of mlssl, 2 wrong input (said in one line),
+130 interrupted by Ctrl-C."""
 
 INTERRUPTED = 130
 """What shells give for a process that ended by SIGINT, 128 + 2."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(
+    argv: Sequence[str] | None = None,
+    *,
+    model: type[LightningModule] | None = None,
+    data: type[LightningDataModule] | None = None,
+) -> int:
     """Run one command.
+
+    The command for a custom class is a script of three lines::
+
+        from my_package import MyModule
+        from mlssl.cli import main
+        sys.exit(main(model=MyModule))
 
     Args:
         argv: Words after `mlssl`; those of the process by default.
+        model: Class that fit, validate, test and predict build; by default that of ``--model``, of the resumed run or
+            of ``--config``, else `mlssl.MultiLabelSSLModule`, which is imported only then.
+        data: Likewise, ``--data`` and `mlssl.MultiLabelDataModule`.
 
     Returns:
         Exit code: 0, 2 where the input was wrong, or 130 where the user interrupted.
@@ -65,107 +78,40 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(mlssl.__version__)
         return 0
     try:
-        if words[0] in TRAINER_COMMANDS:
-            _call_trainer(words)
-        elif words[0] in _COMMANDS:
-            _call(words[0], words[1:])
+        if words[0] in TRAINER_HELP:
+            _call_trainer(words, model, data)
+        elif words[0] in COMMANDS:
+            call_command(words[0], words[1:])
         else:
-            raise ValueError(f"there is no command {words[0]!r}: mlssl --help lists them")
+            near = difflib.get_close_matches(words[0], [*TRAINER_HELP, *COMMANDS], n=1)
+            meant = f", did you mean {near[0]!r}?" if near else ":"
+            raise ValueError(f"there is no command {words[0]!r}{meant} mlssl --help lists them")
     except KeyboardInterrupt as interrupt:
         print(f"mlssl: interrupted{f'; {interrupt}' if str(interrupt) else ''}", file=sys.stderr)
         return INTERRUPTED
     except (ValueError, TypeError, OSError, ImportError, FloatingPointError, RuntimeError, ArgumentError) as error:
-        if traceback or (isinstance(error, RuntimeError) and not is_of_workers(error)):
+        if traceback or (isinstance(error, RuntimeError) and not _is_of_workers(error)):
             raise
         print(f"mlssl: error: {_last_line(error)}", file=sys.stderr)
         return 2
     return 0
 
 
-def completion(shell: Shell) -> None:
-    """Print a script that completes the words of `mlssl` in a shell.
-
-    Example: eval "$(mlssl completion bash)"
-
-    Args:
-        shell: bash, zsh or tcsh.
-    """
-    print(completion_script(shell, _COMMANDS))
-
-
-_COMMANDS: dict[str, Callable[..., None]] = {
-    "demo": demo,
-    "report": report,
-    "linear": linear,
-    "knn": knn,
-    "views": views,
-    "neighbors": neighbors,
-    "export": export,
-    "pack": pack,
-    "completion": completion,
-}
-
-# Arguments that the signature alone does not describe: several words in a row, and a short name.
-_SPECIAL_ARGUMENTS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
-    "sources": (("sources",), {"nargs": "+", "type": str}),
-    "output": (("-o", "--output"), {"type": Path}),
-}
-
-
-class _Help(DefaultHelpFormatter):  # type: ignore[misc]
-    """Help that fits a screen: no types, which choices and defaults tell, and no defaults that say nothing."""
-
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=29, width=100)
-
-    def _get_help_string(self, action: Any) -> str:
-        text = str(action.help or "").replace("%", "%%")
-        quiet = action.default in (None, "==SUPPRESS==") or not action.option_strings or action.nargs == 0
-        return text if quiet else f"{text.rstrip('.')} (default: {action.default})"
-
-    def _format_args(self, action: Any, default_metavar: str) -> str:
-        text: str = super()._format_args(action, default_metavar)
-        kept = action.nargs == 0 or not action.option_strings or text.startswith("{")
-        return text if kept else "…"
-
-
-def _call(name: str, words: list[str]) -> None:
-    function = _COMMANDS[name]
-    summary, example, about = _docstring(function)
-    parameters = inspect.signature(function).parameters
-    required = [one.name.upper() for one in parameters.values() if one.default is inspect.Parameter.empty]
-    parser = ArgumentParser(
-        prog=f"mlssl {name}",
-        usage=" ".join([f"mlssl {name}", *required, "[OPTIONS]"]),
-        description=summary,
-        epilog=f"Example: {example}",
-        formatter_class=_Help,
-        exit_on_error=False,
-    )
-    special = parameters.keys() & _SPECIAL_ARGUMENTS.keys()
-    for argument in sorted(special):
-        flags, settings = _SPECIAL_ARGUMENTS[argument]
-        default = parameters[argument].default
-        given = {} if default is inspect.Parameter.empty else {"default": default}
-        parser.add_argument(*flags, **settings, **given, help=about.get(argument))
-    parser.add_function_arguments(function, as_group=False, as_positional=True, skip=set(special))
-    function(**parser.parse_args(words).as_dict())
-
-
-def _call_trainer(words: list[str]) -> None:
+def _call_trainer(
+    words: list[str], model: type[LightningModule] | None, data: type[LightningDataModule] | None
+) -> None:
     if {"-h", "--help"} & set(words[1:]):
         print(TRAINER_HELP[words[0]])
         return
-    RunCLI(["--help" if word == "--help_all" else word for word in words])
+    from mlssl.commands.run import RunCLI
+
+    RunCLI(["--help" if word == "--help_all" else word for word in words], model, data)
 
 
-def _docstring(function: Callable[..., None]) -> tuple[str, str, dict[str, str]]:
-    """Summary, example and what each argument is."""
-    text = inspect.getdoc(function) or ""
-    example = re.search(r"^Example: (.*)$", text, re.MULTILINE)
-    arguments = re.findall(r"^    (\w+): (.*(?:\n {8,}.*)*)$", text.partition("Args:")[2], re.MULTILINE)
-    about = {name: " ".join(description.split()) for name, description in arguments}
-    return text.partition("\n\n")[0].replace("\n", " "), example[1] if example else "", about
+def _is_of_workers(error: RuntimeError) -> bool:
+    from mlssl.data.loader import is_of_workers
+
+    return is_of_workers(error)
 
 
 def _last_line(error: Exception) -> str:

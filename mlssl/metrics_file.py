@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
 from mlssl.atomic import FULL_DISK, FullDiskError, written_aside
+from mlssl.run_folder import read_rows
 
 
 class MetricsFile(CSVLogger):
@@ -40,22 +41,12 @@ class MetricsFile(CSVLogger):
         return self._experiment  # type: ignore[return-value]
 
 
-def read_metrics(folder: str | os.PathLike[str]) -> dict[str, list[float]]:
-    """Values of each column of ``metrics.csv`` in the order of its rows, without those rows that have none."""
-    columns: dict[str, list[float]] = {}
-    for row in _rows(Path(folder) / ExperimentWriter.NAME_METRICS_FILE):
-        for name, value in row.items():
-            if value:
-                columns.setdefault(name, []).append(float(value))
-    return columns
-
-
 class _Writer(ExperimentWriter):
     """Rewrites the file aside where a row brings a new column, and else appends to it."""
 
     def __init__(self, log_dir: str, first_step: int | None) -> None:
         self._path = Path(log_dir) / self.NAME_METRICS_FILE
-        before = _rows(self._path)
+        before = read_rows(self._path)
         kept = [row for row in before if first_step is None or int(row["step"]) < first_step]
         self.metrics: list[dict[str, Any]] = []
         self.metrics_keys: list[str] = list(before[0]) if before else []
@@ -83,7 +74,7 @@ class _Writer(ExperimentWriter):
         new = sorted({key for row in rows for key in row} - set(self.metrics_keys))
         if new or not self._path.exists():
             self.metrics_keys = sorted([*self.metrics_keys, *new])
-            self._rewrite([*_rows(self._path), *rows])
+            self._rewrite([*read_rows(self._path), *rows])
         else:
             self._append(_text(self.metrics_keys, rows))
 
@@ -101,13 +92,6 @@ class _Writer(ExperimentWriter):
             if error.errno in FULL_DISK:
                 raise FullDiskError(error.errno, error.strerror, str(self._path)) from error
             raise
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def _text(keys: list[str], rows: list[dict[str, Any]], *, header: bool = False) -> str:

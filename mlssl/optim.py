@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
 
-OptimizerName = Literal["sgd", "adamw", "lars"]
+ELEMENTWISE = frozenset({"sgd", "adam", "adamw"})
+"""Optimizers that update each number of a weight by itself, whatever the weight's shape, as FSDP's shards need."""
+
+MOMENTUM = 0.9
+"""Of every optimizer that has one (paper); ``optimizer_kwargs`` sets another."""
 
 REFERENCE_VIEWS = 256
-"""Views a step for which the base learning rate is meant (SimSiam, arXiv 2011.10566, sec. 4)."""
+"""Views per step for which the base learning rate is meant (SimSiam, arXiv 2011.10566, sec. 4)."""
 
 
 def scaled_lr(base_lr: float, views_per_step: int) -> float:
@@ -49,51 +54,100 @@ def cosine_with_warmup(total_steps: int, warmup_steps: int = 0) -> Callable[[int
 
 
 def parameter_groups(
-    modules: Iterable[nn.Module], weight_decay: float, *, decay_norm_and_bias: bool = True
+    parameters: Iterable[nn.Parameter], weight_decay: float, *, decay_norm_and_bias: bool = True
 ) -> list[dict[str, Any]]:
-    """Trainable parameters of the modules, those that are not decayed in a group of their own.
+    """Group the parameters that require a gradient; those without weight decay have a group of their own.
 
     Args:
-        modules: Networks trained together.
+        parameters: Of networks trained together.
         weight_decay: ≥ 0, of the decayed group.
         decay_norm_and_bias: False leaves out every vector (norm scales, biases): parameters with one dimension or none.
     """
-    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+    trained = [p for p in parameters if p.requires_grad]
     if decay_norm_and_bias:
-        return [{"params": parameters, "weight_decay": weight_decay}]
+        return [{"params": trained, "weight_decay": weight_decay}]
     groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
 
 
 def build_optimizer(
-    name: OptimizerName, groups: list[dict[str, Any]], lr: float, momentum: float = 0.9, *, fused: bool = False
+    name: str,
+    groups: list[dict[str, Any]],
+    lr: float,
+    arguments: Mapping[str, Any] | None = None,
+    *,
+    fused: bool = False,
 ) -> torch.optim.Optimizer:
-    """SGD as in the paper's recipe, torch's AdamW, or timm's LARS for very large batches.
+    """Build torch's SGD as in the paper's recipe, or any optimizer of timm's factory.
 
     Args:
-        name: ``sgd``, ``adamw`` or ``lars`` (arXiv 1708.03888).
+        name: ``sgd``, or a name of ``timm.optim.list_optimizers()``; ``sgd`` is without Nesterov's momentum, which
+            timm's optimizer of that name has (``nesterov``).
         groups: Of :func:`parameter_groups`.
         lr: Peak learning rate.
-        momentum: Of SGD and LARS; AdamW keeps torch's betas.
-        fused: Whether SGD and AdamW take one pass over all parameters, where their devices have such a one.
+        arguments: Further ones of the optimizer; momentum is 0.9 by default where there is one.
+        fused: Whether SGD and AdamW take one pass over all parameters, where their devices have such a pass.
 
     Raises:
-        ValueError: On any other name.
+        TypeError: On an argument that the optimizer does not take.
+        ValueError: On a value out of its range.
     """
     devices = {parameter.device.type for group in groups for parameter in group["params"]}
     fused = fused and devices <= {"cpu", "cuda"}
+    settings: dict[str, Any] = {"momentum": MOMENTUM, **(arguments or {})}
     if name == "sgd":
-        return torch.optim.SGD(groups, lr=lr, momentum=momentum, fused=fused or None)
-    if name == "adamw":
-        return torch.optim.AdamW(groups, lr=lr, fused=fused or None)
-    if name == "lars":
-        from timm.optim import Lars
+        return torch.optim.SGD(groups, lr=lr, **{"fused": fused or None, **settings})
+    from timm.optim import create_optimizer_v2
 
-        optimizer: torch.optim.Optimizer = Lars(groups, lr=lr, momentum=momentum)
-        return optimizer
-    raise ValueError(
-        f"optimizer={name!r} is unknown: pass 'sgd', 'adamw' or 'lars', or override configure_optimizers for another."
-    )
+    if name == "adamw":
+        settings = {"fused": fused or None, **settings}
+    optimizer: torch.optim.Optimizer = create_optimizer_v2(groups, name, lr=lr, **settings)
+    return optimizer
+
+
+def check_optimizer(
+    name: str, arguments: Mapping[str, Any], *, is_sharded: bool = False, decay_norm_and_bias: bool = True
+) -> None:
+    """Refuse an optimizer that does not exist, takes other arguments, or cannot work on shards of weights.
+
+    Args:
+        name: As for :func:`build_optimizer`.
+        arguments: Likewise.
+        is_sharded: Whether FSDP gives a device parts of the weights, without their shape.
+        decay_norm_and_bias: As for :func:`parameter_groups`, which False makes look at shapes.
+
+    Raises:
+        ValueError: With the nearest name, or what the optimizer says of its arguments.
+    """
+    if name != "sgd":
+        from timm.optim import get_optimizer_info, list_optimizers
+
+        known = list_optimizers()
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1)
+            meant = f"did you mean {near[0]!r}? Or " if near else ""
+            raise ValueError(
+                f"optimizer={name!r} is unknown: {meant}pass 'sgd', a name of timm.optim.list_optimizers() such as "
+                "'adamw', 'lars' or 'muon', or override configure_optimizers."
+            )
+        if get_optimizer_info(name).second_order:
+            raise ValueError(
+                f"optimizer={name!r} needs second derivatives, and the image-aware loss has none: pass 'sgd', 'adamw', "
+                "'lars' or 'muon'."
+            )
+    try:
+        build_optimizer(name, [{"params": [nn.Parameter(torch.zeros(2, 2))]}], 1e-3, arguments)
+    except (TypeError, ValueError, AssertionError, ImportError) as error:
+        raise ValueError(
+            f"optimizer={name!r} does not take optimizer_kwargs={dict(arguments)} ({error}): pass arguments of its "
+            "constructor other than lr and weight_decay."
+        ) from None
+    if is_sharded and (name not in ELEMENTWISE or not decay_norm_and_bias):
+        raise ValueError(
+            f"optimizer={name!r} with decay_norm_and_bias={decay_norm_and_bias} looks at whole weights, and FSDP gives "
+            f"a device parts of them without their shape: use {', '.join(map(repr, sorted(ELEMENTWISE)))} with "
+            "decay_norm_and_bias=True, or train under DDP."
+        )

@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from mlssl.private import BatchNorm
 
-def in_parts(
-    network: nn.Module, embed: Callable[[Tensor], tuple[Tensor, ...]], views: Tensor, most: int
-) -> list[Tensor]:
+Rows = TypeVar("Rows", bound=tuple[Any, ...])
+
+
+def in_parts(network: nn.Module, embed: Callable[[Tensor], Rows], views: Tensor, most: int) -> Rows:
     """Embed views part by part, and keep nothing but the embeddings until the backward pass, which embeds them again.
 
     The gradient is that of the whole batch, as by GradCache (L. Gao et al., arXiv 2101.06983), for one more forward
@@ -22,7 +24,7 @@ def in_parts(
 
     Args:
         network: What `embed` goes through.
-        embed: From views (n, …) to embeddings, a tuple of (n, …).
+        embed: From views (n, …) to embeddings, a named tuple of (n, …).
         views: (N, …), N ≥ 1.
         most: Views ≥ 1 of a part; the parts differ by one view at most.
 
@@ -37,12 +39,12 @@ def in_parts(
         checkpoint(embed, part, use_reentrant=False, context_fn=contexts)
         for part in views.tensor_split(math.ceil(len(views) / most))
     ]
-    return [torch.cat(column) for column in zip(*parts, strict=True)]
+    return type(parts[0])(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
 @contextmanager
 def _kept_statistics(network: nn.Module) -> Iterator[None]:
-    layers = [layer for layer in network.modules() if isinstance(layer, _BatchNorm) and layer.training]
+    layers = [layer for layer in network.modules() if isinstance(layer, BatchNorm) and layer.training]
     before = [(layer.momentum, layer.num_batches_tracked) for layer in layers]
     for layer in layers:
         layer.momentum = 0.0

@@ -1,18 +1,23 @@
-"""A picture of how an image becomes views."""
+"""Draw how an image becomes views."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-import torch
+import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
 
 from mlssl.atomic import written_aside
-from mlssl.data.images import ImageArray
+from mlssl.data.decoding import ImageArray
 from mlssl.views.grid import Box
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Views: TypeAlias = "npt.NDArray[np.uint8] | Tensor"
 
 COLOURS = ("#e6194b", "#0a6cff", "#1f9d2f", "#f07800", "#8b3fd9", "#008f8f", "#d63fb0", "#8c5a2b")
 """Of the blocks, in order and then from the start again; distinct, and dark enough for white figures."""
@@ -27,25 +32,27 @@ WIDEST = 2.0  # of the image, in heights of the rows of views
 
 def draw_view_grid(
     image: ImageArray,
-    views: Tensor,
-    boxes: Sequence[Box],
+    views: Views,
+    boxes: Sequence[Box | tuple[int, int, int, int]],
     path: str | os.PathLike[str] | None = None,
     title: str | None = None,
     channels: tuple[int, int, int] = (0, 1, 2),
+    local_views: Views | None = None,
 ) -> ImageArray:
-    """Draw an image with its blocks, and beside it the views of each block: one row a branch, one column a block.
+    """Draw an image with its blocks, and next to it the views: one row per branch, one column per block.
 
     The rectangle, the number and the views of a block have one colour. Rectangles are drawn one a little inside the
     other, because blocks share edges.
 
     Args:
         image: RGB or C other channels, uint8 (H, W, C).
-        views: uint8 (A, K, C, S, S), as `BlockViews` gives them.
+        views: uint8 (A, K, C, S, S), as `BlockViews` gives them, an array or tensor.
         boxes: The K blocks of the image, as `BlockViews.boxes` gives them.
         path: Where the picture is written, in the format of the suffix (.png, .jpg); the folder is made if missing.
             None writes nothing.
         title: A line above the picture.
         channels: Which are drawn as red, green and blue where C is 3 or more; of fewer the first is drawn gray.
+        local_views: uint8 (V, C, s, s), drawn in further rows of K at their scale in the views.
 
     Returns:
         The picture, RGB, uint8 (height, width, 3).
@@ -54,38 +61,45 @@ def draw_view_grid(
         ValueError: If image, views or boxes have another shape or kind of number, or do not fit together.
 
     Example:
-        >>> views = torch.zeros(2, 1, 3, 32, 32, dtype=torch.uint8)
+        >>> views = np.zeros((2, 1, 3, 32, 32), np.uint8)
         >>> picture = draw_view_grid(np.zeros((40, 60, 3), np.uint8), views, [Box(0, 0, 40, 60)])
         >>> picture.dtype, picture.shape[2]
         (dtype('uint8'), 3)
     """
-    _check(image, views, boxes, channels)
+    pixels = np.asarray(views)
+    small = np.empty((0, *pixels.shape[2:]), np.uint8) if local_views is None else np.asarray(local_views)
+    _check(image, pixels, small, boxes, channels)
     shown = list(channels) if image.shape[2] >= 3 else [0, 0, 0]
-    image, views = image[:, :, shown], views[:, :, shown]
+    image, pixels, small = image[:, :, shown], pixels[:, :, shown], small[:, shown]
     font = ImageFont.load_default(TEXT)
-    branches, blocks = views.shape[:2]
+    branches, blocks = pixels.shape[:2]
     colours = [COLOURS[block % len(COLOURS)] for block in range(blocks)]
-    rows = branches * (CELL + GAP) - GAP
-    overview = _overview(image, boxes, colours, (rows, round(WIDEST * rows)))
+    lines = branches + -(-len(small) // blocks)
+    rows = lines * (CELL + GAP) - GAP
+    overview = _overview(image, [Box(*box) for box in boxes], colours, (rows, round(WIDEST * rows)))
 
+    names = [f"branch {branch}" for branch in range(branches)] + ["local" for _ in range(lines - branches)]
     top = GAP + (2 if title else 1) * (TEXT + GAP // 2)
     left = GAP + overview.width + 2 * GAP
-    first = left + round(font.getlength(f"branch {branches}")) + GAP  # left edge of the first column of views
+    first = left + round(max(font.getlength(name) for name in names)) + GAP  # left edge of the first column of views
     sheet = Image.new("RGB", (first + blocks * (CELL + GAP), top + rows + GAP), "white")
     sheet.paste(overview, (GAP, top))
     draw = ImageDraw.Draw(sheet)
     if title:
         draw.text((GAP, GAP), title, "black", font)
+    for line, name in enumerate(names):
+        draw.text((left, top + line * (CELL + GAP) + CELL / 2), name, "black", font, anchor="lm")
     for block in range(blocks):
         x = first + block * (CELL + GAP)
         draw.text((x + CELL / 2, top - GAP // 2), f"block {block}", colours[block], font, anchor="ms")
         for branch in range(branches):
-            pixels = views[branch, block].permute(1, 2, 0).cpu().numpy()
             y = top + branch * (CELL + GAP)
             draw.rectangle((x, y, x + CELL - 1, y + CELL - 1), colours[block])
-            sheet.paste(_resized(pixels, CELL - 2 * FRAME, CELL - 2 * FRAME), (x + FRAME, y + FRAME))
-    for branch in range(branches):
-        draw.text((left, top + branch * (CELL + GAP) + CELL / 2), f"branch {branch}", "black", font, anchor="lm")
+            sheet.paste(_drawn(pixels[branch, block], CELL - 2 * FRAME), (x + FRAME, y + FRAME))
+    side = min(CELL, max(1, round(CELL * small.shape[-1] / pixels.shape[-1])))
+    for number, view in enumerate(small):
+        line, block = branches + number // blocks, number % blocks
+        sheet.paste(_drawn(view, side), (first + block * (CELL + GAP), top + line * (CELL + GAP)))
 
     if path is not None:
         with written_aside(path) as aside:
@@ -120,13 +134,29 @@ def _resized(pixels: ImageArray, height: int, width: int) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(pixels)).resize((width, height), Image.Resampling.BICUBIC)
 
 
-def _check(image: ImageArray, views: Tensor, boxes: Sequence[Box], channels: tuple[int, int, int]) -> None:
+def _drawn(view: npt.NDArray[np.uint8], side: int) -> Image.Image:
+    """A view (3, S, S) at another side."""
+    return _resized(view.transpose(1, 2, 0), side, side)
+
+
+def _check(
+    image: ImageArray,
+    views: npt.NDArray[np.uint8],
+    local_views: npt.NDArray[np.uint8],
+    boxes: Sequence[object],
+    channels: tuple[int, int, int],
+) -> None:
     if image.dtype != np.uint8 or image.ndim != 3 or image.size == 0:
         raise ValueError(f"the image is {image.dtype} of shape {image.shape}: give its pixels, uint8 (H, W, C)")
-    if views.dtype != torch.uint8 or views.ndim != 5 or views.shape[2] != image.shape[2] or views.numel() == 0:
+    if views.dtype != np.uint8 or views.ndim != 5 or views.shape[2] != image.shape[2] or views.size == 0:
         raise ValueError(
-            f"the views are {views.dtype} of shape {tuple(views.shape)}: give those of one image, "
+            f"the views are {views.dtype} of shape {views.shape}: give those of one image, "
             f"uint8 (A, K, {image.shape[2]}, S, S)"
+        )
+    if local_views.dtype != np.uint8 or local_views.ndim != 4 or local_views.shape[1] != image.shape[2]:
+        raise ValueError(
+            f"the local views are {local_views.dtype} of shape {local_views.shape}: give those of one image, "
+            f"uint8 (V, {image.shape[2]}, s, s)"
         )
     if len(channels) != 3 or (image.shape[2] >= 3 and not all(0 <= one < image.shape[2] for one in channels)):
         raise ValueError(f"channels={channels} of {image.shape[2]} were given: choose three, from 0")

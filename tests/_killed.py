@@ -22,7 +22,7 @@ from mlssl.callbacks import CollapseMonitor, OnlineLinearProbe, RandomState, Thr
 from mlssl.checkpoint import AtomicCheckpointIO, RunCheckpoint
 from mlssl.data.datamodule import MultiLabelDataModule
 from mlssl.data.loader import ResumableLoader
-from mlssl.data.synthetic import synthetic_scenes
+from mlssl.data.readers.synthetic import synthetic_scenes
 from mlssl.metrics_file import MetricsFile
 from mlssl.module import MultiLabelSSLModule
 from mlssl.runs import steps_of

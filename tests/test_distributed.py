@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from mlssl.data.datamodule import MultiLabelDataModule
-from mlssl.data.images import BadImageError
+from mlssl.data.decoding import BadImageError
 from mlssl.distributed import gather, gather_objects, gather_with_gradient, rank, sum_over_devices, world_size
 from mlssl.losses import image_aware_contrastive_loss
 

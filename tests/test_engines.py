@@ -28,7 +28,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from mlssl.callbacks import BackboneExport, OnlineKNN, OnlineLinearProbe, RepresentationLogger
 from mlssl.commands.run import RunCLI
 from mlssl.data.datamodule import MultiLabelDataModule
-from mlssl.data.synthetic import synthetic_scenes
+from mlssl.data.readers.synthetic import synthetic_scenes
 from mlssl.distributed import is_sharded, rank
 from mlssl.export import export_backbone
 from mlssl.module import MultiLabelSSLModule

@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from mlssl.data.datamodule import MultiLabelDataModule
-from mlssl.data.synthetic import synthetic_scenes
+from mlssl.data.readers.synthetic import synthetic_scenes
 from mlssl.distributed import rank, world_size
 from mlssl.module import MultiLabelSSLModule
 
@@ -33,8 +33,10 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 SETTINGS: list[dict[str, Any]] = [
     {},
     {"stop_gradient": True, "chunk_size": 5},
-    {"positives": "mean_of_logs"},
+    {"form": "mean_of_logs"},
     {"form": "mean_of_logs", "positives": "gated(0.9)", "stop_gradient": True},
+    {"positives": "by_overlap(1.0)"},
+    {"branches_together": True},
 ]
 
 
@@ -74,8 +76,11 @@ class Step(nn.Module):
 def own_share() -> Any:
     """This process's part of the batch; its ids are in no order and have gaps."""
     share = slice(rank() * IMAGES // world_size(), (rank() + 1) * IMAGES // world_size())
-    pixels = torch.randint(256, (IMAGES, 2, K, 3, S, S), generator=torch.Generator().manual_seed(1))
-    return {"views": pixels.byte()[share], "image_ids": torch.tensor([7, 1_000_003, -2, 5])[share]}
+    generator = torch.Generator().manual_seed(1)
+    pixels = torch.randint(256, (IMAGES, 2, K, 3, S, S), generator=generator)
+    boxes = torch.rand(IMAGES, 2, K, 4, generator=generator) / 2
+    ids = torch.tensor([7, 1_000_003, -2, 5])
+    return {"views": pixels.byte()[share], "boxes": boxes[share], "image_ids": ids[share]}
 
 
 def steps(backbone: str, dtype: torch.dtype) -> list[tuple[Tensor, dict[str, Tensor]]]:
@@ -174,36 +179,15 @@ def bytes_sent() -> tuple[int, int]:
             Frozen("test_resnet").training_step(own_share(), 0)
     finally:
         dist.all_gather, dist.all_reduce = gather, reduce
-    embeddings = sum(value.nbytes for value in sizes if value.shape[-1:] == (2 * P,))  # of both sets, in one piece
+    embeddings = sum(value.nbytes for value in sizes if value.shape[-1:] == (P,))
     return embeddings, sum(value.nbytes for value in sizes) - embeddings
 
 
-def test_embeddings_and_ids_are_all_that_is_sent(processes: Processes) -> None:
+def test_embeddings_ids_and_boxes_are_all_that_is_sent(processes: Processes) -> None:
     """docs/reliability.md: 2·A·K·P numbers an image, 64 KB in bfloat16 and 128 KB in float32 at the paper's sizes."""
     for embeddings, others in processes.run(bytes_sent):
         images = IMAGES // 2
         assert embeddings == images * (2 * 2 * K * P * 4)
-        assert others <= images * 2 * 2 * K * 8 + 2 * 8  # the ids of the anchors, and two counts
+        anchors = images * 2 * 2 * K
+        assert others == anchors * 8 + anchors * 4 * 4 + 2 * 8  # their ids and boxes, and two counts
     assert 2 * 2 * 4 * 2048 * 2 == 64 * 1024
-
-
-def first_step(sync: bool) -> list[str]:
-    import warnings
-
-    torch.manual_seed(0)
-    module = MultiLabelSSLModule("test_resnet", projection_dim=P, predictor_dim=8)
-    if sync:
-        module = Frozen("test_resnet").train()
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        module.training_step(own_share(), 0)
-    return [str(warning.message) for warning in caught if "batch norms" in str(warning.message)]
-
-
-def test_batch_norms_that_are_not_synchronised_are_said(processes: Processes) -> None:
-    said, _ = processes.run(first_step, False)
-    assert len(said) == 1
-    assert "batch norms take their statistics from one device alone" in said[0]
-    assert "sync_batchnorm" in said[0]
-    assert processes.run(first_step, True) == [[], []]
-    assert first_step(False) == []

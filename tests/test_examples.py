@@ -1,4 +1,4 @@
-"""Every example runs; the configs are run in test_cli.py."""
+"""Every example runs; the configs are run in commands/test_cli.py."""
 
 from __future__ import annotations
 

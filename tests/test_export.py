@@ -475,7 +475,7 @@ def test_a_checkpoint_without_a_backbone_is_refused(content: object, tmp_path: P
 def test_a_checkpoint_whose_backbone_was_a_network_says_how_to_load_it(tmp_path: Path) -> None:
     module = trained_module(OwnNetwork())
     path = written_checkpoint(module, tmp_path / "last.ckpt")
-    with pytest.raises(ValueError, match=r"do not name the backbone.*load_from_checkpoint\(path, backbone=net\), and"):
+    with pytest.raises(ValueError, match=r"does not name its backbone.*_from_checkpoint\(path, backbone=net\), and"):
         export_backbone(path, tmp_path / "own.safetensors", "safetensors")
     again = MultiLabelSSLModule.load_from_checkpoint(path, backbone=OwnNetwork(), map_location="cpu")
     report = export_backbone(again, tmp_path / "own.safetensors", "safetensors")
@@ -487,5 +487,7 @@ def test_weights_that_do_not_fit_their_hyper_parameters_are_refused(tmp_path: Pa
     checkpoint = torch.load(path, weights_only=True)
     checkpoint["hyper_parameters"]["backbone"] = "test_convnext"
     torch.save(checkpoint, path)
-    with pytest.raises(ValueError, match=r"The weights in .*last\.ckpt do not fit its backbone 'test_convnext'"):
+    with pytest.raises(
+        ValueError, match=r"The weights of .backbone. in .*last\.ckpt do not fit its backbone 'test_convnext'"
+    ):
         export_backbone(path, tmp_path / "backbone.safetensors")

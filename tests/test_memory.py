@@ -13,7 +13,7 @@ from torch import nn
 
 from mlssl.callbacks import CollapseMonitor, FiniteSteps, OnlineLinearProbe, RandomState, Throughput
 from mlssl.data.datamodule import MultiLabelDataModule
-from mlssl.data.synthetic import synthetic_scenes
+from mlssl.data.readers.synthetic import synthetic_scenes
 from mlssl.module import MultiLabelSSLModule
 
 EPOCHS, STEPS = 5, 400

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mlssl.metrics_file import MetricsFile, read_metrics
+from mlssl.metrics_file import MetricsFile
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
@@ -31,8 +31,6 @@ def test_a_new_column_keeps_the_rows_before_it(tmp_path: Path) -> None:
     log.log_metrics({"mAP": 0.5}, 0)
     log.log_metrics({"loss": 2.0}, 1)
     assert rows(tmp_path) == [{"loss": "1.0", "step": "0"}, {"mAP": "0.5", "step": "0"}, {"loss": "2.0", "step": "1"}]
-    assert read_metrics(tmp_path) == {"loss": [1.0, 2.0], "mAP": [0.5], "step": [0.0, 0.0, 1.0]}
-    assert read_metrics(tmp_path / "none") == {}
 
 
 @pytest.mark.parametrize(("first_step", "kept"), [(None, [0, 1, 2]), (2, [0, 1]), (0, []), (9, [0, 1, 2])])

@@ -14,15 +14,15 @@ import pytest
 from PIL import Image
 
 import mlssl
-from mlssl.data.coco import read_coco
-from mlssl.data.corel5k import read_corel5k
-from mlssl.data.images import decode_rgb
-from mlssl.data.manifest import read_manifest
+from mlssl.data.decoding import decode_rgb
 from mlssl.data.packing import pack_shards
+from mlssl.data.readers.coco import read_coco
+from mlssl.data.readers.corel5k import read_corel5k
+from mlssl.data.readers.manifest import read_manifest
+from mlssl.data.readers.python_sets import read_dataset
+from mlssl.data.readers.shards import read_shards
+from mlssl.data.readers.voc import read_voc
 from mlssl.data.records import Records
-from mlssl.data.shards import read_shards
-from mlssl.data.voc import read_voc
-from mlssl.data.wrapped import read_dataset
 
 INPUTS = [200, pytest.param(2000, marks=pytest.mark.thorough)]
 """Of each of seven kinds: 1,400 in every run, 14,000 by `pytest -m thorough tests/test_mutated.py`."""

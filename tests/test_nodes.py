@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from test_exactness import Frozen
 
 from mlssl.data.datamodule import MultiLabelDataModule
-from mlssl.data.synthetic import synthetic_scenes
+from mlssl.data.readers.synthetic import synthetic_scenes
 
 STEPS = 6
 

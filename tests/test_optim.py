@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import pytest
 import torch
 from torch import nn
 
-from mlssl.optim import build_optimizer, cosine_with_warmup, parameter_groups, scaled_lr
+from mlssl.optim import build_optimizer, check_optimizer, cosine_with_warmup, parameter_groups, scaled_lr
 
 
 @pytest.mark.parametrize(
@@ -60,13 +59,15 @@ def network() -> nn.Sequential:
 
 
 def test_all_parameters_decay_by_default(network: nn.Module) -> None:
-    (group,) = parameter_groups([network], 1e-4)
+    (group,) = parameter_groups(network.parameters(), 1e-4)
     assert group["weight_decay"] == 1e-4
     assert [id(p) for p in group["params"]] == [id(p) for p in network.parameters()]
 
 
 def test_norms_and_biases_do_not_decay_where_asked(network: nn.Sequential) -> None:
-    decayed, spared = parameter_groups([network, nn.PReLU()], 1e-4, decay_norm_and_bias=False)
+    decayed, spared = parameter_groups(
+        [*network.parameters(), *nn.PReLU().parameters()], 1e-4, decay_norm_and_bias=False
+    )
     assert decayed["weight_decay"] == 1e-4
     assert spared["weight_decay"] == 0
     assert [tuple(p.shape) for p in decayed["params"]] == [(4, 3, 1, 1), (2, 4)]
@@ -76,18 +77,19 @@ def test_norms_and_biases_do_not_decay_where_asked(network: nn.Sequential) -> No
 def test_frozen_parameters_and_empty_groups_are_left_out(network: nn.Sequential) -> None:
     network[0].requires_grad_(False)
     network[1].requires_grad_(False)
-    groups = parameter_groups([network], 1e-4, decay_norm_and_bias=False)
+    groups = parameter_groups(network.parameters(), 1e-4, decay_norm_and_bias=False)
     assert [[tuple(p.shape) for p in group["params"]] for group in groups] == [[(2, 4)]]
 
 
 @pytest.mark.parametrize(
-    ("name", "kind", "has_momentum"), [("sgd", "SGD", True), ("adamw", "AdamW", False), ("lars", "Lars", True)]
+    ("name", "kind", "has_momentum"),
+    [("sgd", "SGD", True), ("adamw", "AdamW", False), ("lars", "Lars", True), ("muon", "Muon", True)],
 )
 def test_each_optimizer_takes_the_groups_and_makes_a_step(
     name: str, kind: str, has_momentum: bool, network: nn.Sequential
 ) -> None:
-    groups = parameter_groups([network], 1e-4, decay_norm_and_bias=False)
-    optimizer = build_optimizer(name, groups, lr=0.1, momentum=0.8)  # type: ignore[arg-type]
+    groups = parameter_groups(network.parameters(), 1e-4, decay_norm_and_bias=False)
+    optimizer = build_optimizer(name, groups, lr=0.1, arguments={"momentum": 0.8})
     assert type(optimizer).__name__ == kind
     assert [group["weight_decay"] for group in optimizer.param_groups] == [1e-4, 0.0]
     assert all(group["lr"] == 0.1 for group in optimizer.param_groups)
@@ -103,21 +105,48 @@ def test_each_optimizer_takes_the_groups_and_makes_a_step(
 
 
 def test_momentum_of_the_recipe_is_the_default(network: nn.Sequential) -> None:
-    assert build_optimizer("sgd", parameter_groups([network], 0.0), lr=0.1).param_groups[0]["momentum"] == 0.9
+    assert (
+        build_optimizer("sgd", parameter_groups(network.parameters(), 0.0), lr=0.1).param_groups[0]["momentum"] == 0.9
+    )
 
 
-def test_unknown_optimizer_is_refused(network: nn.Sequential) -> None:
-    with pytest.raises(ValueError, match="optimizer='adam' is unknown: pass 'sgd', 'adamw' or 'lars', or override"):
-        build_optimizer("adam", parameter_groups([network], 0.0), lr=0.1)  # type: ignore[arg-type]
+def test_sgd_is_torch_s_without_nesterov(network: nn.Sequential) -> None:
+    """timm's optimizer of that name has Nesterov's momentum, the paper's has not."""
+    (group,) = build_optimizer("sgd", parameter_groups(network.parameters(), 0.0), lr=0.1).param_groups
+    assert not group["nesterov"]
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("adamm", {}, r"optimizer='adamm' is unknown: did you mean 'adam\w*'\? Or pass 'sgd', a name of timm"),
+        ("", {}, "optimizer='' is unknown: pass 'sgd', a name of timm"),
+        ("adahessian", {}, "needs second derivatives, and the image-aware loss has none"),
+        ("sgd", {"beta": 1}, r"'sgd' does not take optimizer_kwargs=\{'beta': 1\} .*pass arguments of its constructor"),
+        ("muon", {"momentum": 3.0}, r"'muon' does not take optimizer_kwargs=\{'momentum': 3.0\}"),
+        ("adamw", {"lr": 1.0}, r"'adamw' does not take optimizer_kwargs=\{'lr': 1.0\}.*other than lr and weight_decay"),
+    ],
+)
+def test_an_optimizer_that_cannot_be_built_is_refused(name: str, arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_optimizer(name, arguments)
+
+
+@pytest.mark.parametrize(("name", "decays_all"), [("lars", True), ("muon", True), ("sgd", False)])
+def test_what_looks_at_whole_weights_is_refused_on_shards(name: str, decays_all: bool) -> None:
+    check_optimizer(name, {}, decay_norm_and_bias=decays_all)
+    with pytest.raises(ValueError, match=f"'{name}' with decay_norm_and_bias={decays_all} looks at whole weights"):
+        check_optimizer(name, {}, is_sharded=True, decay_norm_and_bias=decays_all)
+    check_optimizer("adamw", {}, is_sharded=True)
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
-def test_fused_optimizers_take_the_same_step(name: Literal["sgd", "adamw"]) -> None:
+def test_fused_optimizers_take_the_same_step(name: str) -> None:
     weights = []
     for fused in (False, True):
         torch.manual_seed(0)
         layer = nn.Linear(5, 3)
-        optimizer = build_optimizer(name, parameter_groups([layer], 0.1), 0.2, fused=fused)
+        optimizer = build_optimizer(name, parameter_groups(layer.parameters(), 0.1), 0.2, fused=fused)
         assert bool(optimizer.defaults["fused"]) is fused
         for _ in range(3):
             layer(torch.ones(2, 5)).square().sum().backward()
@@ -128,4 +157,4 @@ def test_fused_optimizers_take_the_same_step(name: Literal["sgd", "adamw"]) -> N
 
 def test_devices_without_fused_optimizers_get_the_plain_one() -> None:
     layer = nn.Linear(5, 3, device="meta")
-    assert not build_optimizer("sgd", parameter_groups([layer], 0.1), 0.2, fused=True).defaults["fused"]
+    assert not build_optimizer("sgd", parameter_groups(layer.parameters(), 0.1), 0.2, fused=True).defaults["fused"]

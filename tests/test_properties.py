@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mlssl.data.coco import read_coco
-from mlssl.data.manifest import read_manifest
+from mlssl.data.readers.coco import read_coco
+from mlssl.data.readers.manifest import read_manifest
+from mlssl.data.readers.python_sets import read_dataset
+from mlssl.data.readers.voc import VOC_CLASSES, read_voc
 from mlssl.data.records import Records
-from mlssl.data.voc import VOC_CLASSES, read_voc
-from mlssl.data.wrapped import read_dataset
 from mlssl.losses import image_aware_contrastive_loss, negative_cosine_similarity
 from mlssl.views.grid import MAX_OVERLAP, block_grid
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from test_exactness import Frozen, own_share
 from torch import Tensor, nn
 
-from mlssl.module import MultiLabelSSLModule
+from mlssl.module import Embedding, MultiLabelSSLModule
 from mlssl.recompute import in_parts
 
 # A step outside a Trainer has nobody to log to, and Lightning says so.
@@ -21,9 +21,9 @@ class InParts(MultiLabelSSLModule):
 
     parts = 3
 
-    def _embed(self, views: Tensor) -> Any:
-        embedded = [self._embed_at_once(part) for part in views.tensor_split(self.parts)]
-        return [torch.cat(column) for column in zip(*embedded, strict=True)]
+    def embed(self, views: Tensor) -> Any:
+        embedded = [super(InParts, self).embed(part) for part in views.tensor_split(self.parts)]
+        return Embedding(*(torch.cat(column) for column in zip(*embedded, strict=True)))
 
 
 def after_a_step(kind: type[MultiLabelSSLModule], **settings: Any) -> dict[str, Tensor]:
@@ -59,8 +59,11 @@ def test_only_embeddings_are_kept_until_the_backward_pass() -> None:
     kept = []
     network = nn.Sequential(nn.Linear(4, 100), nn.ReLU(), nn.Linear(100, 100), nn.ReLU(), nn.Linear(100, 2))
 
-    def embed(views: Tensor) -> tuple[Tensor]:
-        return (network(views),)
+    class Rows(NamedTuple):
+        outputs: Tensor
+
+    def embed(views: Tensor) -> Rows:
+        return Rows(network(views))
 
     for most in (3, 12):
         sizes: list[int] = []

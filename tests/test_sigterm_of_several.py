@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from mlssl.callbacks import OnlineLinearProbe, RandomState
 from mlssl.checkpoint import AtomicCheckpointIO, RunCheckpoint
 from mlssl.data.datamodule import MultiLabelDataModule
-from mlssl.data.synthetic import synthetic_scenes
+from mlssl.data.readers.synthetic import synthetic_scenes
 from mlssl.distributed import rank
 from mlssl.module import MultiLabelSSLModule
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import wandb
-from test_run_command import SMALL, records_of
+from commands.test_run import SMALL, records_of
 
 from mlssl.cli import main
 from mlssl.module import MultiLabelSSLModule

@@ -18,7 +18,7 @@ from mlssl.backbones import build_backbone, feature_width
 from mlssl.data.records import Records
 from mlssl.heads import predictor, projector
 from mlssl.views.grid import block_grid
-from mlssl.views.photometric import BRANCH_RECIPES, REFERENCE_SIZE, Recipe
+from mlssl.views.recipe import PRESETS, REFERENCE_SIZE, Recipe
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -67,7 +67,7 @@ class PilViews(Dataset[tuple[Tensor, int]]):
     def __init__(self, records: Records, size: int, rows: int = 2, cols: int = 2, overlap: float = 0.2) -> None:
         self.records = records
         self.grid = (rows, cols, overlap)
-        self.pipelines = [pil_pipeline(recipe, size) for recipe in BRANCH_RECIPES]
+        self.pipelines = [pil_pipeline(recipe, size) for recipe in PRESETS["paper"]]
 
     def __len__(self) -> int:
         return len(self.records)

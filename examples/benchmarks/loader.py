@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mlssl.data.datasets import ViewDataset
-from mlssl.data.files import read_folder
+from mlssl.data.readers.folder import read_folder
 from mlssl.data.records import Records
 from mlssl.views.blocks import BlockViews
 

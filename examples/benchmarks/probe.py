@@ -2,7 +2,7 @@
 
     python examples/benchmarks/probe.py --root FOLDER [--source last.ckpt]
 
-FOLDER holds Corel-5K as mlssl/data/corel5k.py describes it. Both learn the same linear classifier of the same frozen,
+FOLDER holds Corel-5K as `read_corel5k` describes it. Both learn the same linear classifier of the same frozen,
 average and maximum pooled features of the same un-augmented images. SGD is the published recipe (weights N(0, 0.01),
 BCE, momentum 0.9, no decay, cosine, 64 images a step), its learning rate chosen on the held-out fifth of the training
 images, as the probe's strength is.
@@ -26,7 +26,7 @@ from torch import Tensor
 from mlssl import MultiLabelDataModule, extract_features, linear_probe
 from mlssl.evaluation.features import Features
 from mlssl.evaluation.metrics import mean_average_precision
-from mlssl.evaluation.sources import open_backbone
+from mlssl.weights.sources import open_backbone
 
 LEARNING_RATES = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 """For 256 images a step; the published ones are 1 and 10."""

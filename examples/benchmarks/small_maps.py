@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from jsonargparse import auto_cli
 from torch import Tensor
 
-from mlssl import small_maps
+from mlssl.callbacks import small_maps
 
 SHAPES = [(512, 2, 1), (256, 4, 2), (512, 3, 1), (256, 6, 2)]
 """Channels, side of the map that is read, stride; all onto 512 channels by a kernel of 3 × 3."""
@@ -55,8 +55,8 @@ def main(views: int = 256, channels: int = 512, rounds: int = 7) -> None:
 @contextmanager
 def products() -> Iterator[None]:
     """Products also where the library leaves a map to torch."""
-    most = dict.fromkeys(small_maps.MOST_PLACES, 9)
-    with patch.dict(small_maps.MOST_PLACES, most), small_maps.small_maps(torch.device("cpu")):
+    most = dict.fromkeys(small_maps.MOST_PIXELS, 9)
+    with patch.dict(small_maps.MOST_PIXELS, most), small_maps.SmallMapProducts():
         yield
 
 

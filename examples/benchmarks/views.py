@@ -1,4 +1,4 @@
-"""Milliseconds an image from file to views, ours against the author's way and, where it is installed, lightly.
+"""Milliseconds per image from file to views, ours against albumentations, the author's way and, if installed, lightly.
 
 python examples/benchmarks/views.py FOLDER
 
@@ -15,17 +15,18 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from albumentations_way import pipeline
 from authors_way import PilViews
 from jsonargparse import auto_cli
 from PIL import Image
 
 from mlssl.data.datasets import ViewDataset
-from mlssl.data.files import read_folder
-from mlssl.data.images import decode_rgb
+from mlssl.data.decoding import decode_rgb
+from mlssl.data.readers.folder import read_folder
 from mlssl.data.records import Records
 from mlssl.views.blocks import BlockViews
 from mlssl.views.grid import block_grid
-from mlssl.views.photometric import branch_recipe
+from mlssl.views.recipe import PRESETS
 
 
 def main(folder: Path, images: int = 64, size: int = 224, overlap: float = 0.2, passes: int = 7) -> None:
@@ -71,13 +72,13 @@ def main(folder: Path, images: int = 64, size: int = 224, overlap: float = 0.2, 
 
 def albumentations_way(records: Records, size: int, overlap: float) -> Callable[[int], object]:
     """The recipe by albumentations, whose pixels stay 8 bits wide."""
-    pipelines = [branch_recipe(branch, size) for branch in (0, 1)]
+    pipelines = [pipeline(recipe, size) for recipe in PRESETS["paper"]]
 
     def views(index: int) -> torch.Tensor:
         image = decode_rgb(records.path(index))
         boxes = block_grid(*image.shape[:2], overlap=overlap)
         blocks = [image[b.top : b.top + b.height, b.left : b.left + b.width] for b in boxes]
-        arrays = [pipeline(image=block)["image"].transpose(2, 0, 1) for pipeline in pipelines for block in blocks]
+        arrays = [one(image=block)["image"].transpose(2, 0, 1) for one in pipelines for block in blocks]
         return torch.from_numpy(np.stack(arrays))
 
     return views

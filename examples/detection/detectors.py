@@ -11,7 +11,7 @@ from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from mlssl.backbones import build_backbone, pixel_statistics
-from mlssl.evaluation.sources import open_backbone
+from mlssl.weights.sources import open_backbone
 
 SCRATCH = "scratch"
 RATIOS = (0.5, 1.0, 2.0)

@@ -4,17 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
-import torch
-import torch.nn.functional as F
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch import Tensor
 
-from mlssl.evaluation.geometry import effective_rank, pair_cosines, spread
-
-MAX_ROWS = 1024
-"""Views that are looked at: the singular values of 1024 rows cost less than a step."""
-
-REMEDY = "Try stop_gradient=True, a lower base_lr, a larger batch_size or a larger contrastive_weight."
+from mlssl.evaluation.collapse import MIN_RANK, MIN_STD, REMEDY, collapse_measures
 
 
 class CollapseMonitor(L.Callback):
@@ -34,7 +26,7 @@ class CollapseMonitor(L.Callback):
         ValueError: On a threshold out of range.
     """
 
-    def __init__(self, min_std: float = 0.2, min_rank: float = 2.0, *, stop: bool = False) -> None:
+    def __init__(self, min_std: float = MIN_STD, min_rank: float = MIN_RANK, *, stop: bool = False) -> None:
         if not 0 <= min_std <= 1:
             raise ValueError(f"min_std={min_std} was given: pass a number between 0 (never warn) and 1 (spread out).")
         if not min_rank >= 1:
@@ -74,30 +66,3 @@ class CollapseMonitor(L.Callback):
             )
         if self.stop and trainer.strategy.reduce_boolean_decision(collapsed, all=False):
             trainer.should_stop = True
-
-
-@torch.no_grad()
-def collapse_measures(z: Tensor) -> dict[str, Tensor]:
-    """Spread, effective rank and mean cosines of the views of a batch.
-
-    - ``std``: standard deviation over the views of each channel of the L2-normalised z, mean over channels, times √P:
-      1 where the views spread evenly over the sphere, 0 where all are one point (SimSiam, arXiv 2011.10566, sec. 4.1).
-    - ``rank``: exp of the entropy of the singular values' shares, 1 to min(views, P) (RankMe, arXiv 2210.02885, eq. 1).
-    - ``same_block``, ``same_image``, ``other_image``: mean cosines of pairs of views, −1 to 1. Two blocks of one image
-      are ``same_image`` in whatever branch. A kind without pairs (one block, one image) is left out.
-
-    Args:
-        z: (B, A, K, P), finite; images beyond the first 1024 // (A·K) are left out, of which at least two stay.
-
-    Returns:
-        Scalars by name.
-
-    Example:
-        >>> {name: round(value.item(), 3) for name, value in collapse_measures(torch.ones(2, 2, 2, 8)).items()}
-        {'std': 0.0, 'rank': 1.0, 'same_block': 1.0, 'same_image': 1.0, 'other_image': 1.0}
-    """
-    branches, blocks = z.shape[1:3]
-    z = z[: max(2, MAX_ROWS // (branches * blocks))]
-    rows = F.normalize(z.float().flatten(0, 2), dim=1)
-    measures = {"std": spread(rows), "rank": effective_rank(torch.linalg.svdvals(rows))}
-    return measures | {name: cosines.mean() for name, cosines in pair_cosines(z).items()}

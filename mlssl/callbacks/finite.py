@@ -1,5 +1,6 @@
-"""Stop at a step whose loss or gradient is no number, or skip a few such steps."""
+"""Stop at a step whose loss or gradient is not finite, or skip a few such steps."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,12 +13,74 @@ from torch.optim import Optimizer
 from mlssl.distributed import rank
 
 
+class FiniteLoss(L.Callback):
+    """Look at the loss of every step one step late, so that nothing waits for the device; stop where it is not finite.
+
+    No checkpoint is saved after such a step. The late loss is shown in the progress bar. `MultiLabelSSLModule` adds
+    this callback by itself; where `FiniteSteps` may skip steps, it leaves the decision to that.
+
+    Raises:
+        FloatingPointError: During the run, with step, rank, images and the last good checkpoint.
+    """
+
+    def __init__(self) -> None:
+        self._late: _LateLoss | None = None
+        self._image_ids: Tensor | None = None
+        self._last_checkpoint = ""
+        self._stops = True
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Forget the last loss of another run."""
+        self._late = None
+        skipping = [one for one in trainer.callbacks if isinstance(one, FiniteSteps)]  # type: ignore[attr-defined]
+        self._stops = not any(one.max_skipped for one in skipping)
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Note the images, and the last checkpoint, as its callback names the next one before that is saved."""
+        self._image_ids = batch.get("image_ids") if isinstance(batch, Mapping) else None
+        saver = trainer.checkpoint_callback
+        self._last_checkpoint = getattr(saver, "last_model_path", "") or getattr(saver, "best_model_path", "")
+
+    def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
+        """Look at the loss of the step before, and send this one on its way to the host."""
+        before = self._check()
+        if before is not None:
+            pl_module.log("loss", torch.tensor(before), prog_bar=True, logger=False)
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        factor = trainer.accumulate_grad_batches / (1 if scaler is None else scaler.get_scale())
+        self._late = _LateLoss(loss, factor, trainer.global_step, trainer.current_epoch, self._image_ids)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Look at the loss of the epoch's last step too."""
+        self._check()
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Refuse to save after a step whose loss is not finite."""
+        self._check()
+
+    def _check(self) -> float | None:
+        """Look at the loss of the last step; its copy to the host has arrived by now."""
+        late = self._late
+        if late is None:
+            return None
+        loss = late.value()
+        if math.isfinite(loss) or not self._stops:
+            return loss
+        images = "unknown" if late.image_ids is None else late.image_ids.tolist()
+        raise FloatingPointError(
+            f"The loss is {loss} at step {late.step} (epoch {late.epoch}) on rank {rank()}, whose images are "
+            f"{images}, and nothing of this step was kept; the last good checkpoint is "
+            f"{self._last_checkpoint or 'none yet'}. Lower base_lr, add warmup_epochs, or use precision 32-true."
+        )
+
+
 class FiniteSteps(L.Callback):
     """Look at the gradient of every step before the optimizer does; NaN and infinity end the run or skip the step.
 
     A skipped step leaves weights, momenta and running statistics as they were; the learning rate goes on. All devices
-    decide alike. The module's own look at the loss, one step late and without a wait for the device, names no
-    gradient; it is left to this callback where it may skip.
+    decide alike. In contrast to `FiniteLoss`, this waits for the device at every step.
     Under ``precision="16-mixed"`` infinite gradients are ordinary, and Lightning's scaler skips them itself.
 
     Args:
@@ -35,11 +98,6 @@ class FiniteSteps(L.Callback):
         self._skipped = 0
         self._image_ids: list[Tensor] = []
         self._buffers: dict[str, Tensor] = {}
-
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take over the module's look at the loss, whose NaN is in the gradient too."""
-        if self.max_skipped and hasattr(pl_module, "stops_at_loss_that_is_no_number"):
-            pl_module.stops_at_loss_that_is_no_number = False  # type: ignore[assignment]
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -82,7 +140,25 @@ class FiniteSteps(L.Callback):
         """Go on counting."""
         self._skipped = state_dict["skipped"]
 
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Give the module's own look at the loss back."""
-        if hasattr(pl_module, "stops_at_loss_that_is_no_number"):
-            pl_module.stops_at_loss_that_is_no_number = True  # type: ignore[assignment]
+
+class _LateLoss:
+    """A loss on its way from the device to the host, which nothing waits for until it is asked for."""
+
+    def __init__(self, loss: Tensor, factor: float, step: int, epoch: int, image_ids: Tensor | None) -> None:
+        self.factor = factor
+        """By which Lightning and the scaler of float16 have divided the loss."""
+        self.step = step
+        self.epoch = epoch
+        self.image_ids = image_ids
+        self._loss = loss.detach().to("cpu", non_blocking=True)
+        self._arrived = torch.cuda.Event() if loss.is_cuda else None  # type: ignore[no-untyped-call]
+        if self._arrived is not None:
+            self._arrived.record()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_LateLoss":
+        return self  # an event of the device cannot be copied
+
+    def value(self) -> float:
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._loss.item() * self.factor

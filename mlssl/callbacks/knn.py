@@ -12,9 +12,10 @@ from torch import Tensor
 
 from mlssl.data.batches import check_image_batch
 from mlssl.distributed import is_sharded
-from mlssl.evaluation.features import eval_mode, image_features
+from mlssl.evaluation.features import image_features
 from mlssl.evaluation.metrics import MultiLabelScores
 from mlssl.evaluation.neighbors import NUM_NEIGHBORS, TEMPERATURE, check_temperature, knn_scores
+from mlssl.modes import eval_mode
 
 
 class OnlineKNN(L.Callback):

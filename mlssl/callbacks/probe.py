@@ -12,8 +12,9 @@ from torch import Tensor
 
 from mlssl.data.batches import check_image_batch
 from mlssl.distributed import is_sharded, sum_over_devices, world_size
-from mlssl.evaluation.features import eval_mode, image_features
+from mlssl.evaluation.features import image_features
 from mlssl.evaluation.metrics import MultiLabelScores
+from mlssl.modes import eval_mode
 
 MOMENTUM = 0.9
 

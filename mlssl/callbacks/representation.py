@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import numpy as np
@@ -13,9 +13,10 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from mlssl.data.records import Records
 from mlssl.distributed import is_sharded
+from mlssl.drawing.run import figure_of_classes, figure_of_cosines, figure_of_map
 from mlssl.evaluation.geometry import map_2d, pair_cosines
-from mlssl.report.figures import figure_of_classes, figure_of_cosines, figure_of_map
 from mlssl.report.measure import (
+    ProjectingNetwork,
     Snapshot,
     label_names,
     measure,
@@ -83,7 +84,13 @@ class RepresentationLogger(L.Callback):
         val = None if val is None else some_images(val, self.max_images)
         with isolate_rng():
             snapshot = measure(
-                pl_module, train, val, views, eval_size, batch_size=_batch_size(trainer), num_workers=_workers(trainer)
+                _network(pl_module),
+                train,
+                val,
+                views,
+                eval_size,
+                batch_size=_batch_size(trainer),
+                num_workers=_workers(trainer),
             )
         for logger in _wandb_loggers(trainer):
             _log_snapshot(logger, snapshot, trainer.global_step)
@@ -95,7 +102,7 @@ class RepresentationLogger(L.Callback):
         train, _, views, _ = source
         # On all devices, because synchronised batch norms wait for each other; only the first one logs.
         with isolate_rng():
-            cosines = pair_cosines(view_projections(pl_module, train, views, _batch_size(trainer)))
+            cosines = pair_cosines(view_projections(_network(pl_module), train, views, _batch_size(trainer)))
         for logger in _wandb_loggers(trainer):
             _log_histograms(logger, cosines, trainer.global_step)
 
@@ -192,6 +199,10 @@ def _wandb_loggers(trainer: L.Trainer) -> list[WandbLogger]:
     if not trainer.is_global_zero:
         return []
     return [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
+
+
+def _network(pl_module: L.LightningModule) -> ProjectingNetwork:
+    return cast(ProjectingNetwork, pl_module)
 
 
 def _batch_size(trainer: L.Trainer) -> int:

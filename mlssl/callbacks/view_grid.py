@@ -8,7 +8,7 @@ import numpy as np
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_info
 
-from mlssl.data.images import BadImageError, ImageArray
+from mlssl.data.decoding import BadImageError, ImageArray
 from mlssl.data.records import Records
 from mlssl.views.blocks import BlockViews
 from mlssl.visualize import draw_view_grid
@@ -58,13 +58,15 @@ class ViewGridLogger(L.Callback):
                 if getattr(datamodule, "hparams", {}).get("on_bad_image") == "skip":
                     continue
                 raise
+            made = views.arrays(image, np.random.default_rng([self.seed, index]))
             picture = draw_view_grid(
                 image,
-                views(image, np.random.default_rng([self.seed, index])),
+                made["views"],
                 views.boxes(*image.shape[:2]),
                 folder / f"{name}.png",
                 records.path(index).name,
                 self.channels,
+                made.get("local_views"),
             )
             for logger in trainer.loggers:
                 _show(logger, f"views/{name}", picture, trainer.global_step)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mlssl.export import export_backbone
-
 
 def export(
     checkpoint: Path,
     format: str | None = None,
+    network: str = "backbone",
     overwrite: bool = False,
     image_size: int | tuple[int, int] | None = None,
     output: Path = Path("backbone.safetensors"),
@@ -22,10 +21,13 @@ def export(
         checkpoint: Written by `mlssl fit`, a file or FSDP's folder of shards.
         format: timm, timm-dir, torchvision, detectron2, safetensors or onnx; by default the first that the output's
             suffix names and that can hold the backbone.
+        network: Submodule to write, the backbone or another of its architecture, such as teacher.
         overwrite: Replace existing files.
         image_size: Height and width, or one side, of the images that features are compared on.
         output: File to write, or folder for timm-dir.
     """
-    report = export_backbone(checkpoint, output, format, overwrite=overwrite, image_size=image_size)
+    from mlssl.export import export_backbone
+
+    report = export_backbone(checkpoint, output, format, network, overwrite=overwrite, image_size=image_size)
     print(f"{report.path}: format {report.format}, checked by {report.check}")
     print(f"largest difference of its features: {report.max_difference:.1e} of the largest feature")

@@ -4,12 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mlssl.data.files import read_folder
-from mlssl.data.images import decode_rgb
-from mlssl.evaluation.sources import open_backbone
-from mlssl.reading import draw_similar, find_similar
-from mlssl.views.grid import block_grid
-
 
 def neighbors(
     image: Path,
@@ -43,6 +37,13 @@ def neighbors(
         seed: Of untrained weights.
         output: PNG to write; an existing one is replaced.
     """
+    from mlssl.data.decoding import decode_rgb
+    from mlssl.data.readers.folder import read_folder
+    from mlssl.drawing.similar import draw_similar
+    from mlssl.evaluation.similar import find_similar
+    from mlssl.views.grid import block_grid
+    from mlssl.weights.sources import open_backbone
+
     pixels, records = decode_rgb(image), read_folder(folder)
     model = open_backbone(backbone, seed=seed)
     own = next((line for line in range(len(records)) if records.path(line).resolve() == image.resolve()), None)

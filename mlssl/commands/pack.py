@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mlssl.data.datamodule import MultiLabelDataModule
-from mlssl.data.formats import DatasetName
-from mlssl.data.packing import ARCHIVE_MEGABYTES, check_target, pack_shards
+from mlssl.choices import DatasetName
 
 
 def pack(
@@ -14,7 +12,7 @@ def pack(
     dataset: DatasetName = "folder",
     train_split: str | None = None,
     val_split: str | None = None,
-    megabytes: int = ARCHIVE_MEGABYTES,
+    megabytes: int | None = None,
     output: Path = Path("shards"),
 ) -> None:
     """Pack a data set in tar archives with an index, to be read from a disk or an object store.
@@ -26,11 +24,15 @@ def pack(
         dataset: Format of ROOT; all but synthetic and shards.
         train_split: Split to pack as train; the format's own by default.
         val_split: Split to pack as val, '' for none; the format's own by default.
-        megabytes: Size of an archive in millions of bytes.
+        megabytes: Size of an archive in millions of bytes; 256 by default.
         output: Folder to make; an existing one is never changed.
     """
+    from mlssl.data.datamodule import MultiLabelDataModule
+    from mlssl.data.packing import ARCHIVE_MEGABYTES, check_target, pack_shards
+
     if dataset in ("synthetic", "shards"):
         raise ValueError(f"dataset={dataset!r} has no image files to pack: say which format {root!r} has")
+    megabytes = ARCHIVE_MEGABYTES if megabytes is None else megabytes
     check_target(output, megabytes)
     data = MultiLabelDataModule(dataset, root, train_split=train_split, val_split=val_split)
     data.setup()

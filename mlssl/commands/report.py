@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mlssl.report.run import write_report
-
 
 def report(
     run: Path,
@@ -23,5 +21,7 @@ def report(
         num_workers: Loader processes; those of the run by default.
         output: File to write; report.html in the run's folder by default.
     """
+    from mlssl.report.run import write_report
+
     path = write_report(run, output, max_images=max_images, num_workers=num_workers, progress=True)
     print(f"{path}: open it in a browser; it holds all its pictures and needs no network")

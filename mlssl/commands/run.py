@@ -5,121 +5,77 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from argparse import ArgumentError, ArgumentParser
+from argparse import ArgumentError
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from safetensors.torch import save_file
 
 from mlssl.atomic import written_aside
+from mlssl.commands.custom_code import imported, is_import_path, make_importable
+from mlssl.commands.hyper_parameters import is_custom, plain_hyper_parameters
 from mlssl.commands.interrupts import Interrupts
-from mlssl.data.datamodule import MultiLabelDataModule
-from mlssl.export.sources import load_plain
-from mlssl.module import MultiLabelSSLModule
-from mlssl.runs import logger_in_folder, new_run_folder, resumable_run, run_settings, run_summary
+from mlssl.commands.lightning_private import OpenCLI
+from mlssl.commands.run_words import read_words
+from mlssl.runs import logger_in_folder, new_run_folder, run_settings, run_summary
+from mlssl.weights.checkpoints import load_plain
 
-TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
+FUNCTIONS = ("form", "positives")
+"""Arguments of the module that are a name of the library's, or the import path of a user's function."""
 
-_MORE = """
-  --trainer.devices N          and every other argument of lightning.Trainer
-  --config FILE                YAML with any of these, as --print_config prints them
-  --print_config               print the settings and stop
-  --help_all                   every argument of trainer, model and data, with its meaning"""
-
-_OF_A_CHECKPOINT = (
-    """
-  --ckpt_path FILE             checkpoint of mlssl fit
-  --data.dataset NAME          synthetic, coco, voc, corel5k, manifest, folder, shards
-  --data.root FOLDER           its images
-  --data.eval_size N           side that whole images are resized to"""
-    + _MORE
-)
-
-TRAINER_HELP = {
-    "fit": """usage: mlssl fit [OPTIONS]
-
-Pre-train a backbone. Everything is written to a folder of the run's own, RUNS/NAME-<time>.
-
-  --data.dataset NAME          synthetic (default), coco, voc, corel5k, manifest, folder, shards
-  --data.root FOLDER           its images
-  --data.batch_size N          images a step on one device (default: 64)
-  --data.size N                side of a view in pixels (default: 224)
-  --data.rows N --data.cols N  grid of blocks (default: 2 and 2)
-  --data.overlap SHARE         of the image's side, 0 to 0.5 (default: 0.2)
-  --model.backbone NAME        of timm, or torchvision/NAME (default: resnet50)
-  --model.base_lr RATE         for 256 views a step (default: 0.05)
-  --trainer.max_epochs N       passes over the images
-  --trainer.logger CLASS       WandbLogger, TensorBoardLogger, ... beside metrics.csv
-  --name NAME --runs FOLDER    of the run's folder
-  --resume RUN                 go on where a run stopped, in its own folder
-  --start_from CHECKPOINT      begin a new run with the weights of another one"""
-    + _MORE
-    + """
-
-Example: mlssl fit --data.dataset folder --data.root photos/ --trainer.max_epochs 100""",
-    "validate": """usage: mlssl validate --ckpt_path FILE [OPTIONS]
-
-Score the online probe of a checkpoint on the val set.
-"""
-    + _OF_A_CHECKPOINT
-    + """
-
-Example: mlssl validate --ckpt_path last.ckpt --data.dataset corel5k --data.root FOLDER""",
-    "test": """usage: mlssl test --ckpt_path FILE [OPTIONS]
-
-Score the online probe of a checkpoint on the test set.
-"""
-    + _OF_A_CHECKPOINT
-    + """
-
-Example: mlssl test --ckpt_path last.ckpt --data.dataset corel5k --data.root FOLDER""",
-    "predict": """usage: mlssl predict --ckpt_path FILE [OPTIONS]
-
-Write the features of every image to features.safetensors in the run's folder.
-"""
-    + _OF_A_CHECKPOINT
-    + """
-
-Example: mlssl predict --ckpt_path last.ckpt --data.dataset folder --data.root photos/""",
-}
-"""What `mlssl COMMAND --help` prints: the arguments that most runs need."""
+_ARCHITECTURE = ("backbone", "backbone_kwargs", "projection_dim", "predictor_dim")
 
 
-class RunCLI(LightningCLI):
-    """LightningCLI for :class:`MultiLabelSSLModule` whose every run has a folder of its own, see `mlssl.runs`.
+class RunCLI(OpenCLI):
+    """LightningCLI for :class:`MultiLabelSSLModule` or a custom class, with a folder for every run, see `mlssl.runs`.
 
     Args:
         words: Those after `mlssl`, the first being the command.
+        model: Class to build; None: the one that the words or a config name, else `MultiLabelSSLModule`.
+        data: Likewise, `MultiLabelDataModule`.
 
     Raises:
         KeyboardInterrupt: If the user interrupts; its text says where the run can go on from.
         ValueError: On words that are no arguments, and where Weights & Biases does not take the run.
     """
 
-    def __init__(self, words: list[str]) -> None:
+    def __init__(
+        self,
+        words: list[str],
+        model: type[L.LightningModule] | None = None,
+        data: type[L.LightningDataModule] | None = None,
+    ) -> None:
         self.folder: Path | None = None
         self.resumed: Path | None = None
         """Checkpoint that the run of the folder goes on from."""
+        self._functions: dict[str, Any] = {}
         self._interrupts = Interrupts()
         with self._interrupts:
-            self._run(words)
+            self._run(words, model, data)
 
-    def _run(self, words: list[str]) -> None:
+    def _run(
+        self, words: list[str], model: type[L.LightningModule] | None, data: type[L.LightningDataModule] | None
+    ) -> None:
+        make_importable()
         try:
+            read = read_words(words, model, data)
+            self.folder, self.resumed, self._recipe_callbacks = read.folder, read.checkpoint, read.callbacks
+            self._model_kind = read.model
             super().__init__(
-                MultiLabelSSLModule,
-                MultiLabelDataModule,
+                read.model,
+                read.data,
                 save_config_callback=_SaveConfig,
                 save_config_kwargs={"save_to_log_dir": False},
-                args=self._translated(words),
+                args=read.words,
                 seed_everything_default=0,
                 parser_kwargs={"prog": "mlssl"},
                 auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,  # it makes a checkpoint name code to import
             )
         except (KeyboardInterrupt, SystemExit) as stop:
             # Lightning ends the process by itself after Ctrl-C.
@@ -140,34 +96,16 @@ class RunCLI(LightningCLI):
             self._end_wandb()
             self._leave_no_empty_folder()
 
-    def _translated(self, words: list[str]) -> list[str]:
-        """The words that LightningCLI understands: those of a resumed run, and --check-images in full."""
-        words = ["--data.check_images=true" if word == "--check-images" else word for word in words]
-        parser = ArgumentParser(exit_on_error=False, add_help=False, allow_abbrev=False)
-        parser.add_argument("--resume", metavar="RUN")
-        try:
-            given, others = parser.parse_known_args(words)
-        except ArgumentError:
-            raise ValueError("--resume was given alone: pass the folder of a run, --resume runs/NAME-<time>.") from None
-        if given.resume is None:
-            return words
-        if others[0] != "fit":
-            raise ValueError(f"--resume is for fit, and {others[0]} was asked for: pass --ckpt_path CHECKPOINT.")
-        if any(word.partition("=")[0] == "--start_from" for word in others):
-            raise ValueError("--start_from begins a new run, and --resume goes on with one: give one of them.")
-        self.folder = Path(given.resume)
-        config, self.resumed = resumable_run(self.folder)
-        return ["fit", "--config", str(config), *others[1:]]
-
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Name and parent of the run's folder, and one seed for weights and views."""
+        """Name and parent of the run's folder, what it is made of, and one seed for weights and views."""
         parser.add_argument("--name", type=str, default=None, help="Of the run: its folder is RUNS/NAME-<time>.")
         parser.add_argument("--runs", type=str, default="runs", help="Folder of all runs.")
         parser.add_argument(
             "--resume",
             type=str,
             default=None,
-            help="Folder of a run that goes on in it, with its config; what else is given, such as more epochs, holds.",
+            help="Folder of a run that goes on in it, with its config; what else is given, such as more epochs, holds. "
+            "The classes and functions that its config.yaml names are imported: resume only runs that you trust.",
         )
         parser.add_argument(
             "--start_from",
@@ -175,47 +113,97 @@ class RunCLI(LightningCLI):
             default=None,
             help="fit: Checkpoint whose weights a new run starts from, with a schedule of its own and any data.",
         )
-        parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+        parser.add_argument(
+            "--recipe",
+            type=str | None,
+            default=None,
+            help="Recipe, or its YAML file, for what neither --config nor another option gives.",
+        )
+        parser.add_argument("--model_class", type=str | None, default=None, help="Import path that --model gave.")
+        parser.add_argument("--data_class", type=str | None, default=None, help="Import path that --data gave.")
+        if "data.seed" in parser.get_defaults(skip_validation=True):
+            parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse what was given, without a look at the words of the process, and offer what was meant instead."""
-        parsers = {"mlssl": parser, **self._subcommand_parsers}
-        for one in parsers.values():
+        assert isinstance(args, list)
+        for one in (parser, *self.command_parsers.values()):
             one.exit_on_error, one.allow_abbrev = False, False
         try:
+            if self._recipe_callbacks:
+                self.config = parser.parse_args([word for word in args if not word.startswith("--print_config")])
+                args = [*args, *self._words_of_callbacks()]
             self.config = parser.parse_args(args)
         except ArgumentError as error:
-            command = next((str(word) for word in args or () if word in self._subcommand_parsers), "mlssl")
-            raise ValueError(_said_plainly(str(error), parsers[command])) from error
-        self._asked = self.config[self.config.subcommand].model.clone()
+            raise ValueError(_said_plainly(str(error), self.command_parsers[args[0]])) from error
+        asked = self.settings.model
+        self._functions = {
+            name: imported(asked[name], f"--model.{name}") for name in FUNCTIONS if is_import_path(asked.get(name))
+        }
 
-    def before_instantiate_classes(self) -> None:
-        """Refuse a checkpoint of another architecture than was asked for: its own would silently be taken."""
-        defaults = self._parser(self.subcommand).get_defaults()["model"]
-        for name in ("backbone", "backbone_kwargs", "projection_dim", "predictor_dim"):
-            asked, taken = self._asked[name], self._get(self.config, "model")[name]
-            if asked not in (taken, defaults[name]):
+    def _words_of_callbacks(self) -> list[str]:
+        """Callbacks of the recipe, but for those of a class that the user gave."""
+        given = self.settings.trainer.callbacks or []
+        names = {_name_of_class(one) for one in (given if isinstance(given, list) else [given])}
+        missing = [one for one in self._recipe_callbacks if _name_of_class(one) not in names]
+        return [f"--trainer.callbacks+={json.dumps(one)}" for one in missing]
+
+    def read_checkpoint(self) -> None:
+        """Take the module's arguments from the checkpoint, where the user gave none.
+
+        Raises:
+            ValueError: If it is of another architecture than was asked for, of a function that was not given again, or
+                names code to import.
+        """
+        path = self.settings.get("ckpt_path")
+        if not path or not Path(path).is_file():
+            return
+        there = load_plain(Path(path)).get("hyper_parameters", {})
+        asked, defaults = self.settings.model, self.command_parser.get_defaults()["model"]
+        taken = {}
+        for name, value in plain_hyper_parameters(there, self._model_kind, path).items():
+            if name not in defaults:
+                continue
+            if asked[name] == defaults[name]:
+                taken[name] = value
+            elif name in _ARCHITECTURE and asked[name] != value:
                 raise ValueError(
-                    f"The checkpoint is of another architecture, {name}={taken!r}, and {asked!r} was asked for: leave "
-                    "the setting out, or the checkpoint."
+                    f"The checkpoint is of another architecture, {name}={value!r}, and {asked[name]!r} was asked for: "
+                    "leave the setting out, or the checkpoint."
                 )
+        for name in FUNCTIONS:
+            if self.config.subcommand == "fit" and is_custom(there.get(name)) and asked[name] == defaults[name]:
+                raise ValueError(
+                    f"The checkpoint was trained with {name}={there[name]!r}, a function that it does not hold: "
+                    f"pass it again, --model.{name} {there[name].split()[-1]}."
+                )
+        self.config = self.parser.parse_object({self.config.subcommand: {"model": taken}}, self.config)
+
+    def instantiate_classes(self) -> None:
+        """Build data, module and Trainer; the config that is saved keeps functions as text."""
+        config = self.config.clone()
+        for name, function in self._functions.items():
+            config[self.subcommand].model[name] = function
+        self.config_init = self.parser.instantiate_classes(config)
+        self.datamodule, self.model = self.built("data"), self.built("model")
+        self.trainer = self.instantiate_trainer()
 
     def instantiate_trainer(self, **settings: Any) -> Any:
         """The Trainer as the user set it, completed by `mlssl.runs.run_settings`."""
         if self.resumed is None:
-            name = self._get(self.config, "name") or str(self.subcommand)
-            self.folder = new_run_folder(self._get(self.config, "runs"), name)
+            name = self.settings.name or str(self.subcommand)
+            self.folder = new_run_folder(self.settings.runs, name)
         else:  # not in self.config, which is saved: the run itself did not begin with its own checkpoint
             self.config_init[self.subcommand]["ckpt_path"] = str(self.resumed)
         assert self.folder is not None
-        given = {**self._get(self.config_init, "trainer", default={}), **settings}
+        given = {**self.built("trainer", default={}), **settings}
         given["logger"] = self._loggers_in_folder(self.folder, given.get("logger"))
         trainer: Any = super().instantiate_trainer(**run_settings(self.folder, given, checkpoint=self.resumed))
         trainer.callbacks.insert(0, self._interrupts)
         return trainer
 
     def _loggers_in_folder(self, folder: Path, loggers: Any) -> Any:
-        configs = self._get(self.config, "trainer").logger
+        configs = self.settings.trainer.logger
         if isinstance(loggers, list):
             return [
                 logger_in_folder(one, _arguments(config), folder) for one, config in zip(loggers, configs, strict=True)
@@ -224,7 +212,7 @@ class RunCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Write the run's summary to ``summary.json``, and to the loggers that take one."""
-        if not self.trainer.is_global_zero or self._get(self.config, "trainer").fast_dev_run:
+        if not self.trainer.is_global_zero or self.settings.trainer.fast_dev_run:
             return
         assert self.folder is not None
         summary = run_summary(self.folder, self.trainer)
@@ -243,10 +231,10 @@ class RunCLI(LightningCLI):
         Raises:
             ValueError: If the run is to be resumed too, or the weights are those of another model.
         """
-        source = self._get(self.config, "start_from")
+        source = self.settings.start_from
         if source is None or self.resumed is not None:  # a resumed run has long begun
             return
-        if self._get(self.config, "ckpt_path"):
+        if self.settings.ckpt_path:
             raise ValueError(
                 "--start_from begins a new run with a checkpoint's weights, and --ckpt_path goes on with its run: "
                 "give one of them."
@@ -280,8 +268,8 @@ class RunCLI(LightningCLI):
     @property
     def model_settings(self) -> dict[str, Any]:
         """Arguments that the module was built with."""
-        settings: dict[str, Any] = self._get(self.config, "model").as_dict()
-        return settings
+        settings: dict[str, Any] = self.settings.model.as_dict()
+        return {**settings, **self._functions}
 
     def _where_it_stands(self) -> str:
         """Where an interrupted run can go on from, as a clause."""
@@ -333,6 +321,11 @@ def _arguments(config: Any) -> dict[str, Any]:
     """Of a class, as the parser keeps it."""
     init_args, others = config.get("init_args"), config.get("dict_kwargs")
     return {**(init_args.as_dict() if init_args else {}), **(dict(others) if others else {})}
+
+
+def _name_of_class(callback: Any) -> str:
+    """Of a callback in a config, by whatever path it is imported."""
+    return str(callback["class_path"]).rpartition(".")[2]
 
 
 def _as_code(text: str) -> str:

@@ -3,49 +3,106 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-
-from mlssl.data.images import decode_rgb
-from mlssl.evaluation.sources import open_backbone
-from mlssl.reading import block_similarities, draw_similarities
-from mlssl.views.blocks import BlockViews
-from mlssl.visualize import draw_view_grid
+_GRID = ("rows", "cols", "overlap")
+_SETTINGS = ("size", *_GRID, "branches", "regions", "local_views")
+"""Settings of the data that say how views are made."""
 
 
 def views(
     image: Path,
-    size: int = 224,
-    rows: int = 2,
-    cols: int = 2,
-    overlap: float = 0.2,
+    branches: str | None = None,
+    regions: str | None = None,
+    local_views: str | None = None,
+    size: int | None = None,
+    rows: int | None = None,
+    cols: int | None = None,
+    overlap: float | None = None,
+    config: Path | None = None,
+    recipe: str | None = None,
     backbone: str | None = None,
     seed: int = 0,
     output: Path = Path("views.png"),
 ) -> None:
-    """Draw an image with its blocks, and every view of every block; and which of its parts a backbone finds alike.
+    """Draw an image with its blocks and the views that a run makes of them; and which parts a backbone finds alike.
 
-    Example: mlssl views photo.jpg -o views.png --backbone last.ckpt
+    Example: mlssl views photo.jpg --branches gray -o views.png
 
     Args:
         image: File to read.
-        size: Side of a view in pixels.
-        rows: Rows of the block grid.
-        cols: Columns of the block grid.
-        overlap: Share of the image side by which blocks overlap, 0–0.5.
-        backbone: Checkpoint, exported file, NAME=FILE, or a name, which is then untrained: draws OUTPUT-alike.png,
-            how alike it finds the blocks, and where in the picture it finds what is like each.
+        branches: Augmentation: paper, soft, gray, overhead, or a list in YAML as for --data.branches of fit, such as
+            '[{hue: 0.05}, {blur_probability: 0}]'.
+        regions: Import path of a function that gives the blocks in place of a grid.
+        local_views: Small views of the whole image too, in YAML, such as '{count: 4, size: 96}'.
+        size: Side of a view in pixels; 224 by default.
+        rows: Rows of the block grid; 2 by default.
+        cols: Columns of the block grid; 2 by default.
+        overlap: Fraction of the image side by which blocks overlap, 0–0.5; 0.2 by default.
+        config: YAML of a run, such as its config.yaml, for what is not given here.
+        recipe: Name or YAML file of a recipe, for what neither says.
+        backbone: Checkpoint, exported file, NAME=FILE, or a name, which is then untrained: draws OUTPUT-alike.png, how
+            similar it finds the blocks, and where in the image it finds what is like each.
         seed: Of the augmentation and of untrained weights.
         output: PNG to write; an existing one is replaced.
     """
-    cut = BlockViews(size, rows, cols, overlap)
+    import numpy as np
+
+    from mlssl.commands.custom_code import make_importable
+    from mlssl.data.decoding import decode_rgb
+    from mlssl.views.blocks import BlockViews
+    from mlssl.visualize import draw_view_grid
+
+    given: dict[str, Any] = {"size": size, "rows": rows, "cols": cols, "overlap": overlap}
+    for name, text in (("branches", branches), ("regions", regions), ("local_views", local_views)):
+        given[name] = None if text is None else _from_yaml(text, f"--{name}")
+    make_importable()  # for branches and regions by their import path
+    views_of = BlockViews(**_settings({name: one for name, one in given.items() if one is not None}, config, recipe))
     pixels = decode_rgb(image)
-    drawn = cut(pixels, np.random.default_rng(seed))
-    boxes = cut.boxes(*pixels.shape[:2])
-    draw_view_grid(pixels, drawn, boxes, path=output, title=image.name)
-    print(f"{output}: {image.name} with {cut.num_blocks} blocks and {cut.num_blocks * cut.num_branches} views")
+    drawn = views_of.arrays(pixels, np.random.default_rng(seed))
+    boxes = views_of.boxes(*pixels.shape[:2])
+    local = drawn.get("local_views")
+    draw_view_grid(pixels, drawn["views"], boxes, path=output, title=image.name, local_views=local)
+    also = "" if local is None else f" and {len(local)} local views"
+    blocks = views_of.num_blocks
+    print(f"{output}: {image.name} with {blocks} blocks and {blocks * views_of.num_branches} views{also}")
     if backbone is not None:
+        from mlssl.drawing.similar import draw_similarities
+        from mlssl.evaluation.similar import block_similarities
+        from mlssl.weights.sources import open_backbone
+
         alike = output.with_name(f"{output.stem}-alike.png")
-        similarities = block_similarities(open_backbone(backbone, seed=seed), pixels, boxes, size)
+        similarities = block_similarities(open_backbone(backbone, seed=seed), pixels, boxes, views_of.size)
         draw_similarities(pixels, boxes, similarities, alike, f"{image.name} under {Path(backbone).name}")
         print(f"{alike}: which parts of it are alike")
+
+
+def _settings(given: dict[str, Any], config: Path | None, recipe_name: str | None) -> dict[str, Any]:
+    """Arguments of `BlockViews`: of a recipe, over these those of a config, and over both the given ones."""
+    from mlssl.recipes import recipe
+
+    file = {} if config is None else _read_config(config)
+    name = recipe_name or file.get("recipe")
+    below = {**(recipe(str(name))["data"] if name else {}), **(file.get("data") or {})}
+    # Regions take the place of the grid, so one that was given leaves out the other.
+    replaced = _GRID if "regions" in given else ("regions",) if given.keys() & set(_GRID) else ()
+    below = {key: value for key, value in below.items() if key not in replaced and value is not None}
+    return {key: value for key, value in {**below, **given}.items() if key in _SETTINGS}
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {str(path)!r}: pass the YAML of a run, such as runs/NAME-<time>/config.yaml")
+    content = _from_yaml(path.read_text(), str(path))
+    if not isinstance(content, dict) or not isinstance(content.get("data") or {}, dict):
+        raise ValueError(f"{path} is not the config of a run: pass a YAML file as mlssl fit --config takes it")
+    return content
+
+
+def _from_yaml(text: str, source: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{source} cannot be read as YAML: {' '.join(str(error).split())}") from None

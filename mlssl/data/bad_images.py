@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from mlssl.data.images import BadImageError
+from mlssl.data.decoding import BadImageError
 from mlssl.data.records import Records
 
 

@@ -3,28 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
 
 VIEW_BATCH_CONTRACT = """A training batch is a mapping with
-  "views":     uint8 (B, A, K, C, S, S), A = 2 branches, K blocks of each image, S × S pixels
+  "views":     uint8 (B, A, K, C, S, S), A branches, K blocks of each image, S × S pixels
   "image_ids": int64 (B,), no id twice
-  "labels":    bool or integer (B, L) of 1 present, 0 absent, -1 unknown; leave the key out where there are none"""
+and, where there are, with
+  "boxes":       float32 (B, A, K, 4): top, left, height, width of what a view shows, as fractions of the image
+  "local_views": uint8 (B, V, C, s, s), V small views of each image
+  "local_boxes": float32 (B, V, 4), what these show
+  "labels":      bool or integer (B, L) of 1 present, 0 absent, -1 unknown"""
 
 IMAGE_BATCH_CONTRACT = """An evaluation batch is a mapping with
   "image":     uint8 (B, C, H, W), whole images of one size
   "image_ids": int64 (B,), no id twice
   "labels":    bool or integer (B, L) of 1 present, 0 absent, -1 unknown; leave the key out where there are none"""
 
+_SLACK = 1e-4
+"""By which boxes may end outside 0–1, for those that were computed in float32."""
+
 
 class _LabelledBatch(TypedDict, total=False):
     labels: Tensor  # bool or integer (B, L)
 
 
-class ViewBatch(_LabelledBatch):
-    """What a training step takes; `labels` (B, L) are there only if the images have some."""
+class _OptionalViews(_LabelledBatch, total=False):
+    boxes: Tensor  # float32 (B, A, K, 4)
+    local_views: Tensor  # uint8 (B, V, C, s, s)
+    local_boxes: Tensor  # float32 (B, V, 4)
+
+
+class ViewBatch(_OptionalViews):
+    """What a training step takes; `labels` (B, L) are there only if the images have some.
+
+    How many branches A it needs, the module says.
+    """
 
     views: Tensor  # uint8 (B, A, K, C, S, S)
     image_ids: Tensor  # int64 (B,)
@@ -46,9 +62,25 @@ def check_view_batch(batch: object, num_labels: int | None = None) -> None:
 
     Raises:
         TypeError: No mapping, something that is no tensor, or a tensor of another kind of number.
-        ValueError: A missing key, another shape, ids that repeat, or other label values.
+        ValueError: A missing key, another shape, ids that repeat, boxes outside 0–1, or other label values.
     """
-    _check(batch, "views", VIEW_BATCH_CONTRACT, num_labels)
+    contract = VIEW_BATCH_CONTRACT
+    views = _check(batch, "views", contract, num_labels)
+    assert isinstance(batch, Mapping)
+    _check_boxes(batch, "boxes", (*views.shape[:3], 4), contract)
+    local_views = batch.get("local_views")
+    if local_views is None:
+        if batch.get("local_boxes") is not None:
+            raise ValueError(f"'local_boxes' came without 'local_views'. {contract}")
+        return
+    if not isinstance(local_views, Tensor) or local_views.dtype != torch.uint8:
+        raise TypeError(f"'local_views' is {_describe(local_views)}, not uint8. {contract}")
+    shape = local_views.shape
+    if len(shape) != 5 or (shape[0], shape[2]) != (views.shape[0], views.shape[3]) or shape[3] != shape[4]:
+        raise ValueError(f"'local_views' has shape {tuple(shape)} where 'views' has {tuple(views.shape)}. {contract}")
+    if local_views.numel() == 0:
+        raise ValueError(f"'local_views' has shape {tuple(shape)}, which holds no pixel. {contract}")
+    _check_boxes(batch, "local_boxes", (*shape[:2], 4), contract)
 
 
 def check_image_batch(batch: object, num_labels: int | None = None) -> None:
@@ -65,7 +97,8 @@ def check_image_batch(batch: object, num_labels: int | None = None) -> None:
     _check(batch, "image", IMAGE_BATCH_CONTRACT, num_labels)
 
 
-def _check(batch: object, key: str, contract: str, num_labels: int | None) -> None:
+def _check(batch: object, key: str, contract: str, num_labels: int | None) -> Tensor:
+    """What both kinds of batch have in common; gives the pixels."""
     if not isinstance(batch, Mapping):
         raise TypeError(f"a batch of type {type(batch).__name__} was given. {contract}")
     missing = [name for name in (key, "image_ids") if name not in batch]
@@ -87,10 +120,26 @@ def _check(batch: object, key: str, contract: str, num_labels: int | None) -> No
         raise ValueError(f"'image_ids' repeats {repeated} of {len(image_ids)} ids. {contract}")
     if labels is not None:
         _check_batch_labels(labels, len(pixels), num_labels, contract)
+    return pixels
 
 
 def _is_batch_of_views(views: Tensor) -> bool:
-    return views.ndim == 6 and views.shape[1] == 2 and views.shape[4] == views.shape[5]
+    return views.ndim == 6 and views.shape[4] == views.shape[5]
+
+
+def _check_boxes(batch: Mapping[Any, Any], key: str, shape: tuple[int, ...], contract: str) -> None:
+    boxes = batch.get(key)
+    if boxes is None:
+        return
+    if not isinstance(boxes, Tensor) or boxes.dtype != torch.float32:
+        raise TypeError(f"{key!r} is {_describe(boxes)}, not float32. {contract}")
+    if boxes.shape != shape:
+        raise ValueError(f"{key!r} has shape {tuple(boxes.shape)} where {shape} was expected. {contract}")
+    ends = boxes[..., :2] + boxes[..., 2:]
+    # Written so that NaN is outside too.
+    inside = bool((boxes[..., :2] >= 0).all() and (boxes[..., 2:] > 0).all() and (ends <= 1 + _SLACK).all())
+    if not inside:
+        raise ValueError(f"{key!r} holds boxes outside 0-1 or without extent. {contract}")
 
 
 def _check_batch_labels(labels: object, num_images: int, num_labels: int | None, contract: str) -> None:

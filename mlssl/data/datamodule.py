@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -12,14 +12,18 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from mlssl.choices import DatasetName
 from mlssl.data.bad_images import BadImages, find_bad_images
 from mlssl.data.datasets import EpochSampler, ImageDataset, ViewDataset, collated
-from mlssl.data.formats import DatasetName, check_source, read_sets
-from mlssl.data.images import BadImageError
+from mlssl.data.decoding import BadImageError
+from mlssl.data.formats import check_source, read_sets
 from mlssl.data.loader import PartialLoader, ResumableLoader
 from mlssl.data.records import Records
 from mlssl.distributed import gather_objects, rank, world_size
 from mlssl.views.blocks import BlockViews
+from mlssl.views.branches import plain_branches
+from mlssl.views.local_views import plain_local_views
+from mlssl.views.regions import plain_regions
 
 AnyLoader = TypeVar("AnyLoader", ResumableLoader, PartialLoader)
 
@@ -43,6 +47,10 @@ class MultiLabelDataModule(L.LightningDataModule):
         rows: Rows ≥ 1 of the block grid (paper: 2).
         cols: Columns ≥ 1 of the block grid (paper: 2).
         overlap: γ in 0–0.5, share of the image side by which blocks overlap (paper: 0.2; its COCO run: 0.3).
+        branches: Augmentation: ``paper``, ``soft``, ``gray`` (X-ray), ``overhead`` (aerial), or a list of branches:
+            {numbers of a Recipe}, {class_path, init_args}, a .yaml file of albumentations, or an import path.
+        regions: Function (height, width) -> boxes of the blocks, or its import path; by default the grid.
+        local_views: Small views of the whole image as well: {count, size: 96, area: [0.05, 0.3], branch}.
         eval_size: Height and width, or one side, that whole images are resized to for evaluation; ``size`` by default.
         num_workers: Loader processes; by default one less than a device's share of the cores, at least 1 and at most 8.
         timeout: Seconds ≥ 0 that loader processes may take for a batch; 0 waits for ever, also for a disk that hangs.
@@ -78,6 +86,9 @@ class MultiLabelDataModule(L.LightningDataModule):
         rows: int = 2,
         cols: int = 2,
         overlap: float = 0.2,
+        branches: str | Sequence[str | dict[str, Any] | Any] = "paper",
+        regions: str | dict[str, Any] | Callable[[int, int], Any] | None = None,
+        local_views: dict[str, int | Sequence[float] | str | dict[str, Any] | Any] | None = None,
         eval_size: int | tuple[int, int] | None = None,
         num_workers: int | None = None,
         timeout: float = 600.0,
@@ -108,8 +119,15 @@ class MultiLabelDataModule(L.LightningDataModule):
                 val_split=val_split,
                 min_images_per_class=min_images_per_class,
             )
-        self.save_hyperparameters(ignore=["train", "val", "probe_train"])
-        self.views = BlockViews(size, rows, cols, overlap, channels=3 if train is None else train.channels)
+        channels = 3 if train is None else train.channels
+        self.views = BlockViews(size, rows, cols, overlap, branches, regions, local_views, channels)
+        custom = {
+            "branches": plain_branches(branches),
+            "regions": plain_regions(regions),
+            "local_views": plain_local_views(local_views),
+        }
+        self.save_hyperparameters(ignore=["train", "val", "probe_train", *custom])
+        self.save_hyperparameters(custom)
         self.eval_size = _height_width(size if eval_size is None else eval_size)
         self.train_records = train
         self.val_records = val
@@ -172,7 +190,7 @@ class MultiLabelDataModule(L.LightningDataModule):
         self._say_skipped([self.skipped_images])
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Batches of views (B, A, K, C, S, S), image ids and, where there are, labels: see ``ViewBatch``.
+        """Batches of views, boxes, image ids and, where there are, labels and local views: see ``ViewBatch``.
 
         Raises:
             ValueError: If the training set fills no step.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -13,21 +13,26 @@ from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler, default_collate
 
 from mlssl.data.bad_images import BadImages
-from mlssl.data.images import BadImageError
+from mlssl.data.decoding import BadImageError
 from mlssl.data.records import Records
 from mlssl.views.blocks import BlockViews
 
 MAX_TRIES = 100
 """Images in a row that are tried in place of one that cannot be decoded, before nothing is taken to be decodable."""
 
+Key: TypeAlias = tuple[int, int] | tuple[int, int, int] | int
+"""(epoch, index), (epoch, index, size of the views), or the index alone in epoch 0."""
+
 
 class ViewDataset(Dataset[dict[str, Any]]):
-    """Views of an image under a key (epoch, index), which with the seed determines every draw.
+    """Views of an image under a key (epoch, index), which together with the seed fixes all randomness.
+
+    A key (epoch, index, size) gives views of that size, where all branches are Recipes.
 
     Args:
         records: Images, ids and perhaps labels.
         views: The cutting and augmenting.
-        seed: Of the draws.
+        seed: Of the views.
         bad: Where images that cannot be decoded are noted. In a loader, the place of such an image is taken by the next
             one that can be decoded and is not in the batch, so that a step has the same size on every device; all
             others are as they would be. Another device may have the same image in that step: both are then views of
@@ -39,6 +44,7 @@ class ViewDataset(Dataset[dict[str, Any]]):
         self.views = views
         self.seed = seed
         self.bad = bad
+        self._of_other_sizes: dict[int, BlockViews] = {}
 
     @property
     def num_blocks(self) -> int:
@@ -48,12 +54,12 @@ class ViewDataset(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, key: tuple[int, int] | int) -> dict[str, Any]:
-        """Views uint8 (A, K, C, S, S), image id and, where there are, labels (L,); of epoch 0 under an index alone."""
-        epoch, index = key if isinstance(key, tuple) else (0, key)
-        return self._item(index, [self.seed, epoch, index])
+    def __getitem__(self, key: Key) -> dict[str, Any]:
+        """What `BlockViews.with_boxes` gives, `image_ids` and, where there are, `labels`; an index alone is epoch 0."""
+        epoch, index, size = _parts(key)
+        return self._item(index, size, [self.seed, epoch, index])
 
-    def __getitems__(self, keys: list[tuple[int, int] | int]) -> list[dict[str, Any]]:
+    def __getitems__(self, keys: list[Key]) -> list[dict[str, Any]]:
         """The items of a batch, all different, as a loader asks for them.
 
         Raises:
@@ -61,14 +67,14 @@ class ViewDataset(Dataset[dict[str, Any]]):
         """
         if self.bad is None:
             return [self[key] for key in keys]
-        items, taken = [], {key[1] if isinstance(key, tuple) else key for key in keys}
+        items, taken = [], {_parts(key)[1] for key in keys}
         for key in keys:
-            epoch, index = key if isinstance(key, tuple) else (0, key)
-            item = _unless_bad(partial(self._item, index, [self.seed, epoch, index]), index, self.bad)
-            items.append(self._substitute(epoch, index, taken) if item is None else item)
+            epoch, index, size = _parts(key)
+            item = _unless_bad(partial(self._item, index, size, [self.seed, epoch, index]), index, self.bad)
+            items.append(self._substitute(epoch, index, size, taken) if item is None else item)
         return items
 
-    def _substitute(self, epoch: int, bad_index: int, taken: set[int]) -> dict[str, Any]:
+    def _substitute(self, epoch: int, bad_index: int, size: int, taken: set[int]) -> dict[str, Any]:
         """Another image for a place in a batch, under draws of its own; adds it to those that are taken."""
         assert self.bad is not None
         tried = 0
@@ -78,7 +84,7 @@ class ViewDataset(Dataset[dict[str, Any]]):
                 continue
             # Never 0 in the last place, which a seed sequence would not tell from its absence.
             seed = [self.seed, epoch, index, bad_index + 1]
-            item = _unless_bad(partial(self._item, index, seed), index, self.bad)
+            item = _unless_bad(partial(self._item, index, size, seed), index, self.bad)
             if item is not None:
                 taken.add(index)
                 return item
@@ -90,9 +96,16 @@ class ViewDataset(Dataset[dict[str, Any]]):
             f"{tried} tried: look at the first of them, or pass a smaller batch_size"
         )
 
-    def _item(self, index: int, seed: list[int]) -> dict[str, Any]:
-        views = self.views(self.records.image(index), np.random.default_rng(seed))
-        return {"views": views, **_identity(self.records, index)}
+    def _item(self, index: int, size: int, seed: list[int]) -> dict[str, Any]:
+        made = self._views_of(size).with_boxes(self.records.image(index), np.random.default_rng(seed))
+        return {**made, **_identity(self.records, index)}
+
+    def _views_of(self, size: int) -> BlockViews:
+        if size in (0, self.views.size):
+            return self.views
+        if size not in self._of_other_sizes:
+            self._of_other_sizes[size] = self.views.with_size(size)
+        return self._of_other_sizes[size]
 
 
 class ImageDataset(Dataset[dict[str, Any]]):
@@ -132,10 +145,14 @@ class ImageDataset(Dataset[dict[str, Any]]):
 
 
 class EpochSampler(DistributedSampler[Any]):
-    """A DistributedSampler that hands out (epoch, index), so that a worker knows the epoch it draws for.
+    """A DistributedSampler that gives (epoch, index), so that a worker knows the epoch whose views it makes.
 
-    As a DistributedSampler it is left in place by the Trainer, which also tells it the epoch.
+    As a DistributedSampler it is left in place by the Trainer, which also sets its epoch. With a `view_size` it gives
+    (epoch, index, view_size), also to workers that are already running.
     """
+
+    view_size: int | None = None
+    """Size of the views of the passes that begin from now on; None for that of the `BlockViews`."""
 
     _first_epoch, _first = 0, 0
 
@@ -153,12 +170,20 @@ class EpochSampler(DistributedSampler[Any]):
 
     def __iter__(self) -> Iterator[Any]:
         epoch, first = self.go_on()
-        return ((epoch, index) for index in islice(super().__iter__(), first, None))
+        size = () if self.view_size is None else (self.view_size,)
+        return ((epoch, index, *size) for index in islice(super().__iter__(), first, None))
 
 
 def collated(items: list[dict[str, Any]]) -> Any:
     """A batch of items of an `ImageDataset`; None of no items."""
     return default_collate(items) if items else None
+
+
+def _parts(key: Key) -> tuple[int, int, int]:
+    """Epoch, index and size; 0 for the usual one."""
+    if isinstance(key, int):
+        return 0, key, 0
+    return (*key, 0) if len(key) == 2 else key
 
 
 def _unless_bad(make: Callable[[], dict[str, Any]], index: int, bad: BadImages) -> dict[str, Any] | None:

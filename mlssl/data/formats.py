@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-from mlssl.data.coco import read_coco
-from mlssl.data.corel5k import frequent_labels, read_corel5k
-from mlssl.data.files import read_folder
-from mlssl.data.manifest import read_manifest
+from mlssl.choices import DatasetName
+from mlssl.data.readers.coco import read_coco
+from mlssl.data.readers.corel5k import frequent_labels, read_corel5k
+from mlssl.data.readers.folder import read_folder
+from mlssl.data.readers.manifest import read_manifest
+from mlssl.data.readers.shards import has_split, read_shards
+from mlssl.data.readers.synthetic import synthetic_scenes
+from mlssl.data.readers.voc import read_voc
 from mlssl.data.records import Records
-from mlssl.data.shards import has_split, read_shards
-from mlssl.data.synthetic import synthetic_scenes
-from mlssl.data.voc import read_voc
-
-DatasetName = Literal["synthetic", "coco", "voc", "corel5k", "manifest", "folder", "shards"]
 
 NUM_SCENES = {"train": 2000, "test": 500}
 """Synthetic scenes of a split: a few minutes of training, and a test set that is read in seconds."""

@@ -1,4 +1,4 @@
-"""Packing of data sets into the tar archives that `mlssl.data.shards` reads."""
+"""Packing of data sets into the tar archives that `mlssl.data.readers.shards` reads."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ import numpy as np
 from tqdm import tqdm
 
 from mlssl.atomic import check_free, folder_written_aside
-from mlssl.data.records import Records, check_names
-from mlssl.data.shards import FORMAT, INDEX, LABELS, NUMBERS
+from mlssl.data.paths import check_names
+from mlssl.data.readers.shards import FORMAT, INDEX, LABELS, NUMBERS
+from mlssl.data.records import Records
 
 MEGABYTE = 10**6
 ARCHIVE_MEGABYTES = 256

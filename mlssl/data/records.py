@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from mlssl.data.images import ImageArray, decode_rgb
+from mlssl.data.decoding import ImageArray, decode_rgb
+from mlssl.data.paths import listing
 
 Decode: TypeAlias = Callable[[Path], ImageArray]
 
@@ -122,7 +123,7 @@ class Records:
         if self.decode is not decode_rgb:
             return
         paths = [self.path(index) for index in range(len(self))]
-        listings = {parent: _listing(parent) for parent in {path.parent for path in paths}}
+        listings = {parent: listing(parent) for parent in {path.parent for path in paths}}
         missing = [path for path in paths if path.name not in listings[path.parent] and not path.exists()]
         if missing:
             raise FileNotFoundError(
@@ -182,57 +183,6 @@ class Records:
         return os.fsdecode(self._buffer[start : int(self._ends[position])])
 
 
-def check_files(folder: Path, names: Sequence[str], source: Path) -> None:
-    """Check that images exist, with one listing of a folder instead of one look-up an image: minutes less on a network.
-
-    Args:
-        folder: Where they should lie.
-        names: Paths in it, with "/" between their parts.
-        source: The file that names them, for the message.
-
-    Raises:
-        FileNotFoundError: The folder or an image is missing.
-    """
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no folder {str(folder)!r}: put the images there that {str(source)!r} names")
-    parts = [name.rpartition("/")[::2] for name in names]
-    listings = {parent: _listing(folder / parent) for parent in {parent for parent, _ in parts}}
-    missing = [name for name, (parent, file) in zip(names, parts, strict=True) if file not in listings[parent]]
-    if missing:
-        raise FileNotFoundError(
-            f"{len(missing)} of {len(names)} images that {str(source)!r} names are not in {str(folder)!r}, "
-            f"first {_shortened(missing, 3)}: put them there or drop them from that file"
-        )
-
-
-def check_names(names: Sequence[Any], source: Path) -> list[str]:
-    """Check that names of images are paths below their folder: what a file lists must not lead anywhere else.
-
-    Args:
-        names: Of images, as `source` gives them.
-        source: The file that names them, for the message.
-
-    Raises:
-        ValueError: A name that is no string, is empty, is absolute or contains "..".
-    """
-    for name in names:
-        if not isinstance(name, str) or _leaves_folder(name):
-            raise ValueError(
-                f"{str(source)!r} names the image {name!r}: expected a path inside the folder of the images, without "
-                "'..' and without a leading '/'"
-            )
-    return list(names)
-
-
-def _leaves_folder(name: str) -> bool:
-    if "/" not in name and "\\" not in name and ":" not in name:
-        return name in ("", ".", "..")
-    return any(
-        kind(name).is_absolute() or kind(name).drive or ".." in kind(name).parts
-        for kind in (PurePosixPath, PureWindowsPath)
-    )
-
-
 def _checked_labels(
     labels: npt.ArrayLike | None, num_images: int, classes: Sequence[str]
 ) -> npt.NDArray[np.int8] | None:
@@ -269,13 +219,6 @@ def _checked_ids(image_ids: npt.ArrayLike | None, num_images: int) -> npt.NDArra
             f"image ids {_shortened(values[counts > 1].tolist())} occur more than once: give each image its own"
         )
     return array.astype(np.int64)
-
-
-def _listing(folder: Path) -> set[str]:
-    if not folder.is_dir():
-        return set()
-    with os.scandir(folder) as entries:
-        return {entry.name for entry in entries}
 
 
 def _describe(value: object) -> str:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sized
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sized
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -13,10 +12,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, SequentialSampler, Subset
 from tqdm import tqdm
 
-from mlssl.backbones import Pooling, check_image_size, pooled_features
+from mlssl.backbones import check_image_size, pooled_features
+from mlssl.choices import Pooling
+from mlssl.contracts import FeatureNetwork
 from mlssl.data.batches import check_image_batch
 from mlssl.evaluation.cache import FeatureCache
 from mlssl.evaluation.metrics import first_places
+from mlssl.modes import eval_mode
 
 
 class Features(NamedTuple):
@@ -32,7 +34,7 @@ class Features(NamedTuple):
 
 
 def extract_features(
-    model: Any,
+    model: FeatureNetwork,
     loader: Iterable[Mapping[str, Tensor]],
     *,
     pooling: Pooling = "avg",
@@ -120,20 +122,9 @@ def extract_features(
     return _each_once(*store.read())
 
 
-@contextmanager
-def eval_mode(network: nn.Module) -> Iterator[None]:
-    """Run without gradients and with every module of `network` in eval mode; each training flag comes back after."""
-    flags = {module: module.training for module in network.modules()}
-    network.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, flag in flags.items():
-            module.training = flag
-
-
-def image_features(backbone: nn.Module, normalize: Any, images: Tensor, pooling: Pooling = "avg") -> Tensor:
+def image_features(
+    backbone: nn.Module, normalize: Callable[[Tensor], Tensor], images: Tensor, pooling: Pooling = "avg"
+) -> Tensor:
     """Features (n, D) float32 of uint8 images (n, 3, H, W), on the backbone's device, without autocast."""
     parameter = next(backbone.parameters(), images)
     dtype = parameter.dtype if parameter.is_floating_point() else torch.float32
@@ -162,7 +153,7 @@ class _Memory:
 def _open_cache(
     folder: str | os.PathLike[str],
     backbone: nn.Module,
-    normalize: Any,
+    normalize: Callable[[Tensor], Tensor],
     loader: Iterable[Mapping[str, Tensor]],
     pooling: Pooling,
     dtype: torch.dtype,

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
+from mlssl.choices import PositiveWeight
 from mlssl.evaluation.features import Features
-from mlssl.evaluation.logistic import PositiveWeight
 from mlssl.evaluation.probe import STRENGTHS, check_sets, linear_probe, num_learnable
 
 FRACTIONS = (0.01, 0.1, 1.0)

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-PositiveWeight: TypeAlias = float | Literal["balanced"]
+from mlssl.choices import PositiveWeight
 
 HELD_BYTES = 2**30
 """Features that take more than this in float32 are read anew in every pass; on a GPU, half of its free memory."""

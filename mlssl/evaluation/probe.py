@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mlssl.choices import PositiveWeight
 from mlssl.evaluation.features import Features
-from mlssl.evaluation.logistic import Lines, PositiveWeight, logistic_regression
+from mlssl.evaluation.logistic import Lines, logistic_regression
 from mlssl.evaluation.metrics import average_precision, bootstrap_interval, mean_average_precision
 
 STRENGTHS = tuple(10 ** (k / 2) for k in range(-8, 3))

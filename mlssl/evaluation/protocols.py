@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,11 +15,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from mlssl.backbones import image_shape, pooled_features
+from mlssl.contracts import FeatureNetwork
 from mlssl.data.datasets import EpochSampler
 from mlssl.data.records import Records
 from mlssl.evaluation.crops import Crops
 from mlssl.evaluation.features import Features, image_features
 from mlssl.evaluation.metrics import THRESHOLD, average_precision, multilabel_scores
+from mlssl.optim import cosine_with_warmup
 
 SVM_COSTS = tuple(10 ** (k / 2) for k in range(-6, 3))
 """C from 0.001 to 10 in steps of √10. The range is ours: the protocol only says that C is chosen by 3-fold AP."""
@@ -117,7 +118,7 @@ class LinearEvaluation(L.LightningModule):
 
     def __init__(
         self,
-        model: Any,
+        model: FeatureNetwork,
         num_labels: int,
         lr: float,
         batch_size: int = 64,
@@ -141,7 +142,7 @@ class LinearEvaluation(L.LightningModule):
         self._tested: list[tuple[Tensor, Tensor, Tensor]] = []
 
     @property
-    def model(self) -> Any:
+    def model(self) -> FeatureNetwork:
         """With the frozen backbone."""
         return self._model[0]
 
@@ -185,7 +186,7 @@ class LinearEvaluation(L.LightningModule):
         """SGD with momentum 0.9 and without weight decay; a cosine to 0 over the steps of the run."""
         optimizer = torch.optim.SGD(self.classifier.parameters(), self.lr, momentum=0.9)
         steps = max(1, int(self.trainer.estimated_stepping_batches))
-        cosine = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / steps)))
+        cosine = torch.optim.lr_scheduler.LambdaLR(optimizer, cosine_with_warmup(steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cosine, "interval": "step"}}
 
 
@@ -248,7 +249,7 @@ class ProtocolResult:
     targets: Tensor
 
 
-def evaluate_sgd(protocol: Protocol, model: Any, data: CropData, trainer: L.Trainer) -> ProtocolResult:
+def evaluate_sgd(protocol: Protocol, model: FeatureNetwork, data: CropData, trainer: L.Trainer) -> ProtocolResult:
     """Train the classifier for the Trainer's epochs and test it once, at the end.
 
     Raises:

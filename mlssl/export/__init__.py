@@ -1,4 +1,4 @@
-"""The pre-trained backbone leaves: written, loaded again by the library it is for, and compared before it counts."""
+"""Export a backbone: write it, reload it with its target library, compare features, then give the file its name."""
 
 from __future__ import annotations
 
@@ -13,11 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from mlssl.atomic import files_written_aside
-from mlssl.backbones import TORCHVISION_PREFIX, check_image_size, image_shape
+from mlssl.backbones import TORCHVISION_PREFIX, check_image_size, image_shape, takes_other_sizes
 from mlssl.export.detectron2 import load_detectron2, write_detectron2
 from mlssl.export.networks import (
-    TIMM_CONFIG,
-    TIMM_WEIGHTS,
     load_own,
     load_timm,
     load_timm_folder,
@@ -27,8 +25,8 @@ from mlssl.export.networks import (
     write_state_dict,
     write_timm_folder,
 )
-from mlssl.export.onnx import larger_images, load_onnx, write_onnx
-from mlssl.export.sources import Backbone, open_source, plain_copy
+from mlssl.export.onnx import load_onnx, write_onnx
+from mlssl.weights.sources import TIMM_CONFIG, TIMM_WEIGHTS, Backbone, open_source
 
 MAX_RELATIVE_DIFFERENCE = 1e-5
 """Largest difference of an exported network's features that is let through, as a fraction of the largest feature."""
@@ -65,6 +63,7 @@ def export_backbone(
     source: str | os.PathLike[str] | nn.Module,
     path: str | os.PathLike[str],
     format: str | None = "timm",
+    network: str = "backbone",
     *,
     overwrite: bool = False,
     metadata: Mapping[str, str] | None = None,
@@ -101,6 +100,7 @@ def export_backbone(
         path: File to write, or the folder of timm-dir; missing folders are made.
         format: One of the table; None takes the first with the path's suffix that can hold the backbone (torchvision
             first for a `torchvision/<name>`).
+        network: Name of the submodule to write, the backbone or another of its architecture, such as "teacher".
         overwrite: Whether existing files may be replaced; others in the same folder stay.
         metadata: Entries of the file's header, beside those always there: library version, backbone, its arguments,
             mean, std and feature width, and from a checkpoint or a fit the steps, the data and the metrics. The
@@ -112,8 +112,8 @@ def export_backbone(
         FileExistsError: If a file that would be written exists and `overwrite` is False.
         FileNotFoundError: If no checkpoint stands at `source`.
         ValueError: On an unknown format, a suffix that does not fit it, a format that cannot hold the architecture, a
-            checkpoint that holds no backbone or pickled code, an image size that the network does not take, or
-            features that differ after loading.
+            source without such a network, a checkpoint that holds pickled code, an image size that the network does not
+            take, or features that differ after loading.
         ModuleNotFoundError: If the packages of the extra "onnx" are asked for and missing.
         OSError: If the file cannot be written; one that stood at `path` is whole then.
     """
@@ -122,21 +122,21 @@ def export_backbone(
     _check_file_name(path, format, metadata)
     _check_free(path, format, overwrite)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        backbone = plain_copy(open_source(source))
-        format = _fitting_format(backbone, format, path.suffix)
-        batches = _random_images(backbone.network, image_size)
-        expected = [backbone.network(images) for images in batches]
-        header = _header(backbone, expected[0].shape[1]) | dict(metadata or {})
+        opened = open_source(source, network).plain_copy()
+        format = _fitting_format(opened, format, path.suffix)
+        batches = _random_images(opened.backbone, image_size)
+        expected = [opened.backbone(images) for images in batches]
+        header = _header(opened, expected[0].shape[1]) | dict(metadata or {})
         is_folder = format == "timm-dir"
         with files_written_aside(path if is_folder else path.parent, overwrite=overwrite) as aside:
             staged = aside if is_folder else aside / path.name
             try:
-                _FORMATS[format].write(backbone, staged, header)
+                _FORMATS[format].write(opened, staged, header)
             except OSError as error:
                 if error.filename is None:  # as a full disk is reported
                     error.filename = str(path)
                 raise
-            loaded, check = _FORMATS[format].load(backbone, staged)
+            loaded, check = _FORMATS[format].load(opened, staged)
             loaded.eval()
             difference = max(_difference(loaded(images), one) for images, one in zip(batches, expected, strict=True))
             allowed = _FORMATS[format].max_difference
@@ -149,19 +149,20 @@ def export_backbone(
     return ExportReport(path, format, difference, check.replace(str(staged), str(path)))
 
 
-def fitting_format(network: nn.Module, format: str | None = None) -> str:
+def fitting_format(module: nn.Module, format: str | None = None, network: str = "backbone") -> str:
     """The format itself where it can hold the backbone, and for None the best one that can; nothing is written.
 
     Args:
-        network: A `MultiLabelSSLModule` or a backbone.
+        module: A `MultiLabelSSLModule` or a backbone.
         format: As for :func:`export_backbone`.
+        network: Likewise.
 
     Raises:
         ValueError: On an unknown format, or one that cannot hold the backbone.
     """
     check_format(format)
     with torch.random.fork_rng(devices=[]):
-        return _fitting_format(open_source(network), format)
+        return _fitting_format(open_source(module, network), format)
 
 
 def check_format(format: str | None) -> None:
@@ -195,30 +196,30 @@ _FORMATS = {
 _BUILT_BY_NAME = ("timm", "torchvision", "timm-dir")
 
 
-def _fitting_format(backbone: Backbone, format: str | None, suffix: str | None = None) -> str:
+def _fitting_format(source: Backbone, format: str | None, suffix: str | None = None) -> str:
     candidates = [format] if format else [one for one, ends in EXPORT_SUFFIXES.items() if suffix in (None, *ends)]
-    if (backbone.name or "").startswith(TORCHVISION_PREFIX):
+    if (source.name or "").startswith(TORCHVISION_PREFIX):
         candidates.sort(key="torchvision".__ne__)
     obstacles = []
     for candidate in candidates:
-        obstacle = _obstacle(backbone, candidate)
+        obstacle = _obstacle(source, candidate)
         if obstacle is None:
             return candidate
         obstacles.append(f"format {candidate!r} cannot hold it: {obstacle}")
-    given = "This network" if backbone.name is None else f"The backbone {backbone.name!r}"
-    holding = [repr(other) for other in _FORMATS if other == "onnx" or _obstacle(backbone, other) is None]
+    given = "This network" if source.name is None else f"The backbone {source.name!r}"
+    holding = [repr(other) for other in _FORMATS if other == "onnx" or _obstacle(source, other) is None]
     raise ValueError(f"{given} cannot be exported, {'; '.join(obstacles)}. Formats that hold it: {', '.join(holding)}.")
 
 
-def _obstacle(backbone: Backbone, format: str) -> str | None:
+def _obstacle(source: Backbone, format: str) -> str | None:
     """Why the format's library does not build a network with weights of the same names and shapes; None if it does."""
-    if backbone.name is None and format in _BUILT_BY_NAME:
+    if source.name is None and format in _BUILT_BY_NAME:
         return "it was not built by name"
     try:
-        network, _ = _FORMATS[format].load(backbone, None)
+        network, _ = _FORMATS[format].load(source, None)
     except (ValueError, TypeError, RuntimeError) as error:
         return f"{format} does not build it ({error})"
-    return None if same_weights(backbone, network) else f"{format} builds it with weights of other names or shapes"
+    return None if same_weights(source, network) else f"{format} builds it with weights of other names or shapes"
 
 
 # ---------------------------------------------------------------------- files
@@ -251,21 +252,23 @@ def _random_images(network: nn.Module, image_size: int | tuple[int, int] | None)
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         check_image_size(network, height, width)
         shape = (shape[0], height, width)
-    images = [torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))]
-    larger = larger_images(network, shape)
-    return images if larger is None else [*images, larger]
+    generator = torch.Generator().manual_seed(0)
+    images = [torch.rand(2, *shape, generator=generator)]
+    if takes_other_sizes(network, shape):
+        channels, height, width = shape
+        images.append(torch.rand(1, channels, 2 * height, 3 * width, generator=generator))
+    return images
 
 
-def _header(backbone: Backbone, width: int) -> dict[str, str]:
-    mean, std = backbone.statistics
+def _header(source: Backbone, width: int) -> dict[str, str]:
     return {
         "library": f"mlssl {_library_version()}",
-        "backbone": backbone.name or type(backbone.network).__name__,
-        "arguments": json.dumps(backbone.arguments, default=repr),
-        "mean": json.dumps(mean),
-        "std": json.dumps(std),
+        "backbone": source.name or type(source.backbone).__name__,
+        "arguments": json.dumps(source.arguments, default=repr),
+        "mean": json.dumps(source.mean),
+        "std": json.dumps(source.std),
         "features": str(width),
-        **backbone.history,
+        **source.history,
     }
 
 

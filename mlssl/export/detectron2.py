@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from mlssl.export.networks import tensors_of
-from mlssl.export.sources import Backbone
+from mlssl.weights.sources import Backbone
 
 _BLOCKS: dict[tuple[object, ...], int] = {
     ("basic", 2, 2, 2, 2): 18,
@@ -47,22 +47,22 @@ class _Settings(NamedTuple):
         return self.depth >= 50
 
 
-def write_detectron2(backbone: Backbone, path: Path, header: Mapping[str, str]) -> None:
+def write_detectron2(source: Backbone, path: Path, header: Mapping[str, str]) -> None:
     """Weights as a pickle of numpy arrays, and beside it configs, head, training script and README."""
     weights = {
         _to_detectron2(name): value.numpy()
-        for name, value in tensors_of(backbone.network).items()
+        for name, value in tensors_of(source.backbone).items()
         if not name.endswith("num_batches_tracked")
     }
     content = {"model": weights, "__author__": header["library"], "matching_heuristics": True, "mlssl": dict(header)}
     path.write_bytes(pickle.dumps(content, protocol=4))
-    _write_companions(backbone, path, header)
+    _write_companions(source, path, header)
 
 
-def load_detectron2(backbone: Backbone, path: Path | None) -> tuple[nn.Module, str]:
+def load_detectron2(source: Backbone, path: Path | None) -> tuple[nn.Module, str]:
     """The file's weights in Detectron2's own network where it is installed, else in torchvision's; and how."""
     if path is None:
-        names = {_to_detectron2(name): value for name, value in backbone.network.state_dict().items()}
+        names = {_to_detectron2(name): value for name, value in source.backbone.state_dict().items()}
         return _torchvision_network(names), ""
     if find_spec("detectron2") is not None:
         return _detectron2_network(path), "Detectron2's build_resnet_backbone and load_state_dict"
@@ -194,10 +194,10 @@ class _Pooled(nn.Module):
 # ---------------------------------------------------------------------- files beside the weights
 
 
-def _write_companions(backbone: Backbone, path: Path, header: Mapping[str, str]) -> None:
+def _write_companions(source: Backbone, path: Path, header: Mapping[str, str]) -> None:
     """R-CNN C4, as backbones are compared by; FPN for networks of basic blocks, which have no C4 head there."""
-    settings = _settings({_to_detectron2(name): value for name, value in backbone.network.state_dict().items()})
-    mean, std = ([round(255 * value, 4) for value in values] for values in backbone.statistics)
+    settings = _settings({_to_detectron2(name): value for name, value in source.backbone.state_dict().items()})
+    mean, std = ([round(255 * value, 4) for value in values] for values in (source.mean, source.std))
     kind = "c4" if settings.has_bottlenecks else "fpn"
     filled = settings._asdict() | {
         "weights": path.name,

@@ -14,38 +14,35 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from mlssl.backbones import TORCHVISION_PREFIX, image_shape
-from mlssl.export.sources import Backbone
-
-TIMM_CONFIG = "config.json"
-TIMM_WEIGHTS = "model.safetensors"
+from mlssl.weights.sources import TIMM_CONFIG, TIMM_WEIGHTS, Backbone
 
 # ---------------------------------------------------------------------- writers
 
 
-def write_safetensors(backbone: Backbone, path: Path, header: Mapping[str, str]) -> None:
+def write_safetensors(source: Backbone, path: Path, header: Mapping[str, str]) -> None:
     """Tensors, and the header that says what they are."""
-    path.write_bytes(save(tensors_of(backbone.network), dict(header)))
+    path.write_bytes(save(tensors_of(source.backbone), dict(header)))
 
 
-def write_state_dict(backbone: Backbone, path: Path, header: Mapping[str, str]) -> None:  # noqa: ARG001  holds none
+def write_state_dict(source: Backbone, path: Path, header: Mapping[str, str]) -> None:  # noqa: ARG001  holds none
     """Tensors alone, as `torch.load` with `weights_only=True` opens them."""
     buffer = io.BytesIO()  # written by Python, because torch does not say that a disk is full
-    torch.save(tensors_of(backbone.network), buffer)
+    torch.save(tensors_of(source.backbone), buffer)
     path.write_bytes(buffer.getbuffer())
 
 
-def write_timm_folder(backbone: Backbone, path: Path, header: Mapping[str, str]) -> None:
+def write_timm_folder(source: Backbone, path: Path, header: Mapping[str, str]) -> None:
     """Weights and `config.json`, as timm's `local-dir:` and `hf-hub:` read them."""
-    mean, std = backbone.statistics
-    own = getattr(backbone.network, "pretrained_cfg", None) or {}
+    mean, std = source.mean, source.std
+    own = getattr(source.backbone, "pretrained_cfg", None) or {}
     config = {
-        "architecture": _bare_name(backbone).partition(".")[0],
+        "architecture": _bare_name(source).partition(".")[0],
         "num_classes": 0,
         "num_features": int(header["features"]),
-        "model_args": backbone.arguments | _image_size(backbone.network),
+        "model_args": source.arguments | _image_size(source.backbone),
         "pretrained_cfg": {
             "num_classes": 0,
-            "input_size": own.get("input_size") or image_shape(backbone.network),
+            "input_size": own.get("input_size") or image_shape(source.backbone),
             "fixed_input_size": bool(own.get("fixed_input_size")),
             "interpolation": own.get("interpolation", "bilinear"),
             "crop_pct": own.get("crop_pct", 0.875),
@@ -55,7 +52,7 @@ def write_timm_folder(backbone: Backbone, path: Path, header: Mapping[str, str])
         "mlssl": dict(header),
     }
     (path / TIMM_CONFIG).write_text(json.dumps(config, indent=2))
-    write_safetensors(backbone, path / TIMM_WEIGHTS, header)
+    write_safetensors(source, path / TIMM_WEIGHTS, header)
 
 
 def _image_size(network: nn.Module) -> dict[str, list[int]]:
@@ -72,62 +69,60 @@ def tensors_of(network: nn.Module) -> dict[str, Tensor]:
 # ---------------------------------------------------------------------- loaders
 
 
-def load_timm(backbone: Backbone, file: Path | None) -> tuple[nn.Module, str]:
+def load_timm(source: Backbone, file: Path | None) -> tuple[nn.Module, str]:
     """Build by `timm.create_model`, with the file's weights where there is one; and the line that does it."""
     import timm
 
-    name = _bare_name(backbone)
-    network = timm.create_model(name, num_classes=0, checkpoint_path=str(file or ""), **backbone.arguments)
-    arguments = _spelled(backbone.arguments)
+    name = _bare_name(source)
+    network = timm.create_model(name, num_classes=0, checkpoint_path=str(file or ""), **source.arguments)
+    arguments = _spelled(source.arguments)
     return network, f"network = timm.create_model({name!r}, num_classes=0, checkpoint_path={str(file)!r}{arguments})"
 
 
-def load_timm_folder(backbone: Backbone, folder: Path | None) -> tuple[nn.Module, str]:
+def load_timm_folder(source: Backbone, folder: Path | None) -> tuple[nn.Module, str]:
     """The same from a folder, which says all but that the weights are wanted."""
     import timm
 
     if folder is None:
-        return load_timm(backbone, None)
+        return load_timm(source, None)
     name = f"local-dir:{folder}"
     network = timm.create_model(name, pretrained=True, num_classes=0)
     return network, f"network = timm.create_model({name!r}, pretrained=True, num_classes=0)"
 
 
-def load_torchvision(backbone: Backbone, file: Path | None) -> tuple[nn.Module, str]:
+def load_torchvision(source: Backbone, file: Path | None) -> tuple[nn.Module, str]:
     """Build by `torchvision.models.get_model`, without the classifier."""
     from torchvision import models
 
-    name = _bare_name(backbone).partition(".")[0]  # without timm's tag of the weights
-    network: nn.Module = models.get_model(name, **backbone.arguments)
+    name = _bare_name(source).partition(".")[0]  # without timm's tag of the weights
+    network: nn.Module = models.get_model(name, **source.arguments)
     classifier = [name for name, layer in network.named_modules() if isinstance(layer, nn.Linear)][-1]
     network.set_submodule(classifier, nn.Identity())
     if file is not None:
         network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
     return network, (
-        f"network = torchvision.models.get_model({name!r}{_spelled(backbone.arguments)})\n"
+        f"network = torchvision.models.get_model({name!r}{_spelled(source.arguments)})\n"
         f"network.set_submodule({classifier!r}, torch.nn.Identity())\n"
         f"network.load_state_dict(torch.load({str(file)!r}, weights_only=True))"
     )
 
 
-def load_own(backbone: Backbone, file: Path | None) -> tuple[nn.Module, str]:
+def load_own(source: Backbone, file: Path | None) -> tuple[nn.Module, str]:
     """A copy of the network itself, with the file's weights."""
-    network = copy.deepcopy(backbone.network)
+    network = copy.deepcopy(source.backbone)
     if file is not None:
         network.load_state_dict(load_file(file))
     return network, f"network.load_state_dict(safetensors.torch.load_file({str(file)!r}))"
 
 
-def same_weights(backbone: Backbone, network: nn.Module) -> bool:
+def same_weights(source: Backbone, network: nn.Module) -> bool:
     """Whether the names and shapes of all weights are the same."""
-    own, built = (
-        {name: value.shape for name, value in one.state_dict().items()} for one in (backbone.network, network)
-    )
+    own, built = ({name: value.shape for name, value in one.state_dict().items()} for one in (source.backbone, network))
     return own == built
 
 
-def _bare_name(backbone: Backbone) -> str:
-    return (backbone.name or "").removeprefix(TORCHVISION_PREFIX)
+def _bare_name(source: Backbone) -> str:
+    return (source.name or "").removeprefix(TORCHVISION_PREFIX)
 
 
 def _spelled(arguments: dict[str, Any]) -> str:

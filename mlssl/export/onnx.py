@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mlssl.backbones import image_shape
-from mlssl.export.sources import Backbone
+from mlssl.backbones import image_shape, takes_other_sizes
+from mlssl.weights.sources import Backbone
 
 INPUT, OUTPUT = "images", "features"
 """Names in the graph: normalised images (n, C, H, W) to features (n, D)."""
@@ -34,29 +34,18 @@ def check_packages() -> None:
         raise ModuleNotFoundError(f"Format 'onnx' needs {', '.join(missing)}: pip install 'mlssl[onnx]'.")
 
 
-def larger_images(network: nn.Module, shape: tuple[int, int, int]) -> Tensor | None:
-    """One random image twice as high and three times as wide as `shape`, or None for a network of fixed image size."""
-    channels, height, width = shape
-    images = torch.rand(1, channels, 2 * height, 3 * width, generator=torch.Generator().manual_seed(1))
-    try:
-        network(images)
-    except (RuntimeError, ValueError, AssertionError):
-        return None
-    return images
-
-
-def write_onnx(backbone: Backbone, path: Path, header: Mapping[str, str]) -> None:
+def write_onnx(source: Backbone, path: Path, header: Mapping[str, str]) -> None:
     """The graph in torch's own opset, the header as its metadata."""
     import onnx
 
-    shape = image_shape(backbone.network)
+    shape = image_shape(source.backbone)
     dynamic: dict[int, Any] = {0: torch.export.Dim("batch")}
-    if larger_images(backbone.network, shape) is not None:
+    if takes_other_sizes(source.backbone, shape):
         dynamic |= {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # torch's remarks on its own progress
         warnings.simplefilter("ignore")
         program: Any = torch.onnx.export(
-            backbone.network,
+            source.backbone,
             (torch.rand(2, *shape),),
             dynamo=True,
             input_names=[INPUT],
@@ -69,11 +58,11 @@ def write_onnx(backbone: Backbone, path: Path, header: Mapping[str, str]) -> Non
     path.write_bytes(model.SerializeToString())
 
 
-def load_onnx(backbone: Backbone, file: Path | None) -> tuple[nn.Module, str]:
+def load_onnx(source: Backbone, file: Path | None) -> tuple[nn.Module, str]:
     """The graph under onnxruntime, as a module that gives features; and the lines that run it."""
     check_packages()
     if file is None:
-        return backbone.network, ""
+        return source.backbone, ""
     return _Session(file), (
         f"session = onnxruntime.InferenceSession({str(file)!r})\n"
         f"features = session.run(None, {{{INPUT!r}: images.numpy()}})[0]"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,11 +14,12 @@ from PIL import Image
 from torch import Tensor
 
 from mlssl.data.records import Records
+from mlssl.drawing import run as figures
 from mlssl.evaluation.geometry import map_2d
-from mlssl.report import figures
 from mlssl.report.measure import Snapshot, label_names, nearest_of_some, picture, spread_lines
 from mlssl.report.page import SPRITE_COLUMNS, THUMBNAIL, FeatureMap, Neighbor, Page, Plot, data_address, sprite
 from mlssl.report.verdicts import has_collapsed, is_learning, waits_for_data
+from mlssl.run_folder import Log
 
 MAX_POINTS = 600
 """Images on the map: their pictures take half a megabyte, and more points would hide one another."""
@@ -26,26 +29,26 @@ NUM_NEAREST = 5
 NUM_VIEW_GRIDS = 2
 MAX_LABELS = 6  # of an image, which a caption can hold
 START, END = "start of the run", "end of the run"
+MAX_TEXT = 300
+"""Characters of a setting that are shown."""
 
 
-class Log(NamedTuple):
-    """A quantity over a run: steps, epochs and values, of the same length."""
+class Looked(NamedTuple):
+    """What was seen of the network of a run, and on which images."""
 
-    steps: list[float]
-    epochs: list[float]
-    values: list[float]
-
-
-class Sets(NamedTuple):
-    """Images of a run, and those of its training images that were looked at."""
-
+    start: Snapshot
+    """The network that the run began with."""
+    end: Snapshot
+    """The network that it ended with."""
     all_train: Records
+    """Images of the run."""
     all_val: Records | None
     train: Records
+    """Training images that were looked at."""
 
 
 def build_page(
-    folder: Path, config: dict[str, Any], log: dict[str, Log], start: Snapshot, end: Snapshot, sets: Sets
+    folder: Path, config: dict[str, Any], log: dict[str, Log], looked: Looked | None, notes: Sequence[str] = ()
 ) -> Page:
     """Put the page together.
 
@@ -53,54 +56,76 @@ def build_page(
         folder: Of the run; its pictures of views are shown.
         config: Settings of the run, as in its config.yaml.
         log: Quantity → its values over the run.
-        start: The network that the run began with.
-        end: The network that it ended with.
-        sets: Of the run.
+        looked: What was seen of the network; None shows the log alone.
+        notes: Sentences on how the network was looked at.
     """
-    times = (_median(log, name) for name in ("time/data", "time/step", "throughput/images_per_s"))
+    settings: dict[str, Any] = {
+        "title": folder.resolve().name,
+        "facts": _facts(config, log, looked),
+        "curves": _curves(log),
+        "view_grids": _view_grids(folder),
+        "version": version("mlssl"),
+    }
+    waits = waits_for_data(*(_median(log, name) for name in ("time/data", "time/step", "throughput/images_per_s")))
+    dataset = config.get("data_class") or config["data"].get("dataset")
+    if looked is None:
+        return Page(subtitle=f"on {dataset}", verdicts=[waits], quality=_quality(log, {}), notes=notes, **settings)
+    start, end = looked.start, looked.end
     return Page(
-        title=folder.resolve().name,
-        subtitle=f"{config['model']['backbone']} on {len(sets.all_train):,} images of {config['data']['dataset']}",
+        subtitle=f"{_backbone(config)} on {len(looked.all_train):,} images of {dataset}",
         verdicts=[
             is_learning(_map_of(start), _map_of(end), _gap(start), _gap(end)),
             has_collapsed(end.spread, end.view_rank, end.num_views),
-            waits_for_data(*times),
+            waits,
         ],
-        facts=_facts(config, log, sets),
-        curves=_curves(log),
-        quality=_quality(log, start, end, end.images),
+        quality=[*_quality(log, _levels(start, end)), *_classes(start, end)],
         geometry=_geometry(start, end, len(end.images)),
-        view_grids=_view_grids(folder),
         neighbors=_neighbors(end, end.images),
         feature_map=_feature_map(end, end.images),
-        notes=_notes(start, end, sets),
-        version=version("mlssl"),
+        notes=[*_notes(looked), *notes],
+        **settings,
     )
 
 
-def _facts(config: dict[str, Any], log: dict[str, Log], sets: Sets) -> dict[str, str]:
-    settings, model, trainer = config["data"], config["model"], config["trainer"]
+def _facts(config: dict[str, Any], log: dict[str, Log], looked: Looked | None) -> dict[str, str]:
+    data, model, trainer = config["data"], config["model"], config["trainer"]
     loss = log.get("train/loss", Log([], [], []))
-    val = sets.all_val
     epochs = f"{int(max(loss.epochs, default=-1)) + 1}"
     if trainer.get("max_epochs"):
         epochs += f" of {trainer['max_epochs']}"
-    facts = {
-        "backbone": str(model["backbone"]),
-        "training images": f"{len(sets.all_train):,}",
-        "val images": "none" if val is None else f"{len(val):,}",
-        "labels": str(len(sets.all_train.classes) or "none"),
-        "epochs": epochs,
-        "last logged step": f"{int(max(loss.steps, default=0)):,}",
-        "batch size (a device)": str(settings["batch_size"]),
-        "views": f"{settings['size']} × {settings['size']}",
-        "grid": f"{settings['rows']} × {settings['cols']}, overlap {settings['overlap']:g}",
-        "optimizer": f"{model['optimizer']}, base_lr {model['base_lr']:g}",
-        "seed": str(config["seed_everything"]),
-    }
+    facts = {"model": str(config.get("model_class") or "mlssl.MultiLabelSSLModule"), "backbone": _backbone(config)}
+    if config.get("data_class"):
+        facts["data"] = str(config["data_class"])
+    if looked is not None:
+        facts |= {
+            "training images": f"{len(looked.all_train):,}",
+            "val images": "none" if looked.all_val is None else f"{len(looked.all_val):,}",
+            "labels": str(len(looked.all_train.classes) or "none"),
+        }
+    facts |= {"epochs": epochs, "last logged step": f"{int(max(loss.steps, default=0)):,}"}
+    if "batch_size" in data:
+        facts["batch size (per device)"] = str(data["batch_size"])
+    if "size" in data:
+        facts["views"] = f"{data['size']} × {data['size']}"
+    if {"rows", "cols", "overlap"} <= data.keys():
+        facts["grid"] = f"{data['rows']} × {data['cols']}, overlap {data['overlap']:g}"
+    facts |= {name: _text(data[name]) for name in ("branches", "regions", "local_views") if data.get(name)}
+    if {"optimizer", "base_lr"} <= model.keys():
+        facts["optimizer"] = f"{model['optimizer']}, base_lr {model['base_lr']:g}"
+    facts["seed"] = str(config["seed_everything"])
     if loss.values:
         facts["loss, first → last"] = f"{loss.values[0]:.3f} → {loss.values[-1]:.3f}"
     return facts
+
+
+def _backbone(config: dict[str, Any]) -> str:
+    return str(config["model"].get("backbone", "custom backbone"))
+
+
+def _text(value: object) -> str:
+    """A setting as one line, never evaluated."""
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    return text if len(text) <= MAX_TEXT else text[:MAX_TEXT] + "…"
 
 
 def _curves(log: dict[str, Log]) -> list[Plot]:
@@ -135,42 +160,49 @@ def _curves(log: dict[str, Log]) -> list[Plot]:
     return plots
 
 
-def _quality(log: dict[str, Log], start: Snapshot, end: Snapshot, shown: Records) -> list[Plot]:
-    plots = []
+def _quality(log: dict[str, Log], levels: Mapping[str, float]) -> list[Plot]:
     curves = {
         title: (log[name].epochs, log[name].values)
         for title, name in (("online probe", "probe/mAP"), ("online kNN", "knn/mAP"))
         if name in log
     }
-    levels = {}
-    if start.probe is not None and end.probe is not None and start.knn is not None and end.knn is not None:
-        levels = {"probe, start": start.probe.mAP, "probe, end": end.probe.mAP}
-        levels |= {"kNN, start": start.knn, "kNN, end": end.knn}
-    if curves or levels:
-        figure = figures.figure_of_curves(curves, "mAP on the val images", "epoch", levels)
-        words = "Lines with points: what the run logged about itself. "
-        if levels:
-            words = (
-                "Dashed: a linear probe and the votes of the nearest training images, on frozen features, "
-                f"start → end: probe {levels['probe, start']:.3f} → {levels['probe, end']:.3f}, "
-                f"kNN {levels['kNN, start']:.3f} → {levels['kNN, end']:.3f}. "
-            ) + (words if curves else "")
-        plots.append(Plot("quality", "Probe and nearest neighbours", words, figures.svg(figure, "quality")))
-    if start.probe is not None and end.probe is not None:
-        precisions = {START: start.probe.average_precision, END: end.probe.average_precision}
-        order = end.probe.average_precision.nan_to_num(-1).argsort(descending=True).tolist()
-        order = [place for place in order if end.probe.average_precision[place].isfinite()]
-        positives = (end.features.labels == 1).sum(0) if end.features.labels is not None else None
-        table = {
-            "class": [shown.classes[place] for place in order],
-            "images": ["" if positives is None else str(int(positives[place])) for place in order],
-            "start": [f"{start.probe.average_precision[place].item():.3f}" for place in order],
-            "end": [f"{end.probe.average_precision[place].item():.3f}" for place in order],
-        }
-        caption = "Average precision of each class by the linear probe; bars: the end of the run, strokes: its start."
-        figure = figures.figure_of_classes(precisions)
-        plots.append(Plot("classes", "Each class", caption, figures.svg(figure, "classes"), table))
-    return plots
+    if not curves and not levels:
+        return []
+    figure = figures.figure_of_curves(curves, "mAP on the val images", "epoch", levels)
+    words = "Lines with points: what the run logged about itself. "
+    if levels:
+        words = (
+            "Dashed: a linear probe and the votes of the nearest training images, on frozen features, "
+            f"start → end: probe {levels['probe, start']:.3f} → {levels['probe, end']:.3f}, "
+            f"kNN {levels['kNN, start']:.3f} → {levels['kNN, end']:.3f}. "
+        ) + (words if curves else "")
+    return [Plot("quality", "Probe and nearest neighbours", words, figures.svg(figure, "quality"))]
+
+
+def _levels(start: Snapshot, end: Snapshot) -> dict[str, float]:
+    """What is known of the quality at the start and at the end; nothing without labels."""
+    if start.probe is None or end.probe is None or start.knn is None or end.knn is None:
+        return {}
+    probes = {"probe, start": start.probe.mAP, "probe, end": end.probe.mAP}
+    return probes | {"kNN, start": start.knn, "kNN, end": end.knn}
+
+
+def _classes(start: Snapshot, end: Snapshot) -> list[Plot]:
+    if start.probe is None or end.probe is None:
+        return []
+    precisions = {START: start.probe.average_precision, END: end.probe.average_precision}
+    order = end.probe.average_precision.nan_to_num(-1).argsort(descending=True).tolist()
+    order = [place for place in order if end.probe.average_precision[place].isfinite()]
+    positives = (end.features.labels == 1).sum(0) if end.features.labels is not None else None
+    table = {
+        "class": [end.images.classes[place] for place in order],
+        "images": ["" if positives is None else str(int(positives[place])) for place in order],
+        "start": [f"{start.probe.average_precision[place].item():.3f}" for place in order],
+        "end": [f"{end.probe.average_precision[place].item():.3f}" for place in order],
+    }
+    caption = "Average precision of each class by the linear probe; bars: the end of the run, strokes: its start."
+    figure = figures.figure_of_classes(precisions)
+    return [Plot("classes", "Each class", caption, figures.svg(figure, "classes"), table)]
 
 
 def _geometry(start: Snapshot, end: Snapshot, num_images: int) -> list[Plot]:
@@ -262,7 +294,8 @@ def _view_grids(folder: Path) -> list[tuple[str, str]]:
     return grids
 
 
-def _notes(start: Snapshot, end: Snapshot, sets: Sets) -> list[str]:
+def _notes(looked: Looked) -> list[str]:
+    start, end = looked.start, looked.end
     if start.probe is None or end.probe is None:
         return [
             "Without labels in the training and the val set there is no probe. What the features are good for shows in "
@@ -270,7 +303,7 @@ def _notes(start: Snapshot, end: Snapshot, sets: Sets) -> list[str]:
         ]
     strengths = f"{start.probe.strength:.2g} at the start, {end.probe.strength:.2g} at the end"
     return [
-        f"The probe learned from {len(sets.train):,} of {len(sets.all_train):,} training images and was scored on "
+        f"The probe learned from {len(looked.train):,} of {len(looked.all_train):,} training images and was scored on "
         f"{len(end.images):,} val images, in {end.probe.num_classes} classes that these show, with average pooling; "
         f"how strongly it is regularised was chosen on a fifth of the training images ({strengths})."
     ]

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from mlssl.contracts import FeatureNetwork
 from mlssl.data.bad_images import BadImages
 from mlssl.data.datasets import ImageDataset, collated
-from mlssl.data.images import BadImageError, ImageArray
+from mlssl.data.decoding import BadImageError, ImageArray
 from mlssl.data.loader import PartialLoader
 from mlssl.data.records import Records
 from mlssl.evaluation.features import Features, extract_features
@@ -22,10 +23,18 @@ from mlssl.evaluation.geometry import effective_rank, feature_spectrum, pair_cos
 from mlssl.evaluation.metrics import mean_average_precision
 from mlssl.evaluation.neighbors import NUM_NEIGHBORS, Neighbors, knn_scores, nearest_neighbors
 from mlssl.evaluation.probe import LinearProbeResult, linear_probe
+from mlssl.modes import training_mode
 from mlssl.views.blocks import BlockViews
 
 MAX_VIEWS = 1024
 """Views whose cosines are taken: a million pairs, which a histogram shows without steps."""
+
+
+class ProjectingNetwork(FeatureNetwork, Protocol):
+    """A network whose views are compared behind a projector."""
+
+    projector: nn.Module
+    """From features (n, D) to projections (n, P)."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +106,7 @@ def label_names(records: Records, line: int) -> list[str]:
 
 
 def measure(
-    model: Any,
+    model: ProjectingNetwork,
     train: Records,
     val: Records | None,
     views: BlockViews,
@@ -111,7 +120,7 @@ def measure(
     """Look at a network. Weights, buffers, training flags and the global random state are as before afterwards.
 
     Args:
-        model: A `MultiLabelSSLModule`.
+        model: `MultiLabelSSLModule`, or any module with `backbone`, `normalize` and `projector`.
         train: Images of the probe's training set, and those that views are made of.
         val: Images that features are shown of and the probe is scored on; None takes `train` for the former.
         views: How views are made, as in the run.
@@ -165,14 +174,15 @@ def measure(
     )
 
 
-@torch.no_grad()
-def view_projections(model: Any, records: Records, views: BlockViews, batch_size: int, seed: int = 0) -> Tensor:
+def view_projections(
+    model: ProjectingNetwork, records: Records, views: BlockViews, batch_size: int, seed: int = 0
+) -> Tensor:
     """Projections (B, A, K, P) of views of some images as a training step sees them: by the batch's own statistics.
 
     The images go through in batches of the run's size, about 1024 views in all. The network is left as it was.
 
     Args:
-        model: A `MultiLabelSSLModule`.
+        model: `MultiLabelSSLModule`, or any module with `backbone`, `normalize` and `projector`.
         records: Images, evenly chosen from.
         views: How views are made.
         batch_size: Images of a step of the run.
@@ -183,7 +193,7 @@ def view_projections(model: Any, records: Records, views: BlockViews, batch_size
     size = max(2, min(batch_size, len(chosen)))
     device = next(model.backbone.parameters()).device
     batches = []
-    with _as_in_training(model):
+    with training_mode(model.backbone), training_mode(model.projector):
         for first in range(0, len(chosen) - size + 1, size):
             lines = range(first, first + size)
             made = torch.stack([views(image, np.random.default_rng([seed, i])) for i, image in _decoded(chosen, lines)])
@@ -200,20 +210,3 @@ def _decoded(records: Records, lines: Iterable[int]) -> Iterator[tuple[int, Imag
     for line in lines:
         with suppress(BadImageError):
             yield line, records.image(line)
-
-
-@contextmanager
-def _as_in_training(network: nn.Module) -> Iterator[None]:
-    """Every module in training mode; flags, buffers and random state come back after."""
-    flags = {module: module.training for module in network.modules()}
-    buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
-    devices = {buffer.device for buffer, _ in buffers if buffer.device.type == "cuda"}
-    network.train()
-    try:
-        with torch.random.fork_rng(devices):
-            yield
-    finally:
-        for module, flag in flags.items():
-            module.training = flag
-        for buffer, value in buffers:
-            buffer.copy_(value)

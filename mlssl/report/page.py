@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from mlssl.atomic import written_aside
-from mlssl.data.images import ImageArray
+from mlssl.data.decoding import ImageArray
 from mlssl.report.verdicts import Verdict
 
 THUMBNAIL = 56
@@ -66,7 +66,7 @@ class Page:
     facts: Mapping[str, str]
     curves: Sequence[Plot]
     quality: Sequence[Plot]
-    geometry: Sequence[Plot]
+    geometry: Sequence[Plot] = ()
     view_grids: Sequence[tuple[str, str]] = ()
     """Data address and words for who cannot see it."""
     neighbors: Sequence[Sequence[Neighbor]] = ()

@@ -1,26 +1,28 @@
-"""From the folder of a run to its page: curves from its log, and the network at its start and at its end."""
+"""From the folder of a run to its page: curves from its log, and the network at its start and at its end.
+
+Nothing that a run names is imported: of a custom module the backbone is read from the checkpoint, custom branches and
+regions are replaced by the library's, and the images of a custom datamodule are not looked at.
+"""
 
 from __future__ import annotations
 
-import csv
-import io
 import os
-import pickle
-from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
-import yaml
-from lightning.pytorch.utilities.seed import isolate_rng
 
 from mlssl.data.datamodule import MultiLabelDataModule
-from mlssl.export.sources import load_checkpoint
-from mlssl.module import MultiLabelSSLModule
-from mlssl.report.content import END, START, Log, Sets, build_page
+from mlssl.report.content import Looked, build_page
 from mlssl.report.measure import measure, some_images
+from mlssl.report.networks import network_at_end, network_at_start
 from mlssl.report.page import write_page
+from mlssl.run_folder import last_checkpoint, read_config, read_log
+from mlssl.weights.checkpoints import architecture, load_checkpoint
+
+_VIEWS = ("branches", "regions", "local_views")
+"""Settings of the data that may name code or files of the user's."""
 
 
 def write_report(
@@ -34,14 +36,14 @@ def write_report(
     """Write one HTML file about a run of `mlssl fit`.
 
     The network is looked at twice on the run's own data: as its last checkpoint has it, and as the run's seed and
-    settings built it, which is exactly what the run started from.
+    settings built it, which for the library's class is exactly what the run started from.
 
     Args:
         run: Its folder, with config.yaml, metrics.csv and checkpoints/.
         output: File to write, replaced if it exists; by default ``report.html`` in the run's folder.
         max_images: At most so many training and so many val images are looked at, evenly chosen; at least 2.
         num_workers: Loader processes; those of the run by default.
-        progress: Whether to show bars with images a second.
+        progress: Whether to show bars with images per second.
 
     Returns:
         The file.
@@ -54,100 +56,91 @@ def write_report(
         raise ValueError(f"max_images={max_images} was given: pass at least 2, or leave it out for 2000.")
     folder = Path(run)
     config, checkpoint = read_config(folder), last_checkpoint(folder)
-    log = read_log(folder / "metrics.csv")
+    content = load_checkpoint(checkpoint)
+    looked, notes = None, _reason_not_to_look(config, content, checkpoint)
+    if not notes:
+        looked, notes = _look(config, content, checkpoint, max_images, num_workers, progress)
+    path = Path(output) if output is not None else folder / "report.html"
+    write_page(build_page(folder, config, read_log(folder), looked, notes), path)
+    return path
+
+
+def _reason_not_to_look(config: Mapping[str, Any], content: Mapping[str, Any], checkpoint: Path) -> list[str]:
+    """Why the network or the images cannot be had without importing what the run names; nothing where they can."""
+    if not _of_library(config, "data_class"):
+        return [
+            f"The images come from {config['data_class']}, which the report does not import, so the network is not "
+            "looked at: the log alone is shown."
+        ]
+    try:
+        architecture(content, checkpoint)
+    except ValueError as error:
+        return [f"The network is not looked at, the log alone is shown: {error}"]
+    return []
+
+
+def _look(
+    config: Mapping[str, Any],
+    content: Mapping[str, Any],
+    checkpoint: Path,
+    max_images: int,
+    num_workers: int | None,
+    progress: bool,
+) -> tuple[Looked, list[str]]:
     seed = int(config["seed_everything"])
-    data = MultiLabelDataModule(**config["data"], seed=seed)
+    end = network_at_end(content, checkpoint)
+    of_library = _of_library(config, "model_class")
+    arguments = (config["model"].get("backbone_kwargs") or {}) if of_library else None
+    start = network_at_start(content, checkpoint, seed, arguments)
+    settings, notes = _plain_settings(config["data"])
+    if not of_library:
+        notes.append(
+            "The start of the run is a new network of this architecture, built under the run's seed: "
+            f"{config['model_class']} is not imported, and may have begun with other weights."
+        )
+    if not end.has_projector:
+        notes.append("The run has no projector of the library's kind: views are compared by features of the backbone.")
+    data = MultiLabelDataModule(**settings, seed=seed)
     data.setup()
     assert data.train_records is not None
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     train = some_images(data.train_records, max_images)
     val = None if data.val_records is None else some_images(data.val_records, max_images)
-    settings: dict[str, Any] = {
-        "batch_size": config["data"]["batch_size"],
+    measured: dict[str, Any] = {
+        "batch_size": settings["batch_size"],
         "num_workers": data.image_dataloader("train").num_workers if num_workers is None else num_workers,
         "seed": seed,
         "progress": progress,
     }
-    snapshots = {}
-    for moment, model in ((END, _loaded(checkpoint)), (START, _untrained(config["model"], seed))):
-        snapshots[moment] = measure(model.to(device), train, val, data.views, data.eval_size, **settings)
-    sets = Sets(data.train_records, data.val_records, train)
-    page = build_page(folder, config, log, snapshots[START], snapshots[END], sets)
-    path = Path(output) if output is not None else folder / "report.html"
-    write_page(page, path)
-    return path
+    first, last = (measure(one.to(device), train, val, data.views, data.eval_size, **measured) for one in (start, end))
+    return Looked(first, last, data.train_records, data.val_records, train), notes
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """Settings of a run, from its config.yaml.
+def _of_library(config: Mapping[str, Any], name: str) -> bool:
+    """Whether a class of the run is the library's, as it is where the config does not say."""
+    return str(config.get(name) or "mlssl").partition(".")[0] == "mlssl"
 
-    Raises:
-        FileNotFoundError: If there is no such folder or file.
-        ValueError: If it is not the config of a run.
-    """
-    path = folder / "config.yaml"
-    if not folder.is_dir():
-        raise FileNotFoundError(
-            f"no folder {str(folder)!r}: pass the folder of a run, such as runs/fit-20250101-120000"
-        )
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"no config.yaml in {str(folder)!r}: pass the folder of a run that mlssl fit has written"
-        )
-    config = yaml.safe_load(path.read_text())
-    if not isinstance(config, dict) or not {"seed_everything", "model", "data", "trainer"} <= config.keys():
-        raise ValueError(f"{str(path)!r} is not the config of a run: pass the folder of one that mlssl fit has written")
+
+def _plain_settings(data: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Settings of the datamodule without those that name code or files of the user's, and what to say of that."""
+    settings = {name: value for name, value in data.items() if name not in _VIEWS or _is_plain(value)}
+    settings.pop("local_views", None)  # of which nothing is shown
+    left_out = [name for name in _VIEWS[:2] if name in data and name not in settings]
     for name in ("eval_size", "min_images_per_class"):
-        if isinstance(config["data"].get(name), list):
-            config["data"][name] = tuple(config["data"][name])
-    return config
+        if isinstance(settings.get(name), list):
+            settings[name] = tuple(settings[name])
+    if not left_out:
+        return settings, []
+    return settings, [
+        f"The run's {' and '.join(left_out)} are custom, which the report does not import: cosines, spread and rank "
+        "are of views with the library's default in their place."
+    ]
 
 
-def last_checkpoint(folder: Path) -> Path:
-    """``checkpoints/last.ckpt`` of a run, or the latest where there is none of that name.
-
-    Raises:
-        FileNotFoundError: If there is no checkpoint.
-    """
-    found = sorted((folder / "checkpoints").glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
-    last = [path for path in found if path.name == "last.ckpt"]
-    if not found:
-        raise FileNotFoundError(f"no checkpoint in {str(folder / 'checkpoints')!r}: the run has not saved any yet")
-    return (last or found)[-1]
-
-
-def read_log(path: Path) -> dict[str, Log]:
-    """Every quantity of metrics.csv.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-    """
-    log: dict[str, Log] = defaultdict(lambda: Log([], [], []))
-    with path.open(newline="") as file:
-        for row in csv.DictReader(file):
-            for name, value in row.items():
-                if value and name not in ("step", "epoch"):
-                    log[name].steps.append(float(row["step"] or 0))
-                    log[name].epochs.append(float(row.get("epoch") or 0))
-                    log[name].values.append(float(value))
-    return dict(log)
-
-
-def _loaded(checkpoint: Path) -> MultiLabelSSLModule:
-    source: Any = checkpoint
-    if checkpoint.is_dir():  # FSDP's shards, which Lightning opens under FSDP alone
-        source = io.BytesIO()
-        torch.save(load_checkpoint(checkpoint), source)
-        source.seek(0)
-    try:
-        return MultiLabelSSLModule.load_from_checkpoint(source, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, EOFError, KeyError, RuntimeError) as error:
-        raise ValueError(
-            f"{checkpoint} does not load as a checkpoint of MultiLabelSSLModule: was it cut off?"
-        ) from error
-
-
-def _untrained(settings: dict[str, Any], seed: int) -> MultiLabelSSLModule:
-    with isolate_rng():
-        L.seed_everything(seed, verbose=False)
-        return MultiLabelSSLModule(**settings)
+def _is_plain(value: object) -> bool:
+    """Whether a setting holds numbers and names of presets alone, and no import path, class path or file."""
+    if isinstance(value, str):
+        return value.isidentifier()
+    if isinstance(value, Mapping):
+        return "class_path" not in value and all(map(_is_plain, value.values()))
+    return all(map(_is_plain, value)) if isinstance(value, (list, tuple)) else True

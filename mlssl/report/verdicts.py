@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
+from mlssl.evaluation.collapse import MIN_RANK, MIN_STD, REMEDY
+
 MIN_GAIN = 0.01
 """Least rise of the probe's mAP over the start of the run that counts; less is what another seed may give."""
 
 MIN_GAP = 0.1
 """Least distance of the mean cosines within images and between images, where no labels tell more."""
-
-MIN_SPREAD, MIN_RANK = 0.2, 2.0
-"""As `mlssl.callbacks.CollapseMonitor`."""
 
 WAITING, SOME_WAITING = 0.5, 0.2
 """Shares of a step's time spent on waiting for data: more than half is bound by data, less than a fifth is not."""
@@ -64,12 +63,11 @@ def has_collapsed(spread: float, rank: float, num_views: int) -> Verdict:
         num_views: Views that both are taken from, which bound the rank.
     """
     reason = (
-        f"The projections of {num_views} views have spread {spread:.2f} (1 is healthy, below {MIN_SPREAD:g} is not) "
+        f"The projections of {num_views} views have spread {spread:.2f} (1 is healthy, below {MIN_STD:g} is not) "
         f"and effective rank {rank:.1f} (below {MIN_RANK:g} is not healthy)."
     )
-    if spread < MIN_SPREAD or rank < MIN_RANK:
-        remedy = " Try stop_gradient=True, a lower base_lr, a larger batch_size or a larger contrastive_weight."
-        return Verdict("Has it collapsed?", "bad", "Yes.", reason + remedy)
+    if spread < MIN_STD or rank < MIN_RANK:
+        return Verdict("Has it collapsed?", "bad", "Yes.", f"{reason} {REMEDY}")
     if spread < 0.5:
         return Verdict("Has it collapsed?", "unsure", "Not yet.", reason + " The spread is low: keep an eye on it.")
     return Verdict("Has it collapsed?", "good", "No.", reason)

@@ -1,1 +1,6 @@
-"""Block-wise augmented views of an image: where they lie (`grid`), how they look (`photometric`), both (`blocks`)."""
+"""Block-wise augmented views of an image.
+
+`blocks` puts them together: where they lie (`grid`, `regions`), how they look (`branches`: a `recipe`, an
+albumentations pipeline or a function), which random numbers they get (`streams`, `draws`) and their pixels (`pixels`).
+Importing and rendering need no torch.
+"""

@@ -2,25 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+import copy
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
 
-from mlssl.views.draws import NUM_UNIFORMS, draw_operations
+from mlssl.views.branches import Branch, BranchSetting, branch_name, resolve_branches
 from mlssl.views.grid import Box, block_grid
-from mlssl.views.photometric import BRANCH_RECIPES, Recipe, check_channels, check_size
+from mlssl.views.local_views import CROP_ASPECT, LocalViews, resolve_local_views
+from mlssl.views.recipe import Recipe
+from mlssl.views.regions import Regions, resolve_regions
+from mlssl.views.streams import LOCAL_VIEWS, Streams
 
 if TYPE_CHECKING:
-    from mlssl.views.pixels import Renderer
+    import torch
+
+    from mlssl.views.painters import Painter
+
+MIN_SIZE = 16
+
+
+class _Tools(NamedTuple):
+    """What a process makes at its first image, and does not send to another process."""
+
+    streams: Streams
+    branches: list[Painter]
+    local_branch: Painter | None
 
 
 class BlockViews:
-    """Cut an image in K = rows · cols overlapping blocks and augment each once by each of A branches.
+    """Cut an image into K overlapping blocks, and augment each block once with each of A branches.
 
-    A call draws from the generator that it is given and from nothing else. Copies sent to other processes carry the
-    arguments only. Two threads must not call one object at once.
+    A branch is a `Recipe`, an albumentations pipeline, or any function (block, generator) -> pixels: see
+    `mlssl.views.branches`. A call takes one number from the generator that it is given and uses no other random state.
+    That number, the branch and the block fix the random numbers of a view, so a branch cannot change what another one
+    samples. Copies sent to other processes carry the arguments only. Two threads must not call one object at once.
 
     Args:
         size: Side S of a view in pixels, at least 16.
@@ -28,11 +45,17 @@ class BlockViews:
         cols: Blocks from left to right, at least 1.
         overlap: Fraction of the image's side that a block is longer than 1/rows and 1/cols of it, 0 to 0.5; see
             `block_grid`.
-        recipes: One recipe a branch; by default the two of the method.
-        channels: C, at least 1. With three, taken as RGB, all steps of a recipe apply; see `branch_recipe` for others.
+        branches: Name of a preset (`paper`, `soft`, `gray`, `overhead`), or a list of A ≥ 1 branches.
+        regions: Function (height, width) -> boxes of the blocks, of which there are as many for every size, in place of
+            the grid of rows, cols and overlap; its import path; or {class_path, init_args}.
+        local_views: V small views of the whole image as well: {"count": V, "size": s, "area": (0.05, 0.3), "branch": a
+            branch}; s is 96 by default, and the branch the first of `branches`.
+        channels: C, at least 1. With three, taken as RGB, all operations of a Recipe apply. With any other number
+            saturation, hue and gray are left out, and contrast is taken about each channel's own mean.
 
     Raises:
-        ValueError: If an argument lies outside its range.
+        ValueError: If an argument lies outside its range, a name is misspelt, or a branch does not give (C, S, S).
+        TypeError: If an argument, or what a branch gives, is of another type.
 
     Example:
         >>> views = BlockViews(size=32)
@@ -46,71 +69,186 @@ class BlockViews:
         rows: int = 2,
         cols: int = 2,
         overlap: float = 0.2,
-        recipes: Sequence[Recipe] = BRANCH_RECIPES,
+        branches: str | Sequence[BranchSetting] = "paper",
+        regions: Regions | str | Mapping[str, Any] | None = None,
+        local_views: Mapping[str, Any] | None = None,
         channels: int = 3,
     ) -> None:
-        check_size(size)
-        check_channels(channels)
-        if len(recipes) < 1:
-            raise ValueError("got no recipe, expected one for each branch: leave recipes out for the method's two")
+        _check_size(size)
+        if channels < 1:
+            raise ValueError(
+                f"got channels={channels}, expected at least 1: pass channels=3 for RGB or channels=1 for gray"
+            )
         block_grid(1, 1, rows, cols, overlap)  # raises here, not at the first image
+        if regions is not None and (rows, cols, overlap) != (2, 2, 0.2):
+            raise ValueError(
+                f"got regions together with a grid of rows={rows}, cols={cols} and overlap={overlap}: leave out one"
+            )
         self.size = size
         self.rows = rows
         self.cols = cols
         self.overlap = overlap
-        self.recipes = tuple(recipes)
         self.channels = channels
-        self._renderer: Renderer | None = None
+        self.branches: tuple[Branch, ...] = resolve_branches(branches)
+        self.regions = None if regions is None else resolve_regions(regions)
+        self.local_views: LocalViews | None = (
+            None if local_views is None else resolve_local_views(local_views, self.branches[0])
+        )
+        self._tools: _Tools | None = None
+        self._try_branches()
 
     @property
     def num_blocks(self) -> int:
         """K, the number of blocks of an image."""
-        return self.rows * self.cols
+        if self.regions is None:
+            return self.rows * self.cols
+        assert self.regions.number is not None
+        return self.regions.number
 
     @property
     def num_branches(self) -> int:
         """A, the number of branches."""
-        return len(self.recipes)
+        return len(self.branches)
 
     def boxes(self, height: int, width: int) -> list[Box]:
-        """Give the K blocks of an image of this height and width, row by row."""
-        return block_grid(height, width, self.rows, self.cols, self.overlap)
+        """Give the K blocks of an image of this height and width; those of the grid row by row."""
+        if self.regions is None:
+            return block_grid(height, width, self.rows, self.cols, self.overlap)
+        return self.regions(height, width)
 
     def __call__(self, image: np.ndarray, generator: np.random.Generator | None = None) -> torch.Tensor:
-        """Augment every block by every branch.
+        """Augment every block with every branch.
 
         Args:
             image: RGB or C other channels, uint8 (H, W, C), at least one pixel; left as it is.
-            generator: The source of all draws: the same state gives the same views. None draws from fresh entropy.
+            generator: The source of all randomness: the same state gives the same views. None takes fresh entropy.
 
         Returns:
-            uint8 (A, K, C, S, S), contiguous; blocks row by row.
+            uint8 (A, K, C, S, S), contiguous; blocks in the order of `boxes`.
 
         Raises:
-            TypeError: If the image is no uint8 array.
-            ValueError: If its shape is not (H, W, C).
+            TypeError: If the image is not a uint8 array, or a branch gives no uint8 pixels.
+            ValueError: If the image's shape is not (H, W, C), or a branch gives another shape than (C, S, S).
         """
-        _check_image(image, self.channels)
-        if generator is None:
-            generator = np.random.default_rng()
-        if self._renderer is None:
-            from mlssl.views.pixels import Renderer  # imports OpenCV, which changes the process's environment
+        import torch
 
-            self._renderer = Renderer(self.size, self.channels)
-        uniforms = generator.random((self.num_branches, self.num_blocks, NUM_UNIFORMS)).tolist()
-        views = np.empty((self.num_branches, self.num_blocks, self.channels, self.size, self.size), np.uint8)
-        for k, (top, left, height, width) in enumerate(self.boxes(*image.shape[:2])):
+        return torch.from_numpy(self._of_blocks(image, _root(image, generator, self.channels))[0])
+
+    def with_boxes(self, image: np.ndarray, generator: np.random.Generator | None = None) -> dict[str, torch.Tensor]:
+        """Give the views and what they show.
+
+        Arguments and errors are those of a call.
+
+        Returns:
+            `views` uint8 (A, K, C, S, S), and `boxes` float32 (A, K, 4): top, left, height and width of what each view
+            shows, as fractions of the image; flips and turns do not change them. With `local_views` also `local_views`
+            uint8 (V, C, s, s) and `local_boxes` float32 (V, 4).
+        """
+        import torch
+
+        return {name: torch.from_numpy(array) for name, array in self.arrays(image, generator).items()}
+
+    def arrays(self, image: np.ndarray, generator: np.random.Generator | None = None) -> dict[str, np.ndarray]:
+        """Give what `with_boxes` gives as NumPy arrays, without importing torch."""
+        root = _root(image, generator, self.channels)
+        views, boxes = self._of_blocks(image, root)
+        given = {"views": views, "boxes": boxes}
+        if self.local_views is not None:
+            given["local_views"], given["local_boxes"] = self._of_the_image(image, root, self.local_views)
+        return given
+
+    def with_size(self, size: int) -> BlockViews:
+        """Give the same views at another size; local views keep theirs.
+
+        Raises:
+            ValueError: If the size is below 16, or a branch is not a Recipe: only a Recipe is rendered at any size.
+        """
+        _check_size(size)
+        for index, branch in enumerate(self.branches):
+            if not isinstance(branch, Recipe):
+                raise ValueError(
+                    f"{branch_name(index, branch)} is not a Recipe and gives views of {self.size} pixels, and "
+                    f"{size} was asked for: keep the size, or use Recipes alone"
+                )
+        other = copy.copy(self)
+        other.size, other._tools = size, None
+        return other
+
+    def _of_blocks(self, image: np.ndarray, root: int) -> tuple[np.ndarray, np.ndarray]:
+        """Views (A, K, C, S, S) and boxes (A, K, 4)."""
+        streams, branches, _ = self._tools or self._make_tools()
+        rows, cols = image.shape[:2]
+        blocks = self.boxes(rows, cols)
+        views = np.empty((len(branches), len(blocks), self.channels, self.size, self.size), np.uint8)
+        boxes = np.empty((len(branches), len(blocks), 4), np.float32)
+        for k, (top, left, height, width) in enumerate(blocks):
             block = image[top : top + height, left : left + width]
-            for branch, recipe in enumerate(self.recipes):
-                operations = draw_operations(recipe, height, width, self.size, uniforms[branch][k])
-                self._renderer(block, operations, views[branch, k])
-        return torch.from_numpy(views)
+            for a, paint in enumerate(branches):
+                y, x, h, w = paint(block, streams, (root, a, k), views[a, k])
+                boxes[a, k] = (
+                    (top + y * height) / rows,
+                    (left + x * width) / cols,
+                    h * height / rows,
+                    w * width / cols,
+                )
+        return views, boxes
+
+    def _of_the_image(self, image: np.ndarray, root: int, local: LocalViews) -> tuple[np.ndarray, np.ndarray]:
+        """Local views (V, C, s, s) and their boxes (V, 4)."""
+        streams, _, paint = self._tools or self._make_tools()
+        assert paint is not None
+        views = np.empty((local.count, self.channels, local.size, local.size), np.uint8)
+        boxes = np.empty((local.count, 4), np.float32)
+        for v, view in enumerate(views):
+            boxes[v] = paint(image, streams, (root, LOCAL_VIEWS, v), view)
+        return views, boxes
+
+    def _make_tools(self) -> _Tools:
+        from mlssl.views.painters import custom_painter, recipe_painter  # import OpenCV, which changes the environment
+        from mlssl.views.pixels import Renderer
+
+        renderer = Renderer(self.size, self.channels)
+        branches = [
+            recipe_painter(branch, renderer)
+            if isinstance(branch, Recipe)
+            else custom_painter(branch, branch_name(index, branch))
+            for index, branch in enumerate(self.branches)
+        ]
+        paint, local = None, self.local_views
+        if local is not None and isinstance(local.branch, Recipe):
+            paint = recipe_painter(local.branch, Renderer(local.size, self.channels))
+        elif local is not None:
+            paint = custom_painter(local.branch, _LOCAL_BRANCH, (local.area, CROP_ASPECT))
+        self._tools = _Tools(Streams(), branches, paint)
+        return self._tools
+
+    def _try_branches(self) -> None:
+        tried = [(branch, branch_name(a, branch), self.size) for a, branch in enumerate(self.branches)]
+        if self.local_views is not None:
+            tried.append((self.local_views.branch, _LOCAL_BRANCH, self.local_views.size))
+        for branch, name, size in tried:
+            if not isinstance(branch, Recipe):
+                from mlssl.views.painters import try_branch
+
+                try_branch(branch, name, size, self.channels)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_renderer": None}
+        return {**self.__dict__, "_tools": None}
 
 
-def _check_image(image: object, channels: int) -> None:
+_LOCAL_BRANCH = "the branch of local_views"
+
+
+def _check_size(size: int) -> None:
+    if size < MIN_SIZE:
+        raise ValueError(
+            f"got size={size}, expected views of at least {MIN_SIZE} × {MIN_SIZE} pixels: "
+            "pass size=224, or size=64 for small images"
+        )
+
+
+def _root(image: object, generator: np.random.Generator | None, channels: int) -> int:
+    """The number that fixes all streams of an image, once the image is checked."""
     remedy = "np.asarray(pil_image.convert('RGB'))" if channels == 3 else "pixels scaled to 0-255"
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
         given = f"dtype {image.dtype}" if isinstance(image, np.ndarray) else type(image).__name__
@@ -120,3 +258,6 @@ def _check_image(image: object, channels: int) -> None:
             f"got an image of shape {image.shape}, expected (H, W, {channels}) with at least one pixel: "
             f"pass {remedy}, or BlockViews(channels=…)"
         )
+    if generator is None:
+        generator = np.random.default_rng()
+    return int(generator.integers(2**64, dtype=np.uint64))

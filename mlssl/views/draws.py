@@ -1,4 +1,4 @@
-"""What chance decides about a view: from a recipe and uniform numbers to operations."""
+"""Sample a view's augmentation parameters from a recipe and uniform random numbers."""
 
 from __future__ import annotations
 
@@ -7,35 +7,48 @@ from collections.abc import Sequence
 from itertools import permutations
 from typing import Literal, NamedTuple
 
-from mlssl.views.photometric import REFERENCE_SIZE, Recipe
+from mlssl.views.recipe import REFERENCE_SIZE, Recipe
 
 Jitter = Literal["brightness", "contrast", "saturation", "hue"]
 
 CROP_ATTEMPTS = 10
-"""Draws of a crop before the largest one in the middle is taken; torchvision's number."""
+"""Samples of a crop before the largest one in the middle is taken; torchvision's number."""
 
 CROP_UNIFORMS = 2 * CROP_ATTEMPTS + 2
-"""Numbers that a crop is drawn from."""
+"""Numbers that a crop is sampled from."""
 
-NUM_UNIFORMS = CROP_UNIFORMS + 11
-"""Numbers that one view is drawn from, however many of them it needs: no draw depends on what another one was."""
+_FIRST_EXTRA = CROP_UNIFORMS + 11
+_NUM_EXTRA = 8
+
+NUM_UNIFORMS = _FIRST_EXTRA + _NUM_EXTRA + CROP_UNIFORMS
+"""Numbers that one view is sampled from. Each has one meaning, whatever the others are, and the numbers of a new
+operation go to the end, so that it changes no sample of the others."""
+
+_SEEDS = 2**53
+"""Different values of a uniform number."""
 
 _ORDERS: tuple[tuple[Jitter, ...], ...] = tuple(permutations(("brightness", "contrast", "saturation", "hue")))
 
 
 class Operations(NamedTuple):
-    """What is done to one view, in this order.
+    """The operations of one view, in their order.
 
     Attributes:
-        top: First line of the crop in the block.
+        top: First row of the crop in the block.
         left: First column.
-        height: Lines of the crop, at least 1.
+        height: Rows of the crop, at least 1.
         width: Columns, at least 1.
         jitters: Operations in their order, each with its factor; of the hue, its shift in turns of the colour circle.
-        gray: Whether the colours are taken out.
+        gray: Whether the colours are removed.
         blur_sigma: In pixels of the view; 0 for none.
         solarize_from: Values of at least this are inverted; None for none.
-        flip: Whether left and right change places.
+        noise_std: Standard deviation of the noise as a fraction of 255; 0 for none.
+        noise_seed: Of the noise.
+        erased: Top, left, height and width of the rectangle of the view that is filled; None for none.
+        erase_seed: Of the pixels that fill it.
+        flip: Whether left and right are swapped.
+        vertical_flip: Whether top and bottom are swapped.
+        turns: Quarter turns clockwise, 0 to 3.
     """
 
     top: int
@@ -46,20 +59,26 @@ class Operations(NamedTuple):
     gray: bool = False
     blur_sigma: float = 0.0
     solarize_from: int | None = None
+    noise_std: float = 0.0
+    noise_seed: int = 0
+    erased: tuple[int, int, int, int] | None = None
+    erase_seed: int = 0
     flip: bool = False
+    vertical_flip: bool = False
+    turns: int = 0
 
 
 def draw_operations(recipe: Recipe, height: int, width: int, size: int, uniforms: Sequence[float]) -> Operations:
-    """Draw what is done to a view of a block.
+    """Sample the operations of a view of a block.
 
     Args:
         recipe: Of the branch.
         height: Of the block in pixels, at least 1.
-        width: Likewise.
+        width: Of the block in pixels, at least 1.
         size: Side S of the view, which the blur's σ scales with.
         uniforms: `NUM_UNIFORMS` numbers, each in 0–1 without 1.
     """
-    values = uniforms[CROP_UNIFORMS:]
+    values = uniforms[CROP_UNIFORMS:_FIRST_EXTRA]
     jittered, order, brightness, contrast, saturation, hue, grayed, blurred, sigma, solarized, flipped = values
     factors: dict[Jitter, float] = {
         "brightness": _between(1 - recipe.brightness, 1 + recipe.brightness, brightness),
@@ -68,28 +87,38 @@ def draw_operations(recipe: Recipe, height: int, width: int, size: int, uniforms
         "hue": _between(-recipe.hue, recipe.hue, hue),
     }
     names = _ORDERS[int(order * len(_ORDERS))] if jittered < recipe.jitter_probability else ()
+    extra = uniforms[_FIRST_EXTRA : _FIRST_EXTRA + _NUM_EXTRA]
+    upturned, turned, turn, noised, noise_std, noise_seed, erased, erase_seed = extra
     return Operations(
         *draw_crop(recipe.crop_area, recipe.crop_aspect, height, width, uniforms),
-        jitters=tuple((name, factors[name]) for name in names),
+        jitters=tuple((name, factors[name]) for name in names if getattr(recipe, name) > 0),
         gray=grayed < recipe.gray_probability,
         blur_sigma=_between(*recipe.blur_sigma, sigma) * size / REFERENCE_SIZE
         if blurred < recipe.blur_probability
         else 0,
         solarize_from=recipe.solarize_threshold if solarized < recipe.solarize_probability else None,
+        noise_std=_between(*recipe.noise_std, noise_std) if noised < recipe.noise_probability else 0,
+        noise_seed=int(noise_seed * _SEEDS),
+        erased=draw_crop(recipe.erase_area, recipe.erase_aspect, size, size, uniforms[_FIRST_EXTRA + _NUM_EXTRA :])
+        if erased < recipe.erase_probability
+        else None,
+        erase_seed=int(erase_seed * _SEEDS),
         flip=flipped < recipe.flip_probability,
+        vertical_flip=upturned < recipe.vertical_flip_probability,
+        turns=1 + int(3 * turn) if turned < recipe.turn_probability else 0,
     )
 
 
 def draw_crop(
     areas: tuple[float, float], aspects: tuple[float, float], height: int, width: int, uniforms: Sequence[float]
 ) -> tuple[int, int, int, int]:
-    """Draw the first crop that fits; else take the largest of an allowed aspect in the middle, as torchvision does.
+    """Sample crops and take the first that fits, else the largest of an allowed aspect in the middle, like torchvision.
 
     Args:
-        areas: Smallest and largest, as shares of the image.
+        areas: Smallest and largest, as fractions of the image.
         aspects: Smallest and largest width ÷ height, log-uniform.
         height: Of the image in pixels, at least 1.
-        width: Likewise.
+        width: Of the image in pixels, at least 1.
         uniforms: At least `CROP_UNIFORMS` numbers, each in 0–1 without 1.
 
     Returns:

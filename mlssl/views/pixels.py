@@ -1,4 +1,4 @@
-"""From a block to a view: operations that are drawn already, on 8-bit pixels, in few passes of OpenCV."""
+"""Render a view of a block: operations that are sampled already, on 8-bit pixels, in few passes of OpenCV."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ Pixels = npt.NDArray[np.uint8]
 
 LUMA = (0.299, 0.587, 0.114)
 """Shares of red, green and blue in gray (ITU-R BT.601), as Pillow and torchvision have them."""
+
+_TURNS = {1: cv2.ROTATE_90_CLOCKWISE, 2: cv2.ROTATE_180, 3: cv2.ROTATE_90_COUNTERCLOCKWISE}
 
 
 class Renderer:
@@ -62,12 +64,20 @@ class Renderer:
             view = self._blurred(view, operations.blur_sigma)
         if operations.solarize_from is not None:
             view = self._solarized(view, operations.solarize_from)
-        if operations.flip:
-            view = cv2.flip(view, 1, dst=self._other(view))
+        if operations.noise_std > 0:
+            _add_noise(view, operations.noise_std, operations.noise_seed)
+        if operations.erased is not None:
+            _erase(view, operations.erased, operations.erase_seed)
+        if operations.flip or operations.vertical_flip:
+            axes = 0 if not operations.flip else -1 if operations.vertical_flip else 1
+            view = cv2.flip(view, axes, dst=self._other(view))
         if view.ndim == 2:
             out[:] = view
         else:
             cv2.split(view, list(out))
+        if operations.turns:
+            for channel in out:  # cv2.rotate knows few numbers of channels
+                channel[:] = cv2.rotate(channel, _TURNS[operations.turns])
 
     def _other(self, view: Pixels) -> Pixels:
         """The buffer of the view's shape that the view does not lie in."""
@@ -120,6 +130,19 @@ class Renderer:
         inverted = cv2.threshold(view, threshold - 1, 255, cv2.THRESH_BINARY, dst=self._other(view))[1]
         solarized: Pixels = cv2.bitwise_xor(view, inverted, dst=view)
         return solarized
+
+
+def _add_noise(view: Pixels, std: float, seed: int) -> None:
+    noisy = np.random.default_rng(seed).standard_normal(view.shape, np.float32)
+    noisy *= 255 * std
+    noisy += view
+    np.rint(noisy.clip(0, 255, out=noisy), out=view, casting="unsafe")
+
+
+def _erase(view: Pixels, box: tuple[int, int, int, int], seed: int) -> None:
+    top, left, height, width = box
+    part = view[top : top + height, left : left + width]
+    part[:] = np.random.default_rng(seed).integers(0, 256, part.shape, np.uint8)
 
 
 def _mean_luma(view: Pixels) -> float:

@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
 from mlssl.data.datamodule import MultiLabelDataModule
-from mlssl.data.synthetic import synthetic_scenes
+from mlssl.data.readers.synthetic import synthetic_scenes
 from mlssl.module import MultiLabelSSLModule
 
 

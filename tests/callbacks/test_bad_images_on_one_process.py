@@ -15,9 +15,9 @@ from torch import nn
 
 from mlssl.callbacks import OnlineKNN, OnlineLinearProbe
 from mlssl.data.datamodule import MultiLabelDataModule
-from mlssl.data.images import BadImageError
+from mlssl.data.decoding import BadImageError
+from mlssl.data.readers.synthetic import synthetic_scenes
 from mlssl.data.records import Records
-from mlssl.data.synthetic import synthetic_scenes
 from mlssl.distributed import rank, world_size
 from mlssl.module import MultiLabelSSLModule
 

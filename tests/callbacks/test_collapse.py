@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mlssl.callbacks import CollapseMonitor
 from mlssl.callbacks import collapse as collapse_file
-from mlssl.callbacks.collapse import collapse_measures
+from mlssl.evaluation.collapse import collapse_measures
 
 Make = Callable[..., Any]
 

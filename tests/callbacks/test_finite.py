@@ -60,7 +60,6 @@ def test_a_skipped_step_leaves_weights_and_statistics_as_they_were(
             assert not {name for name, _ in model.named_parameters()} & set(same)
     assert all(value.isfinite().all() for value in model.state_dict().values())
     assert all(value.isfinite().all() for value in probe.state_dict().values() if isinstance(value, torch.Tensor))
-    assert model.stops_at_loss_that_is_no_number, "the module's own look is given back"
 
 
 @pytest.mark.filterwarnings("ignore:Skipped")

@@ -18,8 +18,8 @@ from torch import nn
 
 from mlssl.callbacks import OnlineKNN
 from mlssl.data.datamodule import MultiLabelDataModule
+from mlssl.data.readers.synthetic import synthetic_scenes
 from mlssl.data.records import Records
-from mlssl.data.synthetic import synthetic_scenes
 from mlssl.distributed import rank, world_size
 from mlssl.evaluation.features import extract_features
 from mlssl.evaluation.metrics import mean_average_precision

@@ -21,8 +21,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from mlssl.callbacks import OnlineLinearProbe
 from mlssl.data.datamodule import MultiLabelDataModule
+from mlssl.data.readers.synthetic import synthetic_scenes
 from mlssl.data.records import Records
-from mlssl.data.synthetic import synthetic_scenes
 from mlssl.evaluation.features import extract_features
 from mlssl.evaluation.metrics import mean_average_precision
 
@@ -404,7 +404,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 from mlssl.callbacks import CollapseMonitor, OnlineLinearProbe, Throughput
 from mlssl.data.datamodule import MultiLabelDataModule
-from mlssl.data.synthetic import synthetic_scenes
+from mlssl.data.readers.synthetic import synthetic_scenes
 from mlssl.module import MultiLabelSSLModule
 
 torch.set_num_threads(1)

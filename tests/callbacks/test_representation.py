@@ -13,7 +13,7 @@ import wandb
 from lightning.pytorch.loggers import WandbLogger
 
 from mlssl.callbacks import BackboneExport, RepresentationLogger
-from mlssl.data.synthetic import synthetic_scenes
+from mlssl.data.readers.synthetic import synthetic_scenes
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:wandb.*")
 

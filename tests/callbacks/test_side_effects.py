@@ -22,8 +22,8 @@ from mlssl.callbacks import (
     Throughput,
     ViewGridLogger,
 )
+from mlssl.data.readers.synthetic import synthetic_scenes
 from mlssl.data.records import Records
-from mlssl.data.synthetic import synthetic_scenes
 
 CALLBACKS: dict[str, Callable[[], list[L.Callback]]] = {
     "probe": lambda: [OnlineLinearProbe()],

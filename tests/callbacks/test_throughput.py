@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from mlssl.callbacks import Throughput
-from mlssl.data.images import ImageArray
+from mlssl.data.decoding import ImageArray
+from mlssl.data.readers.synthetic import synthetic_scenes
 from mlssl.data.records import Records
-from mlssl.data.synthetic import synthetic_scenes
 
 Make = Callable[..., Any]
 WAIT = 0.03  # seconds for each image, four a step

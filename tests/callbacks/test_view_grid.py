@@ -14,8 +14,8 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from tensorboard.backend.event_processing import event_accumulator
 
 from mlssl.callbacks import ViewGridLogger
-from mlssl.data.corel5k import read_corel5k
-from mlssl.data.images import decode_rgb
+from mlssl.data.decoding import decode_rgb
+from mlssl.data.readers.corel5k import read_corel5k
 from mlssl.visualize import draw_view_grid
 
 Make = Callable[..., Any]
@@ -48,6 +48,19 @@ def test_a_picture_shows_the_image_its_blocks_and_its_views(
     image = data.train_records.image(0)
     views = data.views(image, np.random.default_rng([4, 0]))
     expected = draw_view_grid(image, views, data.views.boxes(32, 32), title=data.train_records.path(0).name)
+    np.testing.assert_array_equal(pictures(trainer)["image-0.png"], expected)
+
+
+def test_a_picture_shows_custom_branches_and_local_views(make_model: Make, make_data: Make, make_trainer: Make) -> None:
+    data = make_data(branches="overhead", local_views={"count": 3, "size": 16})
+    trainer = make_trainer(ViewGridLogger(1, seed=4))
+    trainer.fit(make_model(), data)
+    image = data.train_records.image(0)
+    made = data.views.arrays(image, np.random.default_rng([4, 0]))
+    title = data.train_records.path(0).name
+    expected = draw_view_grid(
+        image, made["views"], data.views.boxes(32, 32), title=title, local_views=made["local_views"]
+    )
     np.testing.assert_array_equal(pictures(trainer)["image-0.png"], expected)
 
 

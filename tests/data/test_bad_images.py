@@ -16,8 +16,8 @@ from mlssl.cli import main
 from mlssl.data.bad_images import BadImages, find_bad_images
 from mlssl.data.datamodule import MultiLabelDataModule
 from mlssl.data.datasets import ViewDataset
-from mlssl.data.files import read_folder
-from mlssl.data.images import BadImageError
+from mlssl.data.decoding import BadImageError
+from mlssl.data.readers.folder import read_folder
 from mlssl.data.records import Records
 from mlssl.runs import RUN_FOLDER_VARIABLE
 from mlssl.views.blocks import BlockViews

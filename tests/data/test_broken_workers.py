@@ -16,8 +16,8 @@ import pytest
 from PIL import Image
 
 from mlssl.data.datamodule import MultiLabelDataModule
-from mlssl.data.files import read_folder
-from mlssl.data.images import decode_rgb
+from mlssl.data.decoding import decode_rgb
+from mlssl.data.readers.folder import read_folder
 from mlssl.data.records import Records
 
 IMAGES, BATCH, LONGEST = 12, 2, 60
@@ -80,7 +80,7 @@ KILLED_IN_A_STEP = """
 import multiprocessing, sys, time
 import lightning as L
 from mlssl.data.datamodule import MultiLabelDataModule
-from mlssl.data.files import read_folder
+from mlssl.data.readers.folder import read_folder
 from mlssl.module import MultiLabelSSLModule
 
 class Kill(L.Callback):

@@ -16,8 +16,8 @@ from PIL import Image
 
 from mlssl.callbacks import BackboneExport, OnlineLinearProbe, ViewGridLogger
 from mlssl.data.datamodule import MultiLabelDataModule
-from mlssl.data.files import read_folder
-from mlssl.data.images import decode_rgb
+from mlssl.data.decoding import decode_rgb
+from mlssl.data.readers.folder import read_folder
 from mlssl.data.records import Records
 from mlssl.module import MultiLabelSSLModule
 from mlssl.views.grid import Box

@@ -15,9 +15,9 @@ from PIL import Image
 import mlssl.atomic
 import mlssl.data.packing
 from mlssl.data.packing import pack_shards
+from mlssl.data.readers.shards import read_shards
+from mlssl.data.readers.synthetic import synthetic_scenes
 from mlssl.data.records import Records
-from mlssl.data.shards import read_shards
-from mlssl.data.synthetic import synthetic_scenes
 
 NAMES = ["a/1.jpg", "a/2.jpg", "b/3.jpg", "4.jpg"]
 

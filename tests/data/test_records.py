@@ -13,8 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from mlssl.data.images import decode_rgb
-from mlssl.data.records import Records, check_files
+from mlssl.data.decoding import decode_rgb
+from mlssl.data.records import Records
 
 PATHS = ["a.jpg", "b/c.png", "d.jpg"]
 LABELS = [[1, 0], [0, -1], [0, 0]]
@@ -221,16 +221,3 @@ def test_names_the_file_that_is_missing_or_broken(tmp_path: Path) -> None:
     for name in ("text.jpg", "cut.jpg"):
         with pytest.raises(ValueError, match=rf"cannot decode '.*{name}' as an image .*: replace the file"):
             decode_rgb(tmp_path / name)
-
-
-def test_files_are_looked_for_by_folder(tmp_path: Path) -> None:
-    (tmp_path / "in").mkdir()
-    for name in ("a.jpg", "in/b.jpg"):
-        (tmp_path / name).touch()
-    check_files(tmp_path, ["a.jpg", "in/b.jpg"], Path("list.txt"))
-    with pytest.raises(
-        FileNotFoundError, match=r"3 of 4 images that 'list.txt' names .*first in/a.jpg, no/b.jpg, b.jpg:"
-    ):
-        check_files(tmp_path, ["a.jpg", "in/a.jpg", "no/b.jpg", "b.jpg"], Path("list.txt"))
-    with pytest.raises(FileNotFoundError, match=r"no folder '.*gone': put the images there that 'list.txt' names"):
-        check_files(tmp_path / "gone", ["a.jpg"], Path("list.txt"))

@@ -11,7 +11,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from mlssl.evaluation.features import eval_mode, extract_features, image_features
+from mlssl.evaluation.features import extract_features, image_features
+from mlssl.modes import eval_mode
 
 
 class Network(nn.Module):

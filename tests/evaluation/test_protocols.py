@@ -15,7 +15,7 @@ from PIL import Image
 from sklearn.svm import LinearSVC
 from torch import nn
 
-from mlssl.data.coco import read_coco
+from mlssl.data.readers.coco import read_coco
 from mlssl.data.records import Records
 from mlssl.evaluation.crops import Crops
 from mlssl.evaluation.features import Features, extract_features
@@ -29,15 +29,15 @@ from mlssl.evaluation.protocols import (
     evaluate_svm,
     find_protocol,
 )
-from mlssl.evaluation.sources import FrozenBackbone
+from mlssl.weights.sources import Backbone
 
 
 @pytest.fixture
-def model() -> FrozenBackbone:
+def model() -> Backbone:
     import timm
 
     torch.manual_seed(0)
-    return FrozenBackbone(timm.create_model("test_resnet", num_classes=0), [0.5] * 3, [0.25] * 3)
+    return Backbone(timm.create_model("test_resnet", num_classes=0), [0.5] * 3, [0.25] * 3)
 
 
 def voc_like(folder: Path, count: int, seed: int) -> Records:
@@ -82,7 +82,7 @@ def test_numbers_are_those_of_the_table() -> None:
         find_protocol("coco")
 
 
-def test_layer_starts_and_learns_as_published(model: FrozenBackbone) -> None:
+def test_layer_starts_and_learns_as_published(model: Backbone) -> None:
     module = LinearEvaluation(model, 500, lr=10.0)
     assert module.lr == 2.5
     assert module.classifier.weight.std().item() == pytest.approx(0.01, rel=0.05)
@@ -94,7 +94,7 @@ def test_layer_starts_and_learns_as_published(model: FrozenBackbone) -> None:
     assert {name for name, _ in module.named_parameters()} == {"classifier.weight", "classifier.bias"}
 
 
-def test_a_protocol_runs_from_end_to_end_and_leaves_the_backbone(model: FrozenBackbone, tmp_path: Path) -> None:
+def test_a_protocol_runs_from_end_to_end_and_leaves_the_backbone(model: Backbone, tmp_path: Path) -> None:
     train, test = voc_like(tmp_path / "train", 70, 0), voc_like(tmp_path / "test", 30, 1)
     protocol = replace(PROTOCOLS["voc12-to-voc07"], crop=32, test_resize=36)
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -111,7 +111,7 @@ def test_a_protocol_runs_from_end_to_end_and_leaves_the_backbone(model: FrozenBa
     assert group["lr"] == pytest.approx(0, abs=1e-12)
 
 
-def test_unknown_labels_teach_nothing(model: FrozenBackbone) -> None:
+def test_unknown_labels_teach_nothing(model: Backbone) -> None:
     module = LinearEvaluation(model, 3, lr=1.0)
     module.log = lambda *_, **__: None  # type: ignore[method-assign]
     images = torch.randint(0, 256, (4, 3, 32, 32)).to(torch.uint8)
@@ -124,7 +124,7 @@ def test_unknown_labels_teach_nothing(model: FrozenBackbone) -> None:
     assert (module.classifier.weight.grad[2] == 0).all()  # type: ignore[index]
 
 
-def test_coco_448_runs_on_files_in_cocos_layout(model: FrozenBackbone, coco256: Path) -> None:
+def test_coco_448_runs_on_files_in_cocos_layout(model: Backbone, coco256: Path) -> None:
     protocol = PROTOCOLS["coco-448"]
     train, test = (read_coco(coco256, split).subset(range(8)) for split in (protocol.train_split, protocol.test_split))
     result = evaluate_sgd(protocol, model, CropData(protocol, train, test), quiet_trainer(1))
@@ -176,7 +176,7 @@ def test_svm_chooses_without_the_test_set() -> None:
     assert first.scores["mAP"] > 0.6
 
 
-def test_voc07_svm_runs_from_images(model: FrozenBackbone, tmp_path: Path) -> None:
+def test_voc07_svm_runs_from_images(model: Backbone, tmp_path: Path) -> None:
     protocol = replace(PROTOCOLS["voc07-svm"], crop=32, test_resize=36)
     sets = [
         extract_features(
@@ -194,9 +194,7 @@ def test_voc07_svm_runs_from_images(model: FrozenBackbone, tmp_path: Path) -> No
 # ---------------------------------------------------------------------- what is refused
 
 
-def test_refuses_what_is_no_protocol_run(
-    model: FrozenBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_refuses_what_is_no_protocol_run(model: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train = voc_like(tmp_path / "train", 12, 0)
     protocol = replace(PROTOCOLS["voc12-to-voc07"], crop=32, test_resize=36)
     with pytest.raises(ValueError, match="do not share their classes"):

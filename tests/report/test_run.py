@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shutil
 import time
@@ -14,10 +15,13 @@ from PIL import Image
 from test_export import in_shards
 
 from mlssl.cli import main
-from mlssl.data.synthetic import synthetic_scenes
+from mlssl.data.readers.synthetic import synthetic_scenes
 from mlssl.module import MultiLabelSSLModule
 from mlssl.report.measure import some_images
-from mlssl.report.run import _loaded, _untrained, last_checkpoint, read_config, read_log, write_report
+from mlssl.report.networks import network_at_end, network_at_start
+from mlssl.report.run import write_report
+from mlssl.run_folder import last_checkpoint, read_config, read_log
+from mlssl.weights.checkpoints import load_checkpoint
 
 FIGURES = ["loss", "lr", "speed", "time", "quality", "classes", "cosines", "spectrum", "map"]
 
@@ -65,16 +69,29 @@ def test_a_run_without_labels_has_no_probe_and_says_so(unlabelled_page):
 
 def test_the_network_of_the_start_is_the_one_that_the_run_began_with(fit):
     run = fit("--model.base_lr", "0", "--model.weight_decay", "0")
-    config = read_config(run)
-    start = dict(_untrained(config["model"], config["seed_everything"]).named_parameters())
-    end = MultiLabelSSLModule.load_from_checkpoint(last_checkpoint(run), weights_only=True)
-    assert all(torch.equal(start[name], value) for name, value in end.named_parameters())
-    other = dict(_untrained(config["model"], 1).named_parameters())
-    assert any(not torch.equal(other[name], value) for name, value in end.named_parameters())
+    path = last_checkpoint(run)
+    content, seed = load_checkpoint(path), read_config(run)["seed_everything"]
+    start, end = network_at_start(content, path, seed, {}), network_at_end(content, path)
+    module = MultiLabelSSLModule.load_from_checkpoint(path, weights_only=True)
+    for part in ("backbone", "projector"):
+        trained, begun, other = (
+            dict(getattr(one, part).named_parameters())
+            for one in (end, start, network_at_start(content, path, seed + 1, {}))
+        )
+        assert all(torch.equal(trained[name], value) for name, value in getattr(module, part).named_parameters())
+        assert all(torch.equal(begun[name], value) for name, value in trained.items())
+        assert any(not torch.equal(other[name], value) for name, value in trained.items())
+
+
+def test_a_new_network_moves_no_random_state(drawn_run):
+    path = last_checkpoint(drawn_run)
+    before = torch.random.get_rng_state()
+    network_at_start(load_checkpoint(path), path, 3)
+    assert torch.equal(before, torch.random.get_rng_state())
 
 
 def test_the_log_is_read_by_name(drawn_run):
-    log = read_log(drawn_run / "metrics.csv")
+    log = read_log(drawn_run)
     assert log["train/loss"].steps == sorted(log["train/loss"].steps)
     assert len(log["train/loss"].values) == 6
     assert len(log["train/lr"].values) == 6
@@ -113,7 +130,7 @@ def test_a_checkpoint_that_is_cut_off_is_refused(drawn_run, tmp_path):
     for name in ("config.yaml", "metrics.csv"):
         (folder / name).write_bytes((drawn_run / name).read_bytes())
     (folder / "checkpoints" / "last.ckpt").write_bytes((drawn_run / "checkpoints" / "last.ckpt").read_bytes()[:1000])
-    with pytest.raises(ValueError, match="does not load as a checkpoint"):
+    with pytest.raises(ValueError, match="is not a checkpoint or is damaged"):
         write_report(folder)
 
 
@@ -121,9 +138,81 @@ def test_a_run_whose_checkpoint_is_in_shards_has_its_page(drawn_run, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(drawn_run, folder, ignore=shutil.ignore_patterns("*.ckpt"))
     whole = last_checkpoint(drawn_run)
-    state = _loaded(in_shards(whole, folder / "checkpoints" / "last.ckpt")).state_dict()
-    assert all(torch.equal(state[name], value) for name, value in _loaded(whole).state_dict().items())
+    shards = in_shards(whole, folder / "checkpoints" / "last.ckpt")
+    state = network_at_end(load_checkpoint(shards), shards).state_dict()
+    expected = network_at_end(load_checkpoint(whole), whole).state_dict()
+    assert all(torch.equal(state[name], value) for name, value in expected.items())
     assert write_report(folder, max_images=20, num_workers=0).is_file()
+
+
+def copied(run, folder, checkpoint=None, **changes):
+    """A run with other settings, and with another checkpoint where one is given."""
+    shutil.copytree(run, folder, ignore=shutil.ignore_patterns("report.html"))
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    for name, value in changes.items():
+        config[name] = {**config[name], **value} if isinstance(value, dict) else value
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    if checkpoint is not None:
+        torch.save(checkpoint, last_checkpoint(folder))
+    return folder
+
+
+@pytest.fixture
+def nothing_is_imported(monkeypatch):
+    """Importing a module of the user's ends the test."""
+    find = importlib.util.find_spec
+
+    def watched(name, *args, **kwargs):
+        assert "elsewhere" not in name
+        return find(name, *args, **kwargs)
+
+    monkeypatch.setattr(importlib.util, "find_spec", watched)
+    monkeypatch.setattr(importlib, "import_module", lambda name, *args: pytest.fail(f"{name} is imported"))
+
+
+def test_a_custom_class_is_named_and_its_backbone_looked_at(drawn_run, tmp_path, nothing_is_imported):
+    run = copied(drawn_run, tmp_path / "run", model_class="elsewhere.own.<Module>", model={"unknown": "argument"})
+    text = write_report(run, max_images=20, num_workers=0).read_text()
+    assert "elsewhere.own.&lt;Module&gt;" in text
+    assert "a new network of this architecture, built under the run" in text
+    assert all(f'id="{name}"' in text for name in [*FIGURES, "neighbors"])
+
+
+def test_views_of_a_custom_branch_are_replaced_by_the_librarys(drawn_run, tmp_path, nothing_is_imported):
+    branches = [{"class_path": "elsewhere.own.Branch"}, "elsewhere/pipeline.yaml"]
+    run = copied(drawn_run, tmp_path / "run", data={"branches": branches, "regions": "elsewhere.own.regions"})
+    text = write_report(run, max_images=20, num_workers=0).read_text()
+    assert "branches and regions are custom, which the report does not import" in text
+    assert "elsewhere.own.Branch" in text
+    assert 'id="cosines"' in text
+
+
+def test_the_images_of_a_custom_datamodule_are_not_looked_at(drawn_run, tmp_path, nothing_is_imported):
+    run = copied(drawn_run, tmp_path / "run", data_class="elsewhere.own.Data")
+    text = write_report(run, num_workers=0).read_text()
+    assert "The images come from elsewhere.own.Data, which the report does not import" in text
+    assert all(f'id="{name}"' in text for name in ("loss", "lr", "quality"))
+    assert 'id="cosines"' not in text
+
+
+def test_a_checkpoint_that_names_no_backbone_leaves_the_log(drawn_run, tmp_path):
+    checkpoint = load_checkpoint(last_checkpoint(drawn_run))
+    checkpoint["hyper_parameters"]["backbone"] = None
+    checkpoint.pop("backbone", None)
+    run = copied(drawn_run, tmp_path / "run", checkpoint)
+    text = write_report(run, num_workers=0).read_text()
+    assert "does not name its backbone" in text
+    assert 'id="loss"' in text
+    assert 'id="cosines"' not in text
+
+
+def test_without_the_librarys_projector_views_are_compared_by_features(drawn_run, tmp_path):
+    checkpoint = load_checkpoint(last_checkpoint(drawn_run))
+    state = checkpoint["state_dict"]
+    checkpoint["state_dict"] = {name.replace("projector.6", "projector.9"): value for name, value in state.items()}
+    run = copied(drawn_run, tmp_path / "run", checkpoint)
+    text = write_report(run, max_images=20, num_workers=0).read_text()
+    assert "views are compared by features of the backbone" in text
 
 
 def test_too_few_images_are_refused(drawn_run):

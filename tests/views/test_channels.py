@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import random
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mlssl.views.blocks import BlockViews
-from mlssl.views.photometric import Recipe, branch_recipe
+from mlssl.views.recipe import Recipe
 
 OFF = Recipe(
     blur_probability=0.0,
@@ -24,11 +24,11 @@ OFF = Recipe(
 )
 
 
-def build(channels: int, size: int = 32, seed: int = 0, **changes: Any) -> Any:
-    """A pipeline in which only the given operations act."""
-    pipeline = branch_recipe(0, size, [replace(OFF, **changes)], channels)
-    pipeline.set_random_state(np.random.default_rng(seed), random.Random(seed))
-    return pipeline
+def build(channels: int, size: int = 32, seed: int = 0, **changes: Any) -> Callable[[np.ndarray], np.ndarray]:
+    """A function from an image (H, W, C) to a view (S, S, C) to which only the given operations are applied."""
+    views = BlockViews(size, rows=1, cols=1, branches=[replace(OFF, **changes)], channels=channels)
+    generator = np.random.default_rng(seed)
+    return lambda image: views.arrays(image, generator)["views"][0, 0].transpose(1, 2, 0)
 
 
 def noise(channels: int, height: int = 32, width: int = 32) -> np.ndarray:
@@ -60,8 +60,8 @@ def test_views_have_the_channels_of_the_image(channels: int) -> None:
 @pytest.mark.parametrize("side", [32, 100])
 def test_a_step_does_the_same_to_every_channel(channels: int, changes: dict[str, Any], side: int) -> None:
     layer = noise(1, side, side)
-    one = build(1, **changes)(image=layer)["image"]
-    many = build(channels, **changes)(image=np.repeat(layer, channels, axis=2))["image"]
+    one = build(1, **changes)(layer)
+    many = build(channels, **changes)(np.repeat(layer, channels, axis=2))
     assert not np.array_equal(one, layer)
     assert np.array_equal(many, np.repeat(one, channels, axis=2))
 
@@ -71,14 +71,14 @@ def test_shapes_and_places_are_those_of_an_rgb_image() -> None:
     geometry = {"crop_area": (0.2, 0.6), "flip_probability": 0.5}
     gray, colour = (build(channels, **geometry) for channels in (1, 3))
     for _ in range(5):
-        one, three = gray(image=layer)["image"], colour(image=np.repeat(layer, 3, axis=2))["image"]
+        one, three = gray(layer), colour(np.repeat(layer, 3, axis=2))
         assert np.array_equal(np.repeat(one, 3, axis=2), three)
 
 
 def test_gray_saturation_and_hue_are_left_out_where_there_are_no_colours() -> None:
     image = noise(4)
     unchanged = {"jitter_probability": 1.0, "brightness": 0.0, "contrast": 0.0, "gray_probability": 1.0}
-    assert np.array_equal(build(4, **unchanged)(image=image)["image"], image)
+    assert np.array_equal(build(4, **unchanged)(image), image)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_brightness_and_contrast_have_the_recipes_range(changes: dict[str, float
     pipeline = build(5, jitter_probability=1.0, **changes)
     ratios = []
     for _ in range(300):
-        after = pipeline(image=image)["image"].astype(float)
+        after = pipeline(image).astype(float)
         about = image.mean((0, 1)) if changes["contrast"] else 0.0
         mean_stays = np.allclose(after.mean((0, 1)), image.mean((0, 1)), atol=0.6)
         assert mean_stays or changes["brightness"]

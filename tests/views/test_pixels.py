@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
-from itertools import permutations
+from itertools import permutations, product
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ from torchvision.transforms import functional as F
 from mlssl.views.blocks import BlockViews
 from mlssl.views.draws import NUM_UNIFORMS, Operations, draw_operations
 from mlssl.views.grid import block_grid
-from mlssl.views.photometric import BRANCH_RECIPES, branch_recipe
 from mlssl.views.pixels import Renderer
+from mlssl.views.recipe import PRESETS
 
 S = 64
 WHOLE = {"top": 0, "left": 0, "height": S, "width": S}
@@ -124,6 +124,50 @@ def test_solarize_is_pillows(threshold: int, gray: bool) -> None:
     np.testing.assert_array_equal(rendered(scene(), gray=gray, solarize_from=threshold), theirs)
 
 
+@pytest.mark.parametrize("gray", [False, True])
+def test_flips_and_turns_are_numpys(gray: bool) -> None:
+    plain = rendered(scene(), gray=gray, blur_sigma=1.0)
+    for flip, vertical_flip, turns in product((False, True), (False, True), range(4)):
+        moved = rendered(scene(), gray=gray, blur_sigma=1.0, flip=flip, vertical_flip=vertical_flip, turns=turns)
+        expected = plain[:, ::-1] if flip else plain
+        expected = expected[::-1] if vertical_flip else expected
+        np.testing.assert_array_equal(moved, np.rot90(expected, -turns))
+
+
+@pytest.mark.parametrize("channels", [1, 3, 5])
+def test_noise_is_gaussian_independent_and_of_its_seed(channels: int) -> None:
+    flat = np.full((S, S, channels), 128, np.uint8)
+    noise = rendered(flat, noise_std=0.08, noise_seed=1) - 128
+    assert noise.std() == pytest.approx(0.08 * 255, rel=0.05)
+    assert abs(noise.mean()) < 5 * 0.08 * 255 / noise.size**0.5
+    assert np.mean(np.abs(noise) < 0.08 * 255) == pytest.approx(0.683, abs=0.04)
+    pairs = [(noise[1:], noise[:-1]), (noise[:, 1:], noise[:, :-1]), (noise[..., 1:], noise[..., :-1])]
+    for one, other in pairs[: 2 + (channels > 1)]:
+        assert abs(np.corrcoef(one.ravel(), other.ravel())[0, 1]) < 5 / one.size**0.5
+    np.testing.assert_array_equal(noise, rendered(flat, noise_std=0.08, noise_seed=1) - 128)
+    assert not np.array_equal(noise, rendered(flat, noise_std=0.08, noise_seed=2) - 128)
+
+
+def test_noise_stops_at_black_and_white() -> None:
+    for value in (0, 255):
+        noisy = rendered(np.full((S, S, 3), value, np.uint8), noise_std=0.5)
+        assert 0.4 < np.mean(noisy == value) < 0.6
+
+
+@pytest.mark.parametrize("gray", [False, True])
+def test_erasing_fills_its_rectangle_with_uniform_values_and_leaves_the_rest(gray: bool) -> None:
+    box = (10, 20, 30, 25)
+    plain, erased = rendered(scene(), gray=gray), rendered(scene(), gray=gray, erased=box, erase_seed=3)
+    inside = np.zeros((S, S), bool)
+    inside[10:40, 20:45] = True
+    np.testing.assert_array_equal(erased[~inside], plain[~inside])
+    values = erased[inside][:, 0]
+    assert values.mean() == pytest.approx(127.5, abs=5 * 74 / len(values) ** 0.5)
+    assert values.std() == pytest.approx(256 / 12**0.5, rel=0.1)
+    np.testing.assert_array_equal(erased, rendered(scene(), gray=gray, erased=box, erase_seed=3))
+    assert not np.array_equal(erased, rendered(scene(), gray=gray, erased=box, erase_seed=4))
+
+
 def test_flip_is_torchvisions_and_comes_last() -> None:
     operations: dict[str, Any] = {"gray": True, "blur_sigma": 1.0, "solarize_from": 128}
     np.testing.assert_array_equal(rendered(scene(), **operations, flip=True), rendered(scene(), **operations)[:, ::-1])
@@ -143,11 +187,11 @@ def test_crop_is_resized_as_pillow_does(box: tuple[int, int, int, int]) -> None:
 def test_views_are_no_sharper_than_those_of_pillow_and_torchvision() -> None:
     """Of a photograph's fine texture, which interpolation without an average would leave in."""
     image = np.random.default_rng(0).integers(0, 256, (120, 96, 3), dtype=np.uint8)
-    crop = T.RandomResizedCrop(S, BRANCH_RECIPES[0].crop_area, BRANCH_RECIPES[0].crop_aspect)
+    crop = T.RandomResizedCrop(S, PRESETS["paper"][0].crop_area, PRESETS["paper"][0].crop_aspect)
     torch.manual_seed(0)
     theirs = [np.asarray(crop(Image.fromarray(image))) for _ in range(200)]
     uniforms = np.random.default_rng(0).random((200, NUM_UNIFORMS))
-    drawn = [draw_operations(BRANCH_RECIPES[0], 120, 96, S, row) for row in uniforms]
+    drawn = [draw_operations(PRESETS["paper"][0], 120, 96, S, row) for row in uniforms]
     ours = [rendered(image, **dict(zip(WHOLE, operations[:4], strict=True))) for operations in drawn]
     means = [np.mean([np.abs(np.diff(view.astype(int), axis=1)).mean() for view in views]) for views in (ours, theirs)]
     assert means[0] == pytest.approx(means[1], rel=0.05)
@@ -210,19 +254,22 @@ def test_views_look_like_those_of_other_libraries(branch: int, other: str, monke
     cut = image[: block.height, : block.width]
     single = BlockViews(S, rows=1, cols=1)
     ours = [single(cut, np.random.default_rng(seed))[branch, 0].permute(1, 2, 0).numpy() for seed in range(num)]
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "examples" / "benchmarks"))
     if other == "albumentations":
-        pipeline = branch_recipe(branch, S)
+        monkeypatch.setenv("NO_ALBUMENTATIONS_UPDATE", "1")
+        import albumentations_way
+
+        sys.modules.pop("albumentations_way")
+        pipeline = albumentations_way.pipeline(PRESETS["paper"][branch], S)
         pipeline.set_random_state(np.random.default_rng(1), random.Random(1))
         theirs = [pipeline(image=cut)["image"] for _ in range(num)]
     else:
-        benchmarks = Path(__file__).parents[2] / "examples" / "benchmarks"
-        monkeypatch.syspath_prepend(str(benchmarks))
         import authors_way
 
         sys.modules.pop("authors_way")
         torch.manual_seed(1)
         random.seed(1)
-        whole = authors_way.pil_pipeline(authors_way.BRANCH_RECIPES[branch], S)
+        whole = authors_way.pil_pipeline(PRESETS["paper"][branch], S)
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (authors_way.MEAN, authors_way.STD))
         views = [(whole(Image.fromarray(cut)) * std + mean) * 255 for _ in range(num)]
         theirs = [view.permute(1, 2, 0).numpy() for view in views]

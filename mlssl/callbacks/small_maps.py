@@ -1,0 +1,177 @@
+"""Convolutions onto maps of a few pixels, as matrix products, which a processor is several times faster at.
+
+The last stage of a ResNet makes maps of 2 × 2 of a view of 64 × 64. A convolution with a kernel of 3 × 3 and padding
+computes nine products for each of these pixels, five of them with padding.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+MOST_PIXELS = {torch.bfloat16: 9, torch.float32: 4, torch.float64: 4}
+"""Pixels of a map up to which products are faster, as measured (docs/performance.md)."""
+
+
+class SmallMaps(L.Callback):
+    """Compute the backbone's convolutions onto small maps as matrix products while it trains on a processor.
+
+    `mlssl fit` adds it where a run has no accelerator. Values and gradients are those of the convolution but for
+    rounding. On other devices, in evaluation and where the backbone is compiled nothing changes.
+    """
+
+    def __init__(self) -> None:
+        self._handles: list[Any] = []
+        self._entered: list[SmallMapProducts] = []
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Watch the backbone's forward pass."""
+        backbone = getattr(pl_module, "backbone", None)
+        if isinstance(backbone, nn.Module) and pl_module.device.type == "cpu" and not getattr(pl_module, "compiles", 0):
+            self._handles = [
+                backbone.register_forward_pre_hook(self._enter),
+                backbone.register_forward_hook(self._leave, always_call=True),
+            ]
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Leave the backbone as it was."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def _enter(self, backbone: nn.Module, _inputs: Any) -> None:
+        if backbone.training:
+            self._entered.append(SmallMapProducts())
+            self._entered[-1].__enter__()  # type: ignore[no-untyped-call]
+
+    def _leave(self, _backbone: nn.Module, _inputs: Any, _output: Any) -> None:
+        if self._entered:
+            self._entered.pop().__exit__(None, None, None)  # type: ignore[no-untyped-call]
+
+
+class SmallMapProducts(TorchFunctionMode):
+    """Within this context convolutions on the processor are matrix products where these are faster.
+
+    Only channels-last weights are looked at, as they need no copies in another order.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is torch.conv2d and not torch.compiler.is_compiling():
+            return _conv2d(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _conv2d(
+    input: Tensor,  # torch's own name, by which it may be given
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | tuple[int, int] = 1,
+    padding: str | int | tuple[int, int] = 0,
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
+) -> Tensor:
+    casts = torch.is_autocast_enabled("cpu") and input.dtype != torch.float64
+    dtype = torch.get_autocast_dtype("cpu") if casts else input.dtype
+    fits = (
+        input.device.type == "cpu"
+        and input.dim() == 4
+        and input.shape[1] == weight.shape[1]
+        and (casts or weight.dtype == dtype)
+    )
+    plan = None
+    if fits and input.device.type == "cpu" and dtype in MOST_PIXELS and groups == 1 and _pair(dilation) == (1, 1):
+        plan = _plan(input.shape, weight, stride, padding, MOST_PIXELS[dtype])
+    if plan is None:
+        return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
+    out: Tensor = _ByPixels.apply(input.to(dtype), weight, plan)
+    return out if bias is None else out + bias.to(dtype).view(-1, 1, 1)
+
+
+class _Window(NamedTuple):
+    """Of an index along one side of a map: the slice of the input it sees, and the slice of the kernel that sees it."""
+
+    pixel: int
+    seen: slice
+    kernel: slice
+
+
+def _plan(
+    shape: torch.Size,
+    weight: Tensor,
+    stride: int | tuple[int, int],
+    padding: str | int | tuple[int, int],
+    most_pixels: int,
+) -> tuple[list[_Window], list[_Window]] | None:
+    """The windows of all rows and of all columns, or None where a convolution is as fast or knows more than this."""
+    sides = weight.shape[2:]
+    if isinstance(padding, str) or sides == (1, 1) or not weight.is_contiguous(memory_format=torch.channels_last):
+        return None
+    steps, pads = _pair(stride), _pair(padding)
+    counts = [(shape[2 + i] + 2 * pads[i] - sides[i]) // steps[i] + 1 for i in (0, 1)]
+    if min(counts) < 1 or counts[0] * counts[1] > most_pixels or any(pads[i] >= sides[i] for i in (0, 1)):
+        return None
+    rows, columns = (
+        [_window(index, shape[2 + i], sides[i], steps[i], pads[i]) for index in range(counts[i])] for i in (0, 1)
+    )
+    return rows, columns
+
+
+def _window(index: int, size: int, side: int, step: int, pad: int) -> _Window:
+    start = index * step - pad
+    first, end = max(start, 0), min(start + side, size)
+    return _Window(index, slice(first, end), slice(first - start, end - start))
+
+
+class _ByPixels(torch.autograd.Function):
+    """The convolution of a plan: each pixel is a product of what it sees with the part of the kernel that sees it."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, weight: Tensor, plan: tuple[list[_Window], list[_Window]]) -> Tensor:
+        x, kernels = _channels_last(images, weight)
+        out = x.new_empty(len(x), *map(len, plan), len(kernels))
+        for row, column in product(*plan):
+            seen = x[:, row.seen, column.seen].flatten(1)
+            out[:, row.pixel, column.pixel] = seen @ kernels[:, row.kernel, column.kernel].flatten(1).T
+        ctx.save_for_backward(images, weight)
+        ctx.plan = plan
+        return out.permute(0, 3, 1, 2)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        images, weight = ctx.saved_tensors
+        of_images, of_weight = ctx.needs_input_grad[:2]
+        x, kernels = _channels_last(images, weight)
+        gradient = gradient.permute(0, 2, 3, 1)
+        sums = torch.promote_types(x.dtype, torch.float32)
+        dx = torch.zeros_like(x, dtype=sums) if of_images else None
+        dk = torch.zeros_like(kernels, dtype=sums) if of_weight else None
+        for row, column in product(*ctx.plan):
+            here = gradient[:, row.pixel, column.pixel]
+            seen, kernel = x[:, row.seen, column.seen], kernels[:, row.kernel, column.kernel]
+            if dx is not None:
+                dx[:, row.seen, column.seen] += (here @ kernel.flatten(1)).view(seen.shape)
+            if dk is not None:
+                dk[:, row.kernel, column.kernel] += (here.T @ seen.flatten(1)).view(kernel.shape)
+        return (
+            None if dx is None else dx.to(images.dtype).permute(0, 3, 1, 2),
+            None if dk is None else dk.to(weight.dtype).permute(0, 3, 1, 2),
+            None,
+        )
+
+
+def _channels_last(images: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    return images.permute(0, 2, 3, 1), weight.to(images.dtype).permute(0, 2, 3, 1)
+
+
+def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (value[0], value[-1])

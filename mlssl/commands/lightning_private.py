@@ -1,0 +1,38 @@
+"""What the commands need of LightningCLI and has no public name there: this file alone uses its private ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jsonargparse import Namespace
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+
+class OpenCLI(LightningCLI):
+    """LightningCLI with public names for its parsers and settings, and for how it reads a checkpoint."""
+
+    @property
+    def command_parsers(self) -> dict[str, LightningArgumentParser]:
+        """The parser of each command."""
+        return self._subcommand_parsers
+
+    @property
+    def command_parser(self) -> LightningArgumentParser:
+        """That of the command which was given."""
+        return self._parser(self.config.subcommand)
+
+    @property
+    def settings(self) -> Namespace:
+        """Of the command, as they were parsed; what is changed here is what is built and saved."""
+        return self.config[self.config.subcommand]
+
+    def built(self, name: str, default: Any = None) -> Any:
+        """A setting of the command after its classes were built."""
+        return self._get(self.config_init, name, default)
+
+    def read_checkpoint(self) -> None:
+        """Take what the settings need from ``settings.ckpt_path``; called once they are parsed."""
+
+    def _parse_ckpt_path(self) -> None:
+        # Lightning's own imports what a checkpoint names, and prefers its values to those that were given.
+        self.read_checkpoint()

@@ -1,0 +1,137 @@
+"""What the words after `mlssl fit` and its like say before there is a parser: classes, configs, recipe, resumed run."""
+
+from __future__ import annotations
+
+import json
+from argparse import ArgumentError, ArgumentParser
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import yaml
+from lightning import LightningDataModule, LightningModule
+
+from mlssl.commands.custom_code import import_path, imported
+from mlssl.data.datamodule import MultiLabelDataModule
+from mlssl.module import MultiLabelSSLModule
+from mlssl.recipes import recipe
+from mlssl.run_folder import resumable_run
+
+_VALUES = {
+    "--resume": "the folder of a run, --resume runs/NAME-<time>",
+    "--config": "a YAML file, --config run.yaml",
+    "--recipe": "a recipe, --recipe paper, or a YAML file",
+    "--model": "a class, --model my_package.MyModule",
+    "--data": "a class, --data my_package.MyData",
+}
+
+
+_Configs: TypeAlias = list[tuple[str, dict[str, Any]]]
+"""Path and content of each config file."""
+
+
+class RunWords(NamedTuple):
+    """How a run is to be made."""
+
+    words: list[str]
+    """For LightningCLI: of a recipe, of configs, and then the others, so that the later ones win."""
+    model: type[LightningModule]
+    data: type[LightningDataModule]
+    callbacks: list[dict[str, Any]]
+    """Of the recipe."""
+    folder: Path | None
+    """Of the run that goes on; None for a new one."""
+    checkpoint: Path | None
+    """Likewise, its last one."""
+
+
+def read_words(
+    words: list[str],
+    model: type[LightningModule] | None = None,
+    data: type[LightningDataModule] | None = None,
+) -> RunWords:
+    """Read what is needed to build a parser, and complete the words by it.
+
+    Args:
+        words: Those after `mlssl`, the first being the command.
+        model: Class that the command is for; None: what words or config name.
+        data: Likewise.
+
+    Raises:
+        ValueError: On words that do not go together, and classes that cannot be imported or differ.
+        FileNotFoundError: If the run to resume, or the file of a recipe, does not exist.
+    """
+    command, *others = ["--data.check_images=true" if word == "--check-images" else word for word in words]
+    parser = ArgumentParser(exit_on_error=False, add_help=False, allow_abbrev=False)
+    for option in _VALUES:
+        if option != "--config":
+            parser.add_argument(option)
+    parser.add_argument("-c", "--config", action="append", default=[])
+    try:
+        given, others = parser.parse_known_args(others)
+    except ArgumentError as error:
+        option = str(error.argument_name).rpartition("/")[2]
+        raise ValueError(f"{option} was given alone: pass {_VALUES[option]}.") from None
+    configs, folder, checkpoint = list(given.config), None, None
+    if given.resume is not None:
+        _check_resume(command, given.recipe, others)
+        folder = Path(given.resume)
+        config, checkpoint = resumable_run(folder)
+        configs.insert(0, str(config))
+    tops = [(path, _top_level(path)) for path in configs]
+    name = given.recipe or next((top["recipe"] for _, top in reversed(tops) if top.get("recipe")), None)
+    # A run that goes on has the settings of its recipe in its own config.
+    settings = recipe(str(name)) if name is not None and folder is None else {}
+    callbacks = settings.pop("callbacks", [])
+    classes = {
+        "model": _chosen("model", MultiLabelSSLModule, model, given.model, tops),
+        "data": _chosen("data", MultiLabelDataModule, data, given.data, tops),
+    }
+    completed = [command]
+    for config in [*([json.dumps(settings)] if settings else []), *configs]:
+        completed += ["--config", config]
+    completed += others
+    completed += [] if name is None else ["--recipe", str(name)]
+    for part, kind in classes.items():
+        completed += [f"--{part}_class", import_path(kind)]
+    return RunWords(completed, classes["model"], classes["data"], callbacks, folder, checkpoint)
+
+
+def _check_resume(command: str, recipe_name: str | None, others: list[str]) -> None:
+    if command != "fit":
+        raise ValueError(f"--resume is for fit, and {command} was asked for: pass --ckpt_path CHECKPOINT.")
+    if any(word.partition("=")[0] == "--start_from" for word in others):
+        raise ValueError("--start_from begins a new run, and --resume goes on with one: give one of them.")
+    if recipe_name is not None:
+        raise ValueError("--recipe is for a new run, and --resume goes on with the settings of its own: leave one out.")
+
+
+def _top_level(config: str) -> dict[str, Any]:
+    """Of a config file; nothing of one that the parser will refuse."""
+    try:
+        content = yaml.safe_load(Path(config).read_text())
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _chosen(part: str, default: type, own: type | None, named: str | None, tops: _Configs) -> Any:
+    """The class that the command is for, that an option names, or that a config names: those must be one class."""
+    base = LightningModule if part == "model" else LightningDataModule
+    wanted: list[tuple[str, str, type]] = []
+    if own is not None:
+        wanted.append(("this command", import_path(own), own))
+    paths = [(f"--{part}", named), *((path, top.get(f"{part}_class")) for path, top in reversed(tops))]
+    for where, path in paths:
+        if path is None or any(path == other for _, other, _ in wanted):
+            continue
+        found = imported(str(path), where)
+        if not (isinstance(found, type) and issubclass(found, base)):
+            raise ValueError(f"{where} names {path}, which is no {base.__name__}: pass a class that is one.")
+        wanted.append((where, import_path(found), found))
+    for where, path, found in wanted[1:]:
+        first, first_path, first_class = wanted[0]
+        if found is not first_class and path != first_path:
+            raise ValueError(
+                f"{first} is for the class {first_path}, and {where} for {path}: give one of them, or start a new run."
+            )
+    return wanted[0][2] if wanted else default

@@ -1,0 +1,79 @@
+"""What `mlssl fit --help` and its like print, as text: LightningCLI takes seconds, and lists hundreds of arguments."""
+
+from __future__ import annotations
+
+_MORE = """
+  --trainer.devices N      and every other argument of lightning.Trainer
+  --config FILE            YAML with any of these, as --print_config prints them
+  --model PATH             class to build, such as my_package.MyModule; its
+                           arguments are --model.NAME. --data PATH likewise
+  --print_config           print the settings and stop
+  --help_all               every argument of trainer, model and data"""
+
+_OF_A_CHECKPOINT = (
+    """
+  --ckpt_path FILE         checkpoint of mlssl fit
+  --data.dataset NAME      synthetic (default), coco, voc, corel5k, manifest,
+                           folder, shards
+  --data.root FOLDER       its images
+  --data.eval_size N       side that whole images are resized to"""
+    + _MORE
+)
+
+TRAINER_HELP = {
+    "fit": """usage: mlssl fit [OPTIONS]
+
+Pre-train a backbone. Everything is written to a new folder, RUNS/NAME-<time>.
+
+  --data.dataset NAME      synthetic (default), coco, voc, corel5k, manifest,
+                           folder, shards
+  --data.root FOLDER       its images
+  --data.batch_size N      images per step on one device (default: 64)
+  --data.size N            side of a view in pixels (default: 224)
+  --data.rows N            rows of the grid of blocks (default: 2)
+  --data.cols N            its columns (default: 2)
+  --data.overlap SHARE     of the image's side, 0 to 0.5 (default: 0.2)
+  --data.branches NAME     augmentation: paper, soft, gray, overhead, or YAML
+  --model.backbone NAME    of timm, or torchvision/NAME (default: resnet50)
+  --model.base_lr RATE     for 256 views per step (default: 0.05)
+  --trainer.max_epochs N   passes over the images
+  --trainer.logger CLASS   WandbLogger, TensorBoardLogger, ...; metrics.csv is
+                           written in any case
+  --recipe NAME            settings of a recipe: paper, or a YAML file; --config
+                           goes before it, and the other options before both
+  --name NAME              of the run's folder
+  --runs FOLDER            in which it is made
+  --resume RUN             go on where a run stopped, in its folder, with the
+                           classes and functions that its config.yaml names:
+                           they are imported, so resume only runs you trust
+  --start_from CHECKPOINT  begin a new run with the weights of another one"""
+    + _MORE
+    + """
+
+Example: mlssl fit --data.dataset folder --data.root photos/ --recipe paper""",
+    "validate": """usage: mlssl validate --ckpt_path FILE [OPTIONS]
+
+Score the online probe of a checkpoint on the val set.
+"""
+    + _OF_A_CHECKPOINT
+    + """
+
+Example: mlssl validate --ckpt_path last.ckpt --config run.yaml""",
+    "test": """usage: mlssl test --ckpt_path FILE [OPTIONS]
+
+Score the online probe of a checkpoint on the test set.
+"""
+    + _OF_A_CHECKPOINT
+    + """
+
+Example: mlssl test --ckpt_path last.ckpt --config run.yaml""",
+    "predict": """usage: mlssl predict --ckpt_path FILE [OPTIONS]
+
+Write the features of every image to features.safetensors in the run's folder.
+"""
+    + _OF_A_CHECKPOINT
+    + """
+
+Example: mlssl predict --ckpt_path last.ckpt --config run.yaml""",
+}
+"""By command, the arguments that most runs need."""

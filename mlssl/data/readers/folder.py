@@ -1,0 +1,78 @@
+"""A folder of images without labels, however deep."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Collection
+from pathlib import Path
+
+from mlssl.data.decoding import decode_rgb
+from mlssl.data.records import Decode, Records
+
+IMAGE_EXTENSIONS = (".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+
+def read_folder(
+    root: str | os.PathLike[str],
+    extensions: Collection[str] = IMAGE_EXTENSIONS,
+    *,
+    decode: Decode = decode_rgb,
+    channels: int = 3,
+) -> Records:
+    """Find all images below a folder, by the ends of their names.
+
+    Args:
+        root: The folder. Files and folders whose names begin with a dot are passed over; links to folders are
+            followed, but no folder is entered twice.
+        extensions: Ends of names to look for, upper or lower case, with or without the dot.
+        decode: From a path to pixels uint8 (H, W, C), as for `Records`.
+        channels: C that `decode` gives.
+
+    Returns:
+        Unlabelled records in the order of their paths; ids 0 … n − 1 in that order.
+
+    Raises:
+        FileNotFoundError: There is no such folder, or it holds no such image.
+        NotADirectoryError: `root` is a file.
+        TypeError: `extensions` is one string.
+    """
+    if isinstance(extensions, str):
+        raise TypeError(f"extensions={extensions!r} is one string: pass a list, ({extensions!r},)")
+    folder = Path(root)
+    if folder.is_file():
+        raise NotADirectoryError(f"{str(folder)!r} is a file: pass the folder that holds the images")
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no folder {str(folder)!r}: pass a folder of images")
+    wanted = tuple("." + extension.lower().lstrip(".") for extension in extensions)
+    files = _files_below(folder)
+    images = sorted(file for file in files if file.lower().endswith(wanted))
+    if not images:
+        raise FileNotFoundError(
+            f"no image below {str(folder)!r}, which holds {len(files)} other files: looked for {', '.join(wanted)}; "
+            "pass another folder or other extensions"
+        )
+    return Records(images, root=folder, decode=decode, channels=channels)
+
+
+def _files_below(folder: Path) -> list[str]:
+    """Paths of all files relative to the folder, with '/' between their parts."""
+    files = []
+    to_visit = deque([""])
+    visited = set()
+    while to_visit:
+        below = to_visit.popleft()
+        place = os.path.realpath(folder / below)
+        if place in visited:
+            continue
+        visited.add(place)
+        with os.scandir(folder / below) as entries:
+            inside = sorted(
+                (entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name
+            )
+        files += [below + entry.name for entry in inside if entry.is_file()]
+        below_it = [(entry, f"{below}{entry.name}/") for entry in inside if entry.is_dir()]
+        # Links last of all, so that a folder that is also linked to goes by its own name.
+        to_visit.extendleft(path for entry, path in below_it if not entry.is_symlink())
+        to_visit.extend(path for entry, path in below_it if entry.is_symlink())
+    return files

@@ -1,0 +1,177 @@
+"""Records of a data set that lives in Python: any torch Dataset, or one of Hugging Face's `datasets`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from mlssl.data.decoding import BadImageError, ImageArray, rgb_pixels
+from mlssl.data.records import Records
+
+Key = int | str
+
+
+def read_dataset(
+    dataset: Any,
+    classes: Sequence[str] | None = None,
+    *,
+    image: Key | None = None,
+    target: Key | None = None,
+    targets: Sequence[Any] | None = None,
+    target_kind: Literal["class_ids", "multi_hot"] = "class_ids",
+    channels: int = 3,
+) -> Records:
+    """Wrap a data set whose items are (image, target) or dictionaries, so that `MultiLabelDataModule` takes it.
+
+    Images stay where they are: `dataset[index]` is called when one is needed. Targets are read once, here: a column
+    alone where the data set has columns, as those of Hugging Face do; else every item is read, under a progress bar,
+    which `targets` saves.
+
+    Args:
+        dataset: It has a length and gives item i under `dataset[i]`, the same one every time, and it can be pickled.
+        classes: The L names, in the order of the ids. None: those that a Hugging Face data set names itself; for
+            "multi_hot" "0", "1", …
+        image: Key of the image in an item: 0 of a pair and "image" of a dictionary by default. An image is one of
+            Pillow's, uint8 (H, W) or (H, W, C) of numpy, or a tensor (C, H, W) of uint8 or of floats in 0–1.
+        target: Key of the target in an item: 1 of a pair by default, in a dictionary none, which is unlabelled.
+        targets: The n targets themselves, instead of `target`.
+        target_kind: Of "class_ids" a target is a list of ids in 0 … L − 1, or one id; of "multi_hot" it has L numbers,
+            1 present, 0 absent, −1 unknown. Lists do not tell which they are, so nothing is guessed.
+        channels: C of the images.
+
+    Returns:
+        Items in the order of the data set; ids 0 … n − 1, and paths that are the same numbers.
+
+    Raises:
+        ValueError: An empty data set, targets that are not of the kind, another number of them, or no names for ids.
+        TypeError: It has no length or no item, or targets are no integers.
+        KeyError: An item has no such key.
+
+    >>> pairs = [(np.zeros((4, 5, 3), np.uint8), [0, 2]), (np.ones((4, 5, 3), np.uint8), [])]
+    >>> records = read_dataset(pairs, ["sky", "sea", "sun"])
+    >>> records.labels.tolist(), records.image(1).max()
+    ([[1, 0, 1], [0, 0, 0]], np.uint8(1))
+    """
+    if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+        raise TypeError(
+            f"the data set is a {type(dataset).__name__} without length or items: pass one that has both, "
+            "such as a list of its items"
+        )
+    if len(dataset) == 0:
+        raise ValueError("a data set of no items was given: pass one with images")
+    first = dataset[0]
+    is_pair = isinstance(first, (tuple, list))
+    image_key: Key = (0 if is_pair else "image") if image is None else image
+    target_key = 1 if is_pair and len(first) > 1 and target is None else target
+    _item_at(first, image_key, "image")
+    names = [str(index) for index in range(len(dataset))]
+    settings: dict[str, Any] = {"decode": _Item(dataset, image_key, channels), "channels": channels}
+    if targets is None and target_key is None:
+        return Records(names, **settings)
+    if targets is None:
+        assert target_key is not None
+        _item_at(first, target_key, "target")
+        classes = classes or _named_classes(dataset, target_key)
+        targets = list(_targets(dataset, target_key))
+    if len(targets) != len(dataset):
+        raise ValueError(f"{len(targets)} targets were given for {len(dataset)} images: pass one an image")
+    if target_kind == "multi_hot":
+        labels = np.stack([np.asarray(one) for one in targets])
+        return Records(names, labels, classes or [str(column) for column in range(labels.shape[-1])], **settings)
+    if target_kind != "class_ids":
+        raise ValueError(f"target_kind={target_kind!r} is unknown: pass 'class_ids' or 'multi_hot'")
+    if not classes:
+        raise ValueError("targets are ids, and nothing says of which classes: pass classes=[…], the name of each id")
+    return Records(names, _labels_of_ids(targets, len(classes)), classes, **settings)
+
+
+@dataclass(frozen=True)
+class _Item:
+    """Gives the image of the item that a path numbers; stands where other data sets decode a file."""
+
+    dataset: Any
+    image_key: Key
+    channels: int
+
+    def __call__(self, path: Path) -> ImageArray:
+        try:
+            image = self.dataset[int(path.name)][self.image_key]
+            return _pixels(image)
+        except (MemoryError, KeyError):
+            raise
+        except Exception as error:  # data sets decode by many libraries
+            raise BadImageError(
+                f"item {path.name} of the {type(self.dataset).__name__} gives no image ({error}): "
+                "correct the item or leave it out"
+            ) from error
+
+
+def _pixels(image: Any) -> ImageArray:
+    if isinstance(image, Image.Image):
+        return rgb_pixels(image)
+    if isinstance(image, torch.Tensor) and image.ndim == 3:
+        image = image.detach().cpu()
+        if image.is_floating_point():
+            if not 0 <= float(image.min()) <= float(image.max()) <= 1:
+                raise ValueError(
+                    f"a float tensor with values from {float(image.min()):.3g} to {float(image.max()):.3g} was given: "
+                    "leave normalisation to the module, and give floats in 0–1 or uint8"
+                )
+            image = (image * 255).round().to(torch.uint8)
+        return np.ascontiguousarray(image.permute(1, 2, 0).numpy())
+    pixels = np.asarray(image)
+    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3):
+        raise ValueError(
+            f"a {type(image).__name__} of {pixels.dtype} and shape {pixels.shape} was given: give an image of "
+            "Pillow's, uint8 (H, W, C), or a tensor (C, H, W) of uint8 or of floats in 0–1"
+        )
+    return np.repeat(pixels[:, :, None], 3, axis=2) if pixels.ndim == 2 else pixels
+
+
+def _item_at(item: Any, key: Key, what: str) -> Any:
+    try:
+        return item[key]
+    except (KeyError, IndexError, TypeError):
+        there = ", ".join(map(repr, item)) if isinstance(item, dict) else f"a {type(item).__name__}"
+        raise KeyError(f"an item has no {what} under {key!r}, it is {there}: pass {what}=…") from None
+
+
+def _targets(dataset: Any, key: Key) -> Iterator[Any]:
+    if hasattr(dataset, "select_columns"):  # of Hugging Face: without decoding images
+        for item in dataset.select_columns([key]):
+            yield item[key]
+        return
+    for index in tqdm(range(len(dataset)), desc="reading targets", unit="item", disable=None):
+        yield dataset[index][key]
+
+
+def _named_classes(dataset: Any, key: Key) -> Sequence[str] | None:
+    """What Hugging Face calls a ClassLabel, alone or in a list."""
+    feature = getattr(dataset, "features", {}).get(key) if hasattr(dataset, "features") else None
+    names: Sequence[str] | None = getattr(getattr(feature, "feature", feature), "names", None)
+    return names
+
+
+def _labels_of_ids(targets: Sequence[Any], num_classes: int) -> npt.NDArray[np.int8]:
+    labels = np.zeros((len(targets), num_classes), dtype=np.int8)
+    for row, target in enumerate(targets):
+        ids = np.atleast_1d(np.asarray(target))
+        if ids.size == 0:
+            continue
+        if ids.dtype.kind not in "iu":
+            raise TypeError(f"target {row} is {target!r}: give class ids, integers, or pass target_kind='multi_hot'")
+        if ids.ndim != 1 or ids.min() < 0 or ids.max() >= num_classes or len(set(ids.tolist())) < ids.size:
+            raise ValueError(
+                f"target {row} is {ids.tolist()}: give each class id once, from 0 to {num_classes - 1}, "
+                "or pass target_kind='multi_hot'"
+            )
+        labels[row, ids] = 1
+    return labels

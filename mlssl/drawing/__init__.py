@@ -1,0 +1,1 @@
+"""Figures on matplotlib, which is imported where one is drawn."""

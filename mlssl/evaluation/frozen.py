@@ -1,0 +1,56 @@
+"""Frozen features of a training and a test set: what every evaluation of a backbone starts from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mlssl.choices import Pooling
+from mlssl.contracts import FeatureNetwork
+from mlssl.evaluation.features import Features, extract_features
+
+
+class FrozenSets(NamedTuple):
+    """Features of both sets of an evaluation."""
+
+    train: Features
+    test: Features
+
+
+def frozen_sets(
+    model: FeatureNetwork,
+    train: Iterable[Mapping[str, Tensor]],
+    test: Iterable[Mapping[str, Tensor]],
+    *,
+    pooling: Pooling = "avgmax",
+    cache: str | Path | None = None,
+    name: str = "backbone",
+    progress: bool = True,
+) -> FrozenSets:
+    """Take the features of two sets, on a GPU where there is one, to which the model is moved.
+
+    Args:
+        model: As `extract_features` takes it.
+        train: Loader of whole images or of fixed crops.
+        test: Likewise.
+        pooling: Of `extract_features`.
+        cache: Folder in which each set of each backbone gets a folder of its own.
+        name: Of the backbone there; characters that a folder may not have are replaced.
+        progress: Whether to show bars.
+
+    Raises:
+        ValueError: As `extract_features`.
+    """
+    if torch.cuda.is_available() and isinstance(model, nn.Module):
+        model.to("cuda")
+    stem = re.sub(r"[^A-Za-z0-9.=-]+", "_", name)
+    folders = {split: None if cache is None else Path(cache) / f"{stem}-{split}" for split in ("train", "test")}
+    return FrozenSets(
+        extract_features(model, train, pooling=pooling, cache=folders["train"], progress=progress),
+        extract_features(model, test, pooling=pooling, cache=folders["test"], progress=progress),
+    )

@@ -1,0 +1,73 @@
+"""Checks of what the module is given: numbers at construction, and a batch on the first step of an epoch."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from mlssl.backbones import check_image_size
+from mlssl.data.batches import ViewBatch, check_view_batch
+from mlssl.distributed import world_size
+
+
+def check_at_least(least: int, **settings: float | None) -> None:
+    """Refuse numbers below `least`; None is left alone.
+
+    Raises:
+        ValueError: With the name of the first one.
+    """
+    for name, value in settings.items():
+        if value is not None and not value >= least:
+            raise ValueError(f"{name}={value} was given: pass a number of at least {least}.")
+
+
+def check_pixel_statistics(mean: list[float], std: list[float]) -> None:
+    """Refuse mean and deviation that do not go together.
+
+    Raises:
+        ValueError: If they differ in length, or a deviation is not above 0.
+    """
+    if len(mean) != len(std) or not min(std) > 0:
+        raise ValueError(f"mean={mean} and std={std} do not fit: pass one number per channel in each, std above 0.")
+
+
+def check_channels(images: Tensor, channels: int) -> None:
+    """Refuse images (n, C, H, W) of another number of channels than the backbone takes.
+
+    Raises:
+        ValueError: With what to pass instead.
+    """
+    if images.shape[1] != channels:
+        raise ValueError(
+            f"The images have {images.shape[1]} channels, and the backbone takes {channels}: pass "
+            f"backbone_kwargs={{'in_chans': {images.shape[1]}}} (--model.backbone_kwargs.in_chans), with mean and "
+            "std of as many numbers where they are given, or decode the images to as many channels."
+        )
+
+
+def check_step(backbone: nn.Module, batch: ViewBatch, *, takes_local_views: bool, is_first: bool) -> None:
+    """Refuse a batch that breaks the contract, or that the step cannot learn from.
+
+    Args:
+        backbone: From normalised images to features.
+        batch: Of one device.
+        takes_local_views: Whether the loss uses ``local_views``.
+        is_first: Whether this is the first step of a run, which also checks that the backbone takes the size.
+
+    Raises:
+        TypeError: On another type, see `check_view_batch`.
+        ValueError: On another shape or value, on one image over all devices, on local views that nothing uses, and on
+            views of a size that the backbone does not take.
+    """
+    check_view_batch(batch)
+    if len(batch["views"]) * world_size() < 2:
+        raise ValueError(
+            f"A step has {len(batch['views'])} image over all devices, and no other image to compare it with: use a "
+            "batch_size of at least 2."
+        )
+    if "local_views" in batch and not takes_local_views:
+        raise ValueError(
+            "The batch has local views, and the loss of MultiLabelSSLModule uses none: leave local_views out "
+            "(--data.local_views), or override terms in a class that embeds them."
+        )
+    if is_first:
+        check_image_size(backbone, *batch["views"].shape[-2:])

@@ -1,0 +1,131 @@
+"""One branch at one size: the call that fills a view, and the check of what a user's branch gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from mlssl.views.branches import Branch
+from mlssl.views.draws import CROP_UNIFORMS, NUM_UNIFORMS, draw_crop, draw_operations
+from mlssl.views.pixels import Renderer
+from mlssl.views.recipe import Recipe
+from mlssl.views.streams import Streams
+
+Pixels: TypeAlias = npt.NDArray[np.uint8]
+
+Shown: TypeAlias = tuple[float, float, float, float]
+"""Top, left, height and width of what a view shows, as fractions of its block."""
+
+WHOLE: Shown = (0.0, 0.0, 1.0, 1.0)
+
+Painter: TypeAlias = Callable[[Pixels, Streams, tuple[int, int, int], Pixels], Shown]
+"""Fills a view (C, S, S) from a block (H, W, C) and the stream of (root, branch, block); gives what it shows."""
+
+_SLACK = 1e-6
+"""By which fractions may leave 0–1, for those that were computed."""
+
+
+def recipe_painter(recipe: Recipe, renderer: Renderer) -> Painter:
+    """A Recipe at the size of the renderer."""
+
+    def paint(block: Pixels, streams: Streams, stream: tuple[int, int, int], out: Pixels) -> Shown:
+        height, width = block.shape[:2]
+        uniforms = streams.shared(*stream).random(NUM_UNIFORMS).tolist()
+        operations = draw_operations(recipe, height, width, renderer.size, uniforms)
+        renderer(block, operations, out)
+        return operations.top / height, operations.left / width, operations.height / height, operations.width / width
+
+    return paint
+
+
+def custom_painter(
+    branch: Branch, name: str, crop: tuple[tuple[float, float], tuple[float, float]] | None = None
+) -> Painter:
+    """Any other branch, which gets a copy of the block and a generator of its own, and cannot disturb other views.
+
+    Args:
+        branch: A function of block and generator.
+        name: What errors call it.
+        crop: Areas and aspects of a random crop that the branch gets in place of the block; None for the block itself.
+    """
+    assert not isinstance(branch, Recipe)
+
+    def paint(block: Pixels, streams: Streams, stream: tuple[int, int, int], out: Pixels) -> Shown:
+        generator = streams.own(*stream)
+        part, shown_part = block, WHOLE
+        if crop is not None:
+            rows, columns = block.shape[:2]
+            uniforms = generator.random(CROP_UNIFORMS).tolist()
+            top, left, height, width = draw_crop(*crop, rows, columns, uniforms)
+            part = block[top : top + height, left : left + width]
+            shown_part = (top / rows, left / columns, height / rows, width / columns)
+        pixels, shown = _checked(branch(part.copy(), generator), name, out.shape)
+        out[:] = pixels
+        return within(shown_part, shown)
+
+    return paint
+
+
+def try_branch(branch: Branch, name: str, size: int, channels: int) -> None:
+    """Call a branch that is no Recipe once, on a blank block, and check what it gives.
+
+    Raises:
+        ValueError: If it fails, or gives another shape, or a box outside 0–1.
+        TypeError: If it gives no pixels or pixels of another type.
+    """
+    assert not isinstance(branch, Recipe)
+    # Neither square nor of the size of a view, so that a branch that resizes nothing does not pass.
+    blank = np.zeros((size + 16, size + 32, channels), np.uint8)
+    try:
+        given = branch(blank, np.random.default_rng(0))
+    except Exception as error:
+        raise ValueError(
+            f"{name} fails on a blank block, uint8 {blank.shape}, with a generator "
+            f"({type(error).__name__}: {' '.join(str(error).split())}): correct it, or pass another"
+        ) from error
+    _checked(given, name, (channels, size, size))
+
+
+def within(outer: Shown, inner: Shown) -> Shown:
+    """Where a part of a part lies in the whole, as fractions."""
+    top, left, height, width = outer
+    return top + inner[0] * height, left + inner[1] * width, inner[2] * height, inner[3] * width
+
+
+def _checked(given: Any, name: str, shape: tuple[int, ...]) -> tuple[Pixels, Shown]:
+    """Pixels and box of what a branch gave."""
+    pixels, shown = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
+    if not hasattr(pixels, "dtype") or not hasattr(pixels, "shape"):
+        raise TypeError(f"{name} gives {_said(given)}, expected uint8 {shape}: return the view's pixels (C, S, S)")
+    if str(pixels.dtype).removeprefix("torch.") != "uint8":
+        raise TypeError(f"{name} gives {pixels.dtype}, expected uint8 {shape}: do not normalise the pixels")
+    if tuple(pixels.shape) != shape:
+        raise ValueError(
+            f"{name} gives pixels of shape {tuple(pixels.shape)}, expected {shape}: end it with a resize to the size "
+            "of the views, channels first"
+        )
+    return np.asarray(pixels), WHOLE if shown is None else _checked_box(shown, name)
+
+
+def _checked_box(given: Any, name: str) -> Shown:
+    try:
+        top, left, height, width = (float(value) for value in given)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"{name} gives {_said(given)} as the box of its view, expected four numbers: top, left, height and width "
+            "as fractions of the block"
+        ) from None
+    inside = top >= 0 and left >= 0 and top + height <= 1 + _SLACK and left + width <= 1 + _SLACK
+    if not (inside and height > 0 and width > 0):
+        raise ValueError(
+            f"{name} gives the box {(top, left, height, width)}, expected top, left, height and width of what the view "
+            "shows as fractions of the block, inside 0–1: divide pixels by the block's sides"
+        )
+    return top, left, height, width
+
+
+def _said(given: object) -> str:
+    return "nothing" if given is None else f"an object of type {type(given).__name__}"

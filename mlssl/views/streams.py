@@ -1,0 +1,45 @@
+"""Random streams of the views of one image: one per branch and block, independent of all others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+LOCAL_VIEWS = 2**32
+"""Stands for the branch in the streams of local views; no image has so many branches."""
+
+
+class Streams:
+    """Streams of Philox (Salmon et al., SC 2011), whose key is `root` and whose counter starts at (branch, block).
+
+    The counter's other two words count, so that no two streams overlap and a stream does not depend on how much was
+    sampled from another.
+    """
+
+    def __init__(self) -> None:
+        self._philox = np.random.Philox(0)
+        self._generator = np.random.Generator(self._philox)
+
+    def shared(self, root: int, branch: int, block: int) -> np.random.Generator:
+        """The stream in a generator that the next call sets to another stream: an eighth of the time of a new one."""
+        self._philox.state = _state(root, branch, block)
+        return self._generator
+
+    @staticmethod
+    def own(root: int, branch: int, block: int) -> np.random.Generator:
+        """The same stream in a new generator, whose children (`spawn`) depend on root, branch and block as well."""
+        philox = np.random.Philox(np.random.SeedSequence([root, branch, block]))
+        philox.state = _state(root, branch, block)
+        return np.random.Generator(philox)
+
+
+def _state(root: int, branch: int, block: int) -> Any:
+    return {
+        "bit_generator": "Philox",
+        "state": {"counter": (0, 0, branch, block), "key": (root, 0)},
+        "buffer": (0, 0, 0, 0),
+        "buffer_pos": 4,  # the buffer is used up
+        "has_uint32": 0,
+        "uinteger": 0,
+    }

@@ -1,0 +1,284 @@
+"""Sources of backbones: a Lightning checkpoint, an exported file, a module, or a name with weights or without."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from mlssl.backbones import build_backbone, built_as, pixel_statistics, rebuild_backbone
+from mlssl.private import trainer_of, uncompiled
+from mlssl.weights.checkpoints import (
+    architecture,
+    check_holds,
+    holds_shards,
+    load_checkpoint,
+    load_plain,
+    misfit,
+    nearest_network,
+    plain_name,
+    weights_of,
+)
+
+TIMM_CONFIG = "config.json"
+TIMM_WEIGHTS = "model.safetensors"
+"""The two files of a folder that timm opens as ``local-dir:``."""
+
+_NESTED = ("state_dict", "model")
+_CLASSIFIERS = ("fc.", "head.", "heads.", "classifier.")
+
+_PRIVATE_SETTINGS = ("root", "num_workers", "_instantiator")
+"""Of the data: they name a machine or Lightning's way to build it, not what was learned from."""
+
+
+class Backbone(nn.Module):
+    """A backbone with what is known about it: name, arguments, pixel statistics and history.
+
+    Args:
+        backbone: From normalised images to features (n, D); not copied.
+        mean: One number per channel, in 0–1; None takes the network's own.
+        std: Likewise, above 0.
+        history: Steps, data and metrics, as far as the source tells.
+
+    Attributes:
+        name: As `build_backbone` takes it; None for a custom network.
+        arguments: Of its constructor.
+    """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        history: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__()
+        backbone = uncompiled(backbone)
+        own_mean, own_std = pixel_statistics(backbone)
+        # A timm network that was built elsewhere carries its name, and is taken to have no arguments until compared.
+        config = getattr(backbone, "pretrained_cfg", None) or {}
+        self.name: str | None
+        self.arguments: dict[str, Any]
+        self.name, self.arguments = built_as(backbone) or (config.get("architecture"), {})
+        self.backbone = backbone
+        self.mean, self.std = tuple(mean or own_mean), tuple(std or own_std)
+        self.history = history or {}
+        self.register_buffer("pixel_mean", torch.tensor(self.mean).view(1, -1, 1, 1))
+        self.register_buffer("pixel_std", torch.tensor(self.std).view(1, -1, 1, 1))
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Images uint8 (n, C, H, W) to floats normalised by mean and std."""
+        pixels = (images.float() / 255 - self.pixel_mean) / self.pixel_std
+        return pixels.contiguous(memory_format=torch.channels_last)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images uint8 (n, C, H, W) to features (n, D)."""
+        features: Tensor = self.backbone(self.normalize(images))
+        return features
+
+    def frozen(self) -> Backbone:
+        """The same object in eval mode, without gradients and channels last."""
+        self.requires_grad_(False).eval()
+        self.backbone.to(memory_format=torch.channels_last)
+        return self
+
+    def plain_copy(self) -> Backbone:
+        """A copy in float32, contiguous, in eval mode, on the CPU."""
+        copied = copy.deepcopy(self).to("cpu", torch.float32)
+        copied.backbone.to(memory_format=torch.contiguous_format)
+        return copied.eval()
+
+
+def open_backbone(source: str, *, seed: int = 0) -> Backbone:
+    """Open what a user calls a backbone, frozen; no weights are downloaded, and no code in a file is run.
+
+    ===================================  ==================================================================
+    source                               is
+    ===================================  ==================================================================
+    ``runs/…/last.ckpt``                 a Lightning checkpoint of a `MultiLabelSSLModule`, or FSDP's folder of shards
+    ``backbone.safetensors``             a file of `mlssl.export_backbone`, whose header names the backbone, or its
+                                         folder of format "timm-dir"
+    ``resnet50=weights.pth``             a timm name, or ``torchvision/<name>``, with the weights of a local file
+    ``resnet50``                         the same, untrained
+    ===================================  ==================================================================
+
+    Weights are loaded strictly, but for those of a classifier, which a backbone has not. Prefixes of `torch.compile`,
+    of DDP and of our own module are taken off.
+
+    Args:
+        source: As above.
+        seed: Of untrained weights; the global random state is left as it was.
+
+    Raises:
+        FileNotFoundError: If a file is not there.
+        ValueError: On an unknown name, a file that is no checkpoint, is damaged, holds code, does not name its
+            backbone, or whose weights do not fit; missing and unexpected ones are named.
+    """
+    path = Path(source)
+    name, equals, file = source.partition("=")
+    if equals and not path.exists():  # checkpoints are called epoch=9-step=700.ckpt
+        _check_exists(Path(file))
+        return _with_weights(name, {}, _read_weights(Path(file)), file).frozen()
+    if (path / TIMM_CONFIG).is_file():
+        path /= TIMM_WEIGHTS
+    if path.suffix == ".safetensors":
+        _check_exists(path)
+        return _exported(path).frozen()
+    if path.suffix in (".ckpt", ".pth", ".pt", ".bin") or path.is_file() or holds_shards(path):
+        if not path.is_dir():
+            _check_exists(path)
+        return _of_checkpoint(path).frozen()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            network = build_backbone(source)
+        except ValueError:
+            if path.is_dir():
+                load_checkpoint(path)  # which says what kind of folder it takes
+            raise
+    return Backbone(network).frozen()
+
+
+def open_source(source: str | os.PathLike[str] | nn.Module, network: str = "backbone") -> Backbone:
+    """One network of a checkpoint or of a module that has one as `.backbone`, or the network itself; not copied.
+
+    Args:
+        source: Path of a checkpoint, or a module.
+        network: Name of the submodule; one other than the backbone has the backbone's architecture.
+
+    Raises:
+        FileNotFoundError: If no checkpoint stands there.
+        ValueError: If there is no such network, the source does not say how it is built, its weights do not fit, or it
+            holds pickled code.
+    """
+    if not isinstance(source, nn.Module):
+        return _of_checkpoint(Path(source), network)
+    source = getattr(source, "module", source) if type(source).__name__ == "DistributedDataParallel" else source
+    backbone = getattr(source, "backbone", None)
+    if network == "backbone" and not isinstance(backbone, nn.Module):
+        return Backbone(source)
+    try:
+        inner = source.get_submodule(network)
+    except AttributeError:
+        names = [name for name, _ in source.named_parameters()]
+        raise ValueError(
+            f"{type(source).__name__} has no network {network!r}: {nearest_network(network, names)}"
+        ) from None
+    mean, std = (_numbers(getattr(source, name, None)) for name in ("pixel_mean", "pixel_std"))
+    return Backbone(inner, mean, std, _history_of_module(source))
+
+
+def backbone_of(checkpoint: Mapping[str, Any], path: Path, network: str = "backbone") -> Backbone:
+    """One network of a checkpoint that is loaded already; see :func:`open_source`."""
+    check_holds(checkpoint, network, path)
+    weights = weights_of(checkpoint, network)
+    name, arguments, mean, std = architecture(checkpoint, path)
+    built = rebuild_backbone(name, **arguments)
+    wrong = misfit(built, weights)
+    if wrong:
+        raise ValueError(f"The weights of {network!r} in {path} do not fit its backbone {name!r}: {wrong}.")
+    built.load_state_dict(weights)
+    return Backbone(built, mean, std, _history_of_checkpoint(checkpoint))
+
+
+def _of_checkpoint(path: Path, network: str = "backbone") -> Backbone:
+    return backbone_of(load_checkpoint(path), path, network)
+
+
+def _exported(path: Path) -> Backbone:
+    header, weights = _read_safetensors(path, "export it again")
+    name = header.get("backbone")
+    if name is None or "arguments" not in header:
+        raise ValueError(f"{path} does not say which backbone it holds: pass its name too, such as resnet50={path}")
+    mean, std = json.loads(header["mean"]), json.loads(header["std"])
+    return _with_weights(name, json.loads(header["arguments"]), weights, str(path), mean, std)
+
+
+def _read_safetensors(path: Path, remedy: str) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Header and tensors."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a safetensors file or is damaged ({error}): {remedy}") from None
+
+
+def _read_weights(path: Path) -> dict[str, Any]:
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path, "fetch it again")[1]
+    content = load_plain(path, "a file of weights", ("pass one that torch.save wrote", "save its state_dict alone"))
+    for key in _NESTED:
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not content or not all(isinstance(one, Tensor) for one in content.values()):
+        raise ValueError(f"{path} holds no weights: pass a dict from names to tensors, as state_dict() gives it")
+    return content
+
+
+def _with_weights(
+    name: str,
+    arguments: Mapping[str, Any],
+    weights: Mapping[str, Any],
+    file: str,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Backbone:
+    network = rebuild_backbone(name, **arguments)
+    own = network.state_dict()
+    plain = {plain_name(key).removeprefix("backbone."): value for key, value in weights.items()}
+    plain = {key: value for key, value in plain.items() if key in own or not key.startswith(_CLASSIFIERS)}
+    wrong = misfit(network, plain)
+    if wrong:
+        raise ValueError(
+            f"the weights in {file} do not fit the backbone {name!r} ({wrong}): "
+            "pass the name of the network that they were saved from"
+        )
+    network.load_state_dict(plain)
+    return Backbone(network, mean, std)
+
+
+def _numbers(buffer: object) -> list[float] | None:
+    return [round(value, 6) for value in buffer.flatten().tolist()] if isinstance(buffer, Tensor) else None
+
+
+def _check_exists(path: Path) -> None:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no file {str(path)!r}: pass a checkpoint, an exported file, or the name of a backbone"
+        )
+
+
+def _history_of_checkpoint(checkpoint: Mapping[str, Any]) -> dict[str, str]:
+    data = checkpoint.get("datamodule_hyper_parameters")
+    return _history(checkpoint.get("global_step"), data, checkpoint.get("metrics"))
+
+
+def _history_of_module(module: Any) -> dict[str, str]:
+    """Of a module under a Trainer; one without has none."""
+    trainer = trainer_of(module)
+    if trainer is None:
+        return {}
+    data = getattr(trainer, "datamodule", None)
+    metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
+    return _history(trainer.global_step, getattr(data, "hparams", None), metrics)
+
+
+def _history(steps: int | None, data: Mapping[str, Any] | None, metrics: Mapping[str, float] | None) -> dict[str, str]:
+    told: dict[str, str] = {}
+    if steps is not None:
+        told["steps"] = str(steps)
+    if data:
+        told["data"] = json.dumps({k: v for k, v in data.items() if k not in _PRIVATE_SETTINGS}, default=repr)
+    if metrics:
+        told["metrics"] = json.dumps({name: round(float(value), 6) for name, value in metrics.items()})
+    return told

@@ -1,0 +1,1 @@
+"""A package, because other folders of tests have modules of the same names."""

@@ -1,0 +1,206 @@
+"""The command, driven in process; the demo as a process of its own runs beside the tests, from the README."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+
+from mlssl.cli import main
+from mlssl.module import MultiLabelSSLModule
+from mlssl.runs import RUN_FOLDER_VARIABLE
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = ROOT / "examples" / "configs"
+SMALL_MODEL = ["--model.backbone", "test_resnet", "--model.projection_dim", "16", "--model.predictor_dim", "8"]
+SMALL_TRAINER = [
+    *("--trainer.accelerator", "cpu", "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2"),
+    *("--trainer.limit_val_batches", "1", "--trainer.enable_progress_bar", "false"),
+    *("--trainer.enable_model_summary", "false", "--trainer.precision", "32-true"),
+]
+SMALL_DATA = ["--data.batch_size", "8", "--data.size", "32", "--data.eval_size", "64", "--data.num_workers", "0"]
+SMALL = [*SMALL_MODEL, *SMALL_TRAINER, *SMALL_DATA]
+
+
+@pytest.fixture(autouse=True)
+def _work_in(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(RUN_FOLDER_VARIABLE, "")
+    monkeypatch.setenv("PL_GLOBAL_SEED", "")
+    monkeypatch.setenv("PL_SEED_WORKERS", "")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """Folder of a small run on drawn scenes."""
+    folder = tmp_path_factory.mktemp("fit")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for name in (RUN_FOLDER_VARIABLE, "PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
+            patch.setenv(name, "")
+        assert main(["fit", "--name", "small", *SMALL]) == 0
+    (path,) = (folder / "runs").iterdir()
+    return path
+
+
+def test_a_run_has_a_folder_with_all_that_belongs_to_it(run):
+    assert run.name.startswith("small-")
+    names = {file.relative_to(run).as_posix() for file in run.rglob("*") if file.is_file()}
+    assert {"config.yaml", "metrics.csv", "checkpoints/last.ckpt", "exports/backbone.safetensors"} <= names
+    assert sum(name.startswith("views/") and name.endswith(".png") for name in names) == 4
+
+
+def test_the_log_holds_losses_probe_collapse_and_throughput(run):
+    with (run / "metrics.csv").open() as file:
+        logged = {name for row in csv.DictReader(file) for name, value in row.items() if value}
+    assert {
+        *("train/loss", "train/pair_loss", "train/image_aware_loss", "probe/mAP", "collapse/std", "collapse/rank"),
+        *("time/data", "time/step", "throughput/images_per_s"),
+    } <= logged
+
+
+def test_the_saved_config_names_every_setting_and_runs_again(run):
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    assert settings["model"]["backbone"] == "test_resnet"
+    assert settings["seed_everything"] == 0
+    assert main(["fit", "--config", str(run / "config.yaml"), "--name", "again"]) == 0
+    (again,) = Path("runs").iterdir()
+    first, second = (
+        torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for folder in (run, again)
+    )
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_hyper_parameters_given_to_the_command_come_back_from_the_checkpoint(run):
+    loaded = MultiLabelSSLModule.load_from_checkpoint(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert loaded.hparams["projection_dim"] == 16
+    assert loaded.hparams["backbone"] == "test_resnet"
+
+
+@pytest.mark.parametrize("command", ["validate", "test"])
+def test_a_checkpoint_is_validated_and_tested(run, command):
+    words = [*SMALL_DATA, "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
+    limits = ["--trainer.limit_test_batches", "1"]
+    checkpoint = str(run / "checkpoints" / "last.ckpt")
+    assert main([command, "--ckpt_path", checkpoint, "--trainer.limit_val_batches", "1", *limits, *words]) == 0
+
+
+def test_predicted_features_are_written_with_the_ids_of_their_images(run):
+    words = [*SMALL_DATA, "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
+    checkpoint = str(run / "checkpoints" / "last.ckpt")
+    assert main(["predict", "--ckpt_path", checkpoint, "--trainer.limit_predict_batches", "2", *words]) == 0
+    (path,) = Path("runs").rglob("features.safetensors")
+    written = load_file(path)
+    assert written["features"].shape[0] == 16
+    assert written["image_ids"].tolist() == list(range(16))
+    assert main(["predict", "--trainer.devices", "2", "--trainer.strategy", "ddp", *words]) == 2
+
+
+def test_the_backbone_of_a_checkpoint_is_exported(run, capsys):
+    assert main(["export", str(run / "checkpoints" / "last.ckpt"), "-o", "out.safetensors"]) == 0
+    printed = capsys.readouterr().out
+    assert "out.safetensors" in printed
+    assert "largest difference" in printed
+    assert timm.create_model("test_resnet", num_classes=0, checkpoint_path="out.safetensors").num_features > 0
+
+
+def test_the_views_of_a_photograph_are_drawn(coco256, capsys):
+    photograph = sorted(coco256.rglob("*.jpg"))[0]
+    assert main(["views", str(photograph), "-o", "grid.png", "--size", "64"]) == 0
+    assert "4 blocks and 8 views" in capsys.readouterr().out
+    with Image.open("grid.png") as picture:
+        assert min(picture.size) > 200
+
+
+def test_a_folder_of_photographs_trains_without_labels(tmp_path, capsys):
+    photos = tmp_path / "photos" / "deeper"
+    photos.mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    for index in range(16):
+        Image.fromarray(generator.integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(photos / f"{index}.jpg")
+    assert main(["fit", "--data.dataset", "folder", "--data.root", str(tmp_path / "photos"), *SMALL]) == 0
+    long = ["--trainer.limit_train_batches", "1.0"]  # two steps, fewer than lie between two lines of the log
+    assert main(["fit", "--data.dataset", "folder", "--data.root", str(tmp_path / "photos"), *SMALL, *long]) == 0
+    for metrics in Path("runs").glob("*/metrics.csv"):
+        assert "train/loss" in metrics.read_text()
+
+
+@pytest.mark.parametrize(("name", "images"), [("corel5k_resnet18", "corel5k"), ("coco_resnet50", "coco256")])
+def test_a_config_trains_on_real_images(name, images, request):
+    root = request.getfixturevalue(images)
+    # A tiny network at full size of views: the config's own ResNet-50 takes minutes here.
+    words = ["fit", "--config", str(CONFIGS / f"{name}.yaml"), "--data.root", str(root)]
+    assert main([*words, *SMALL_MODEL, *SMALL_TRAINER, "--data.batch_size", "4", "--data.num_workers", "0"]) == 0
+    (folder,) = Path("runs").iterdir()
+    assert folder.name.startswith(name)
+    with (folder / "metrics.csv").open() as file:
+        assert any(row.get("probe/mAP") for row in csv.DictReader(file))
+
+
+def test_help_fits_a_screen_and_names_every_command(capsys):
+    assert main(["--help"]) == 0
+    printed = capsys.readouterr().out
+    assert len(printed.splitlines()) <= 24
+    assert all(f"  {name} " in printed for name in ("demo", "fit", "linear", "views", "export"))
+    assert main([]) == 0
+    assert main(["--version"]) == 0
+
+
+def _coco(tmp_path: Path, annotations: object) -> list[str]:
+    for split in ("train2017", "val2017"):
+        (tmp_path / split).mkdir()
+        (tmp_path / "annotations").mkdir(exist_ok=True)
+        text = annotations if isinstance(annotations, str) else json.dumps(annotations)
+        (tmp_path / "annotations" / f"instances_{split}.json").write_text(text)
+    return ["--data.dataset", "coco", "--data.root", str(tmp_path)]
+
+
+BAD_INPUT = {
+    "no such command": (["fitt"], "no command 'fitt'"),
+    "no root": (["fit", *SMALL, "--data.dataset", "coco", "--data.root", "nowhere"], "nowhere"),
+    "root not given": (["fit", "--data.dataset", "corel5k"], "needs the folder that holds it"),
+    "unknown backbone": (["fit", "--model.backbone", "resnet5O"], "resnet50"),
+    "overlap": (["fit", "--data.overlap", "0.7"], "overlap"),
+    "rows": (["fit", "--data.rows", "0"], "rows"),
+    "cols": (["fit", "--data.cols", "0"], "cols"),
+    "size": (["fit", "--data.size", "8"], "size"),
+    "temperature": (["fit", "--model.temperature", "0"], "temperature=0"),
+    "one image a step": (["fit", *SMALL, "--data.batch_size", "1"], "at least 2"),
+    "batch too large": (["fit", *SMALL, "--data.batch_size", "5000"], "smaller batch_size"),
+    "no image": (["views", "nothing.jpg"], "nothing.jpg"),
+    "no checkpoint": (["export", "nothing.ckpt"], "nothing.ckpt"),
+    "no backbone": (["linear", "resnet5O"], "resnet50"),
+}
+
+
+@pytest.mark.parametrize(("words", "message"), BAD_INPUT.values(), ids=BAD_INPUT)
+def test_bad_input_is_said_in_one_line_before_training(words, message, capsys):
+    assert main(words) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert lines[-1].startswith("mlssl: error: ")
+    assert message in lines[-1]
+    assert not list(Path().rglob("*.ckpt"))
+
+
+def test_a_file_that_is_no_checkpoint_is_named(coco256, capsys):
+    photograph = next(coco256.rglob("*.jpg"))
+    assert main(["linear", str(photograph)]) == 2
+    assert f"{photograph} is not a checkpoint or is damaged" in capsys.readouterr().err
+
+
+def test_a_failed_run_leaves_no_empty_folder(tmp_path):
+    assert main(["fit", *SMALL, *_coco(tmp_path, "not JSON")]) == 2
+    assert not list(tmp_path.glob("runs/*"))
+
+
+def test_a_traceback_is_shown_where_it_is_asked_for():
+    with pytest.raises(ValueError, match="overlap"):
+        main(["fit", "--data.overlap", "0.7", "--traceback"])

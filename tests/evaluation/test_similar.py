@@ -1,0 +1,121 @@
+"""Which parts and which pictures are alike, on pictures whose answer is known, and as files."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+from torch import nn
+
+from mlssl.cli import main
+from mlssl.data.records import Records
+from mlssl.drawing.similar import draw_similar, draw_similarities
+from mlssl.evaluation.similar import block_similarities, find_similar
+from mlssl.views.grid import block_grid
+
+RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+
+
+class MeanColour(nn.Module):
+    """A backbone whose features are the mean of each channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+    def normalize(self, images):
+        return images.float() / 255
+
+
+def picture(left, right, height=40, width=60):
+    image = np.zeros((height, width, 3), np.uint8)
+    image[:, : width // 2], image[:, width // 2 :] = left, right
+    return image
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Pictures of two colours each."""
+    colours = {"rg": (RED, GREEN), "rr": (RED, RED), "bb": (BLUE, BLUE), "br": (BLUE, RED)}
+    for name, pair in colours.items():
+        Image.fromarray(picture(*pair)).save(tmp_path / f"{name}.png")
+    return tmp_path
+
+
+@pytest.fixture
+def records(folder):
+    return Records(sorted(path.name for path in folder.glob("*.png")), root=folder)
+
+
+def test_blocks_of_one_colour_are_alike_and_the_map_shows_where():
+    image = picture(RED, BLUE)
+    boxes = block_grid(40, 60, 1, 2, 0.0)
+    found = block_similarities(MeanColour(), image, boxes, 32)
+    assert found.blocks.tolist() == pytest.approx(np.eye(2), abs=1e-5)
+    left, right = found.maps[0, :, :10], found.maps[0, :, -10:]
+    assert left.min() > 0.99
+    assert right.max() < 0.01
+    assert found.maps.isfinite().all()
+
+
+def test_a_picture_smaller_than_the_patches_is_read_too():
+    found = block_similarities(MeanColour(), np.full((3, 5, 3), 90, np.uint8), block_grid(3, 5), 32)
+    assert found.maps.shape[:1] == (4,)
+    assert found.maps.isfinite().all()
+
+
+def test_the_nearest_image_and_block_are_found(records):
+    whole = find_similar(MeanColour(), picture(RED, RED), records, 2, size=32)
+    assert records.path(whole.lines[0]).stem == "rr"
+    assert whole.cosines == sorted(whole.cosines, reverse=True)
+    grid = {"rows": 1, "cols": 2, "overlap": 0.0}
+    block = find_similar(MeanColour(), picture(BLUE, RED), records, 4, block=0, size=32, **grid)
+    stems = [records.path(line).stem for line in block.lines]
+    assert set(stems[:2]) == {"bb", "br"}
+    assert block.boxes[stems.index("br")].left == 0
+    assert block.cosines[:2] == pytest.approx([1, 1])
+
+
+def test_the_image_itself_is_left_out_and_all_there_are_is_enough(records):
+    found = find_similar(MeanColour(), records.image(0), records, 99, leave_out=0, size=32)
+    assert sorted(found.lines) == [1, 2, 3]
+
+
+def test_pictures_are_written(records, tmp_path):
+    image, boxes = picture(RED, BLUE), block_grid(40, 60)
+    draw_similarities(image, boxes, block_similarities(MeanColour(), image, boxes, 32), tmp_path / "a.png", "title")
+    found = find_similar(MeanColour(), image, records, 3, block=1, size=32)
+    draw_similar(image, boxes[1], records, found, tmp_path / "b.png", "image")
+    for name in ("a.png", "b.png"):
+        with Image.open(tmp_path / name) as written:
+            assert min(written.size) > 150
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"k": 0}, "k=0 images were asked for"),
+        ({"block": 4}, "block=4 was given, and a grid of 2 × 2 has blocks 0 to 3"),
+        ({"block": -1}, "block=-1 was given"),
+    ],
+)
+def test_what_cannot_be_found_is_said(settings, message, records):
+    with pytest.raises(ValueError, match=message):
+        find_similar(MeanColour(), picture(RED, RED), records, **settings)
+
+
+def test_a_folder_with_the_image_alone_is_refused(records):
+    with pytest.raises(ValueError, match="no image but the one to compare with"):
+        find_similar(MeanColour(), records.image(0), records.subset([0]), leave_out=0)
+
+
+def test_the_commands_draw_files(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    words = ["--backbone", "test_resnet", "--size", "32"]
+    assert main(["neighbors", "rg.png", ".", "--k", "2", "--block", "0", "-o", "out/n.png", *words]) == 0
+    assert main(["views", "rg.png", "-o", "out/v.png", *words]) == 0
+    assert sorted(path.name for path in (folder / "out").iterdir()) == ["n.png", "v-alike.png", "v.png"]
+    printed = capsys.readouterr().out
+    assert "rg.png and the 2 most like it of 4 images" in printed
+    assert "rg.png\n" not in printed  # the image is not its own neighbour
+    assert main(["neighbors", "rg.png", ".", "--block", "9", *words]) == 2

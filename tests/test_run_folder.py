@@ -1,0 +1,43 @@
+"""What a run's folder holds, and a folder that is not one of a run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from mlssl.run_folder import Log, last_checkpoint, read_config, read_log, read_rows, resumable_run
+
+
+def test_each_quantity_of_the_log_has_the_steps_and_epochs_of_its_rows(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text("epoch,loss,mAP,step\n0,1.0,,0\n0,,0.5,0\n1,2.0,,4\n")
+    assert read_log(tmp_path) == {"loss": Log([0, 4], [0, 1], [1, 2]), "mAP": Log([0], [0], [0.5])}
+    assert [row["mAP"] for row in read_rows(tmp_path / "metrics.csv")] == ["", "0.5", ""]
+    assert read_log(tmp_path / "none") == {}
+
+
+def test_the_last_checkpoint_is_last_or_the_latest(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint in .*: the run has not saved any yet"):
+        last_checkpoint(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    for number, name in enumerate(("last", "b", "a")):
+        (tmp_path / "checkpoints" / f"{name}.ckpt").touch()
+        os.utime(tmp_path / "checkpoints" / f"{name}.ckpt", (number, number))
+    assert last_checkpoint(tmp_path).name == "last.ckpt"
+    (tmp_path / "checkpoints" / "last.ckpt").unlink()
+    assert last_checkpoint(tmp_path).name == "a.ckpt"
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no folder .*: pass the folder of a run"):
+        read_config(tmp_path / "none")
+    with pytest.raises(FileNotFoundError, match=r"no config\.yaml in .*: pass the folder of a run"):
+        read_config(tmp_path)
+    (tmp_path / "config.yaml").write_text("model: {}")
+    with pytest.raises(ValueError, match=r"config\.yaml' is not the config of a run"):
+        read_config(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"There is no run at .*: pass the folder of one"):
+        resumable_run(tmp_path / "none")
+    with pytest.raises(FileNotFoundError, match=r"cannot go on, it has no checkpoints/last\.ckpt"):
+        resumable_run(tmp_path)
