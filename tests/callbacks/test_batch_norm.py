@@ -79,7 +79,10 @@ def test_export_and_last_checkpoint_hold_them_and_the_run_can_go_on(
 
     weights = []
     for _, path in folders:
-        model, trainer = make_model(dropout=0.0), make_trainer(max_epochs=3)
+        model, trainer = (
+            make_model(dropout=0.0),
+            make_trainer(ModelCheckpoint(), enable_checkpointing=True, max_epochs=3),
+        )
         trainer.fit(model, make_data(), ckpt_path=path)
         assert (trainer.current_epoch, trainer.global_step) == (3, 12)
         weights.append([parameter.detach() for parameter in model.parameters()])

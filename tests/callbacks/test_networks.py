@@ -228,6 +228,8 @@ def test_a_module_that_cannot_normalise_is_refused(make_data: Make, make_trainer
             self.teacher = nn.Linear(1, 1)
 
         def training_step(self, batch: Any, batch_idx: int) -> None: ...
+        def validation_step(self, batch: Any, batch_idx: int) -> None: ...
+
         def configure_optimizers(self) -> torch.optim.Optimizer:
             return torch.optim.SGD(self.parameters())
 
