@@ -48,18 +48,13 @@ def written_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
     try:
-        yield aside
-        _flush(aside)
-        aside.replace(path)
-    except BaseException as error:
+        with _errors_named(path, aside):
+            yield aside
+            _flush(aside)
+            aside.replace(path)
+    finally:
         aside.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno in FULL_DISK:
-            raise FullDiskError(error.errno, error.strerror, str(path)) from error
-        if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(path)
-        raise
-    if os.name == "posix":  # elsewhere a folder cannot be opened, and the rename is flushed with the file
-        _flush(path.parent)
+    _flush(path.parent)
 
 
 @contextmanager
@@ -84,24 +79,20 @@ def files_written_aside(folder: str | os.PathLike[str], *, overwrite: bool = Fal
     aside = folder / f".{secrets.token_hex(4)}"
     aside.mkdir()
     try:
-        yield aside
-        files = sorted(aside.iterdir())
-        for file in files:
-            there = folder / file.name
-            if there.exists() and not overwrite and there.read_bytes() != file.read_bytes():
-                raise FileExistsError(
-                    f"{there} exists: choose another folder or name, or pass overwrite=True (--overwrite true) to "
-                    "replace it."
-                )
-            _flush(file)
-        for file in files:
-            file.replace(folder / file.name)
-        if os.name == "posix":
+        with _errors_named(folder, aside):
+            yield aside
+            files = sorted(aside.iterdir())
+            for file in files:
+                there = folder / file.name
+                if there.exists() and not overwrite and there.read_bytes() != file.read_bytes():
+                    raise FileExistsError(
+                        f"{there} exists: choose another folder or name, or pass overwrite=True (--overwrite true) to "
+                        "replace it."
+                    )
+                _flush(file)
+            for file in files:
+                file.replace(folder / file.name)
             _flush(folder)
-    except OSError as error:
-        if error.errno in FULL_DISK:
-            raise FullDiskError(error.errno, error.strerror, error.filename or str(folder)) from error
-        raise
     finally:
         shutil.rmtree(aside)
         if missing and not any(folder.iterdir()):
@@ -109,7 +100,7 @@ def files_written_aside(folder: str | os.PathLike[str], *, overwrite: bool = Fal
 
 
 def check_free(path: str | os.PathLike[str]) -> None:
-    """Raise FileExistsError if there is something at `path`, for who has much to do before it is written."""
+    """Raise FileExistsError if `path` exists, before any expensive work."""
     if os.path.lexists(path):
         raise FileExistsError(f"{os.fspath(path)!r} exists, and nothing in it was changed: choose another place")
 
@@ -135,22 +126,34 @@ def folder_written_aside(folder: str | os.PathLike[str]) -> Iterator[Path]:
     aside = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
     aside.mkdir()
     try:
-        yield aside
-        for path in (aside, *aside.rglob("*")):
-            if path.is_file() or os.name == "posix":
+        with _errors_named(folder, aside):
+            yield aside
+            for path in (aside, *aside.rglob("*")):
                 _flush(path)
-        check_free(folder)
-        aside.rename(folder)
-    except BaseException as error:
-        shutil.rmtree(aside)
-        if isinstance(error, OSError) and error.errno in FULL_DISK:
-            raise FullDiskError(error.errno, error.strerror, error.filename or str(folder)) from error
+            check_free(folder)
+            aside.rename(folder)
+    finally:
+        if aside.exists():
+            shutil.rmtree(aside)
+    _flush(folder.parent)
+
+
+@contextmanager
+def _errors_named(path: Path, aside: Path) -> Iterator[None]:
+    """Give errors the name `path` where they have none or that of `aside`, and that of a full disk its own type."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename in (None, str(aside)) and error.errno is not None:
+            error.filename = str(path)
+        if error.errno in FULL_DISK:
+            raise FullDiskError(error.errno, error.strerror, error.filename) from error
         raise
-    if os.name == "posix":
-        _flush(folder.parent)
 
 
 def _flush(path: Path) -> None:
+    if path.is_dir() and os.name != "posix":  # where a folder cannot be opened, and a rename is flushed with the file
+        return
     descriptor = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
     try:
         os.fsync(descriptor)

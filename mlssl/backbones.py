@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mlssl.choices import Pooling
 from mlssl.modes import eval_mode
+from mlssl.private import uncompiled
 
 TORCHVISION_PREFIX = "torchvision/"
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -102,7 +103,7 @@ def check_image_size(backbone: nn.Module, height: int, width: int) -> None:
     Raises:
         ValueError: If it does not, as a transformer of fixed image size, or one whose patches do not fill the image.
     """
-    backbone = getattr(backbone, "_orig_mod", backbone)  # compiled for one image, it would be compiled again for many
+    backbone = uncompiled(backbone)  # compiled for one image, it would be compiled again for many
     parameter = next(backbone.parameters(), torch.zeros(()))
     image = torch.zeros(1, _channels(backbone), height, width, device=parameter.device, dtype=parameter.dtype)
     try:
@@ -162,7 +163,7 @@ def pooled_features(backbone: nn.Module, images: Tensor, pooling: Pooling = "avg
     if pooling == "avg":
         features: Tensor = backbone(images)
         return features
-    network = getattr(backbone, "_orig_mod", backbone)
+    network = uncompiled(backbone)
     if _is_timm(network):
         return _timm_pooled(network, images, pooling)
     if _is_torchvision(network) and _is_global_average(getattr(network, "avgpool", None)):

@@ -5,17 +5,18 @@ from __future__ import annotations
 import io
 import signal
 import threading
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.fabric.utilities.types import _PATH
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from mlssl.atomic import FullDiskError, written_aside
+from mlssl.private import add_to_stepped_batches
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -26,7 +27,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     (``s3://…``) are left to Lightning.
     """
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: _PATH, storage_options: Any | None = None) -> None:
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
         """Write ``checkpoint``, replacing what stands at ``path`` once it is whole.
 
         Raises:
@@ -42,7 +43,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             aside.write_bytes(buffer.getbuffer())
 
     def load_checkpoint(
-        self, path: _PATH, map_location: Any = "cpu", weights_only: bool | None = None
+        self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
     ) -> dict[str, Any]:
         """Read a checkpoint with ``weights_only=True``, by which no code in it can run, unless False is asked for.
 
@@ -117,7 +118,7 @@ class RunCheckpoint(ModelCheckpoint):
         loop = trainer.fit_loop.epoch_loop
         steps: Any = loop.batch_progress.total
         under_way = steps.processed < steps.ready
-        loop._batches_that_stepped -= under_way  # Lightning adds it on a resume, as if the step had been made
+        add_to_stepped_batches(loop, -under_way)  # Lightning adds it on a resume, as if the step had been made
         # An epoch that has begun without a step has not begun: Lightning would count a step there on a resume.
         begun: Any = trainer.fit_loop.epoch_progress
         stepless = loop.batch_progress.current.ready == 0 < steps.ready
@@ -129,7 +130,7 @@ class RunCheckpoint(ModelCheckpoint):
         except Exception as failure:  # whatever it is (a full disk, a worker that ends too), it must not hide the first
             rank_zero_warn(f"The last step could not be saved ({failure}): go on from the checkpoint before it.")
         finally:
-            loop._batches_that_stepped += under_way
+            add_to_stepped_batches(loop, under_way)
             for epochs in (begun.current, begun.total):
                 epochs.ready += stepless
                 epochs.started += stepless

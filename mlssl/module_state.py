@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mlssl.backbones import built_as
+from mlssl.private import trainer_of
 
 if TYPE_CHECKING:
     from mlssl.module import MultiLabelSSLModule
@@ -24,7 +25,7 @@ def repair_saved_state(module: MultiLabelSSLModule, checkpoint: dict[str, Any]) 
             hparams["backbone_kwargs"] = origin[1]
         mean, std = (buffer.flatten().tolist() for buffer in (module.pixel_mean, module.pixel_std))
         checkpoint[BACKBONE_KEY] = {"name": origin[0], "arguments": origin[1], "mean": mean, "std": std}
-    if module._trainer is not None:  # for exports of the backbone
+    if trainer_of(module) is not None:  # for exports of the backbone
         metrics = module.trainer.callback_metrics
         checkpoint["metrics"] = {name: value.item() for name, value in metrics.items()}
 

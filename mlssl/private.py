@@ -1,11 +1,18 @@
-"""Private internals of torch that the library needs, in one place: a new release of torch is checked here."""
+"""Private internals of torch and Lightning that the library needs, in one place: a new release is checked here."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+import torch
+from torch import nn
 from torch._C import _remove_worker_pids
+from torch.nn.modules.batchnorm import _BatchNorm
+
+BatchNorm = _BatchNorm
+"""What all batch norms of torch derive from."""
 
 
 def workers_of(batches: Any) -> list[BaseProcess]:
@@ -22,3 +29,30 @@ def leave_out_of_torchs_sigchld_handler(batches: Any) -> None:
     if getattr(batches, "_worker_pids_set", False):
         _remove_worker_pids(id(batches))
         batches._worker_pids_set = False
+
+
+def uncompiled(network: nn.Module) -> nn.Module:
+    """The network inside torch.compile's wrapper; one that is not compiled itself."""
+    inner: nn.Module = getattr(network, "_orig_mod", network)
+    return inner
+
+
+def processor_has_bfloat16() -> bool:
+    """Whether the processor computes in bfloat16 by instructions of its own; emulated it is twenty times slower."""
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, lambda: False)() for name in names)
+
+
+def trainer_of(module: Any) -> Any:
+    """The Trainer that a module is attached to; None without one, where `module.trainer` raises."""
+    return getattr(module, "_trainer", None)
+
+
+def add_to_stepped_batches(epoch_loop: Any, number: int) -> None:
+    """Change Lightning's count of the batches that were stepped on, by which it logs and resumes."""
+    epoch_loop._batches_that_stepped += number
+
+
+def stepped_batches(checkpoint: Mapping[str, Any]) -> int:
+    """The same count in a checkpoint of the Trainer."""
+    return int(checkpoint["loops"]["fit_loop"]["epoch_loop.state_dict"]["_batches_that_stepped"])

@@ -9,8 +9,9 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
+
+from mlssl.private import BatchNorm
 
 Rows = TypeVar("Rows", bound=tuple[Any, ...])
 
@@ -43,7 +44,7 @@ def in_parts(network: nn.Module, embed: Callable[[Tensor], Rows], views: Tensor,
 
 @contextmanager
 def _kept_statistics(network: nn.Module) -> Iterator[None]:
-    layers = [layer for layer in network.modules() if isinstance(layer, _BatchNorm) and layer.training]
+    layers = [layer for layer in network.modules() if isinstance(layer, BatchNorm) and layer.training]
     before = [(layer.momentum, layer.num_batches_tracked) for layer in layers]
     for layer in layers:
         layer.momentum = 0.0

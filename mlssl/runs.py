@@ -23,12 +23,14 @@ from mlssl.callbacks import (
     OnlineLinearProbe,
     RandomState,
     RepresentationLogger,
+    SmallMaps,
     Throughput,
     ViewGridLogger,
 )
 from mlssl.checkpoint import AtomicCheckpointIO, RunCheckpoint
 from mlssl.data.datamodule import MultiLabelDataModule
 from mlssl.metrics_file import MetricsFile
+from mlssl.private import processor_has_bfloat16, stepped_batches
 from mlssl.run_folder import read_log
 
 RUN_FOLDER_VARIABLE = "MLSSL_RUN_FOLDER"
@@ -212,11 +214,11 @@ def _wandb_id(folder: Path) -> str | None:
 
 def steps_of(checkpoint: str | os.PathLike[str]) -> int:
     """Batches that had been stepped on when it was saved, by which the log counts."""
-    fit_loop = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["loops"]["fit_loop"]
-    batches = fit_loop["epoch_loop.batch_progress"]["total"]
+    saved = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    batches = saved["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]
     # Within a step Lightning saves the number before it, and adds one when it goes on.
     is_within = bool(batches["completed"] < batches["ready"])
-    return int(fit_loop["epoch_loop.state_dict"]["_batches_that_stepped"]) + is_within
+    return stepped_batches(saved) + is_within
 
 
 def default_precision(accelerator: object = "auto") -> Literal["bf16-mixed", "32-true"]:
@@ -225,14 +227,14 @@ def default_precision(accelerator: object = "auto") -> Literal["bf16-mixed", "32
     Args:
         accelerator: Of the Trainer: under ``"cpu"`` a GPU does not count.
     """
-    if torch.cuda.is_available() and accelerator != "cpu":
-        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
-    # Emulated bfloat16 is twenty times slower than float32, so only the instructions themselves count.
-    has = any(
-        getattr(torch.cpu, name, lambda: False)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    )
-    on_apple = torch.backends.mps.is_available() and accelerator != "cpu"
-    return "bf16-mixed" if has and not on_apple else "32-true"
+    if _on_processor(accelerator):
+        return "bf16-mixed" if processor_has_bfloat16() else "32-true"
+    has = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16-mixed" if has else "32-true"
+
+
+def _on_processor(accelerator: object) -> bool:
+    return accelerator == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
 
 
 class _LogShortEpochs(Callback):
@@ -259,8 +261,15 @@ def _with_defaults(folder: Path, given: list[Callback], settings: dict[str, Any]
     has_own = any(isinstance(one, Checkpoint) for one in given)
     if settings.get("enable_checkpointing") is not False and not has_own:
         defaults.append(RunCheckpoint(dirpath=folder / "checkpoints", filename="{epoch}-{step}", save_last=True))
-    missing = [callback for callback in defaults if not any(isinstance(one, type(callback)) for one in given)]
-    return given + missing
+    if _on_processor(settings.get("accelerator", "auto")):
+        defaults.append(SmallMaps())
+    return given + [default for default in defaults if not any(_stands_for(one, default) for one in given)]
+
+
+def _stands_for(given: Callback, default: Callback) -> bool:
+    """Whether a callback is of the default's kind and looks at the same network."""
+    networks = {getattr(one, "network", "backbone") for one in (given, default)}
+    return isinstance(given, type(default)) and len(networks) == 1
 
 
 def _number_of_steps(limit: float | None) -> int:

@@ -1,14 +1,27 @@
-"""Private internals of torch still do what the library needs them for."""
+"""Private internals of torch and Lightning still do what the library needs them for."""
 
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
+import torch
+from torch import nn
 from torch.utils.data import DataLoader
 
-from mlssl.private import leave_out_of_torchs_sigchld_handler, workers_of
+from mlssl.private import (
+    BatchNorm,
+    add_to_stepped_batches,
+    leave_out_of_torchs_sigchld_handler,
+    processor_has_bfloat16,
+    stepped_batches,
+    trainer_of,
+    uncompiled,
+    workers_of,
+)
 
 
 def kill_a_worker(batches: Any) -> None:
@@ -35,3 +48,58 @@ def test_torch_raises_the_death_of_a_worker_in_the_main_thread_unless_it_is_left
     leave_out_of_torchs_sigchld_handler(batches)
     kill_a_worker(batches)
     leave_out_of_torchs_sigchld_handler(iter(DataLoader(range(8))))  # has no workers
+
+
+def test_every_batch_norm_is_known() -> None:
+    layers = (nn.BatchNorm1d(2), nn.BatchNorm2d(2), nn.BatchNorm3d(2), nn.SyncBatchNorm(2), nn.LazyBatchNorm2d())
+    assert all(isinstance(layer, BatchNorm) for layer in layers)
+    assert not isinstance(nn.GroupNorm(1, 2), BatchNorm)
+
+
+def test_a_compiled_network_holds_the_one_that_was_compiled() -> None:
+    network = nn.Linear(1, 1)
+    compiled: Any = torch.compile(network)
+    assert compiled is not network
+    assert uncompiled(compiled) is network
+    assert uncompiled(network) is network
+
+
+def test_torch_says_whether_the_processor_has_bfloat16() -> None:
+    assert callable(torch.cpu._is_avx512_bf16_supported)
+    assert callable(torch.cpu._is_amx_tile_supported)
+    with open("/proc/cpuinfo") as file:  # noqa: PTH123
+        flags = next((line for line in file if line.startswith("flags")), "").split()
+    assert processor_has_bfloat16() == ("avx512_bf16" in flags or "amx_tile" in flags)
+
+
+class OneWeight(L.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(1, 1)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return self.layer(batch).sum()
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def test_the_trainer_counts_the_batches_that_it_stepped_on(tmp_path: Path) -> None:
+    module = OneWeight()
+    assert trainer_of(module) is None
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_steps=3,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )
+    trainer.fit(module, DataLoader(torch.ones(8, 1)))
+    assert trainer_of(module) is trainer
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    add_to_stepped_batches(trainer.fit_loop.epoch_loop, -1)
+    trainer.save_checkpoint(tmp_path / "b.ckpt")
+    counts = [stepped_batches(torch.load(tmp_path / f"{name}.ckpt", weights_only=True)) for name in "ab"]
+    assert counts == [3, 2]

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger
 
-from mlssl.callbacks import BackboneExport, CollapseMonitor, OnlineLinearProbe, RandomState
+from mlssl.callbacks import BackboneExport, CollapseMonitor, OnlineLinearProbe, RandomState, SmallMaps
 from mlssl.checkpoint import AtomicCheckpointIO, RunCheckpoint
 from mlssl.metrics_file import MetricsFile
 from mlssl.runs import RUN_FOLDER_VARIABLE, default_precision, new_run_folder, run_settings
@@ -65,6 +65,25 @@ def test_missing_settings_are_added(tmp_path):
     kinds = [type(callback) for callback in settings["callbacks"]]
     assert {OnlineLinearProbe, CollapseMonitor, BackboneExport, RandomState, RunCheckpoint} <= set(kinds)
     assert [type(plugin) for plugin in settings["plugins"]] == [AtomicCheckpointIO]
+
+
+def test_a_probe_of_another_network_leaves_that_of_the_backbone(tmp_path):
+    other = OnlineLinearProbe()
+    other.network = "teacher"
+    callbacks = run_settings(tmp_path, {"callbacks": [other]})["callbacks"]
+    assert len([callback for callback in callbacks if isinstance(callback, OnlineLinearProbe)]) == 2
+
+
+@pytest.mark.parametrize(
+    ("gpu", "accelerator", "added"), [(False, None, True), (True, "cpu", True), (True, None, False)]
+)
+def test_small_maps_are_products_on_a_processor_alone(tmp_path, monkeypatch, gpu, accelerator, added):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    settings = {} if accelerator is None else {"accelerator": accelerator}
+    callbacks = run_settings(tmp_path, settings)["callbacks"]
+    assert any(isinstance(callback, SmallMaps) for callback in callbacks) == added
 
 
 def test_what_the_user_gave_stays_and_metrics_csv_is_written_beside_it(tmp_path):

@@ -6,9 +6,9 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from mlssl.distributed import world_size
+from mlssl.private import BatchNorm
 
 
 class StepSummary(L.Callback):
@@ -54,5 +54,5 @@ def describe_step(views: Tensor, devices: int) -> str:
 def count_unsynchronised(layers: Iterable[nn.Module]) -> int:
     """Count the batch norms in training mode that take their statistics from one device alone."""
     return sum(
-        isinstance(layer, _BatchNorm) and type(layer) is not nn.SyncBatchNorm and layer.training for layer in layers
+        isinstance(layer, BatchNorm) and type(layer) is not nn.SyncBatchNorm and layer.training for layer in layers
     )

@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
-from torch import nn
-
 from mlssl.commands.evaluation_options import EvaluationOptions
 from mlssl.commands.results import Found, print_table, write_results
+from mlssl.contracts import FeatureNetwork
 from mlssl.data.datamodule import MultiLabelDataModule
 from mlssl.data.records import Records
 from mlssl.evaluation.frozen import FrozenSets, frozen_sets
@@ -61,7 +60,9 @@ def labelled_sets(options: EvaluationOptions) -> LabelledSets:
     return LabelledSets(data, train, test)
 
 
-def features_of(source: str, model: nn.Module, data: MultiLabelDataModule, options: EvaluationOptions) -> FrozenSets:
+def features_of(
+    source: str, model: FeatureNetwork, data: MultiLabelDataModule, options: EvaluationOptions
+) -> FrozenSets:
     """Features of the whole images of both sets."""
     pooling = completed(options).pooling
     assert pooling is not None

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mlssl.choices import PositiveWeight
 from mlssl.commands.results import Found
+from mlssl.contracts import FeatureNetwork
 from mlssl.data.records import Records
 from mlssl.evaluation.crops import Crops
 from mlssl.evaluation.features import Features
@@ -91,7 +92,7 @@ def found_by_neighbors(source: str, sets: FrozenSets, *, k: int, temperature: fl
 
 def found_by_sgd(
     source: str,
-    model: nn.Module,
+    model: FeatureNetwork,
     protocol: Protocol,
     train: Records,
     test: Records,
@@ -114,7 +115,7 @@ def found_by_sgd(
 
 def found_by_svm(
     source: str,
-    model: nn.Module,
+    model: FeatureNetwork,
     protocol: Protocol,
     train: Records,
     test: Records,

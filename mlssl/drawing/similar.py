@@ -11,7 +11,7 @@ import numpy as np
 from mlssl.atomic import written_aside
 from mlssl.data.decoding import ImageArray
 from mlssl.data.records import Records
-from mlssl.evaluation.similar import Found, Similarities
+from mlssl.evaluation.similar import Similar, Similarities
 from mlssl.views.grid import Box
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def draw_similar(
     image: ImageArray,
     box: Box | None,
     records: Records,
-    found: Found,
+    found: Similar,
     path: str | os.PathLike[str] | None = None,
     title: str = "",
 ) -> Figure:

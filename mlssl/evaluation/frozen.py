@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mlssl.choices import Pooling
+from mlssl.contracts import FeatureNetwork
 from mlssl.evaluation.features import Features, extract_features
 
 
@@ -22,7 +23,7 @@ class FrozenSets(NamedTuple):
 
 
 def frozen_sets(
-    model: nn.Module,
+    model: FeatureNetwork,
     train: Iterable[Mapping[str, Tensor]],
     test: Iterable[Mapping[str, Tensor]],
     *,
@@ -45,7 +46,7 @@ def frozen_sets(
     Raises:
         ValueError: As `extract_features`.
     """
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and isinstance(model, nn.Module):
         model.to("cuda")
     stem = re.sub(r"[^A-Za-z0-9.=-]+", "_", name)
     folders = {split: None if cache is None else Path(cache) / f"{stem}-{split}" for split in ("train", "test")}

@@ -62,7 +62,7 @@ def block_similarities(model: FeatureNetwork, image: ImageArray, boxes: Sequence
     return Similarities(of_blocks @ of_blocks.T, total / count)
 
 
-class Found(NamedTuple):
+class Similar(NamedTuple):
     """What is nearest to an image or to a block of it: lines of the records, places of the block, cosines."""
 
     lines: list[int]
@@ -85,7 +85,7 @@ def find_similar(
     batch_size: int = 32,
     num_workers: int = 0,
     progress: bool = False,
-) -> Found:
+) -> Similar:
     """Find the images most like an image, or the blocks most like a block of it; of an image its nearest block only.
 
     Args:
@@ -130,7 +130,7 @@ def find_similar(
         _boxes(records.image(line), grid)[int(best.indices[place])]
         for line, place in zip(found, nearest.indices.tolist(), strict=True)
     ]
-    return Found(found, boxes, nearest.values.tolist())
+    return Similar(found, boxes, nearest.values.tolist())
 
 
 def _boxes(image: ImageArray, grid: tuple[int, int, float]) -> list[Box]:

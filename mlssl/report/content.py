@@ -67,7 +67,7 @@ def build_page(
         "version": version("mlssl"),
     }
     waits = waits_for_data(*(_median(log, name) for name in ("time/data", "time/step", "throughput/images_per_s")))
-    dataset = config["data"].get("dataset", config.get("data_class"))
+    dataset = config.get("data_class") or config["data"].get("dataset")
     if looked is None:
         return Page(subtitle=f"on {dataset}", verdicts=[waits], quality=_quality(log, {}), notes=notes, **settings)
     start, end = looked.start, looked.end
@@ -93,8 +93,8 @@ def _facts(config: dict[str, Any], log: dict[str, Log], looked: Looked | None) -
     epochs = f"{int(max(loss.epochs, default=-1)) + 1}"
     if trainer.get("max_epochs"):
         epochs += f" of {trainer['max_epochs']}"
-    facts = {"model": str(config.get("model_class", "mlssl.MultiLabelSSLModule")), "backbone": _backbone(config)}
-    if "data_class" in config:
+    facts = {"model": str(config.get("model_class") or "mlssl.MultiLabelSSLModule"), "backbone": _backbone(config)}
+    if config.get("data_class"):
         facts["data"] = str(config["data_class"])
     if looked is not None:
         facts |= {

@@ -124,7 +124,10 @@ def architecture(checkpoint: Mapping[str, Any], path: Path) -> Architecture:
             f"{path} does not name its backbone, which was given as a network or by a subclass: "
             "load the module, MultiLabelSSLModule.load_from_checkpoint(path, backbone=net), and pass that."
         )
-    return Architecture(described["name"], described["arguments"] or {}, described["mean"], described["std"])
+    mean, std = (
+        numbers and [round(number, 6) for number in numbers] for numbers in (described["mean"], described["std"])
+    )
+    return Architecture(described["name"], described["arguments"] or {}, mean, std)
 
 
 def weights_of(checkpoint: Any, network: str) -> dict[str, Tensor]:

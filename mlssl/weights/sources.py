@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from mlssl.backbones import build_backbone, built_as, pixel_statistics, rebuild_backbone
+from mlssl.private import trainer_of, uncompiled
 from mlssl.weights.checkpoints import (
     architecture,
     check_holds,
@@ -62,7 +63,7 @@ class Backbone(nn.Module):
         history: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
-        backbone = getattr(backbone, "_orig_mod", backbone)  # under torch.compile
+        backbone = uncompiled(backbone)
         own_mean, own_std = pixel_statistics(backbone)
         # A timm network that was built elsewhere carries its name, and is taken to have no arguments until compared.
         config = getattr(backbone, "pretrained_cfg", None) or {}
@@ -264,7 +265,7 @@ def _history_of_checkpoint(checkpoint: Mapping[str, Any]) -> dict[str, str]:
 
 def _history_of_module(module: Any) -> dict[str, str]:
     """Of a module under a Trainer; one without has none."""
-    trainer = getattr(module, "_trainer", None)
+    trainer = trainer_of(module)
     if trainer is None:
         return {}
     data = getattr(trainer, "datamodule", None)

@@ -82,7 +82,5 @@ def test_a_size_that_views_or_the_backbone_do_not_take_is_refused(
 
 def test_a_loader_of_another_kind_is_refused(make_model: Make, make_trainer: Make) -> None:
     items = [{"views": torch.zeros(2, 2, 3, 16, 16, dtype=torch.uint8), "image_ids": index} for index in range(8)]
-    with pytest.raises(
-        ValueError, match=r"of a MultiLabelDataModule, and the train loader \(DataLoader\) is another"
-    ):
+    with pytest.raises(ValueError, match=r"of a MultiLabelDataModule, and the train loader \(DataLoader\) is another"):
         make_trainer(ViewSize({1: 24})).fit(make_model(views_per_step=8), DataLoader(items, batch_size=4))

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from commands.test_run import DATA, MODEL, TRAINER
 
+from commands.test_run import DATA, MODEL, TRAINER
 from mlssl.cli import main
 from mlssl.commands.custom_code import import_path, imported, is_import_path, make_importable
 from mlssl.runs import RUN_FOLDER_VARIABLE
@@ -151,7 +151,7 @@ def test_a_process_of_its_own_finds_a_class_in_the_current_directory_and_a_scrip
     [
         (
             ["--model", "nowhere.MyModule"],
-            "--model names 'nowhere.MyModule', which cannot be imported (No module named",
+            "--model names 'nowhere.MyModule', which cannot be imported (No module",
         ),
         (["--model", "mlssl.module.Nothing"], "--model names 'mlssl.module.Nothing', which cannot be imported"),
         (["--model", "MyModule"], "--model names 'MyModule': pass an import path, such as my_package.MyName"),

@@ -1,11 +1,13 @@
 """A manifest: one file that lists images and what they show.
 
-photos/train.csv                          photos/train.jsonl
-    path,labels,unknown                       {"path": "a/1.jpg", "labels": ["sky", "sea"]}
-    a/1.jpg,sky|sea,                          {"path": "b/2.jpg", "labels": [], "unknown": ["sky"]}
-    b/2.jpg,,sky
-photos/a/1.jpg
-photos/b/2.jpg
+A CSV or JSON Lines file is read::
+
+    photos/train.csv                          photos/train.jsonl
+        path,labels,unknown                       {"path": "a/1.jpg", "labels": ["sky", "sea"]}
+        a/1.jpg,sky|sea,                          {"path": "b/2.jpg", "labels": [], "unknown": ["sky"]}
+        b/2.jpg,,sky
+    photos/a/1.jpg
+    photos/b/2.jpg
 """
 
 from __future__ import annotations
