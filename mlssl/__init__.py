@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mlssl.recipes import recipe as recipe
     from mlssl.views.blocks import BlockViews as BlockViews
     from mlssl.views.grid import block_grid as block_grid
-    from mlssl.views.photometric import Recipe as Recipe
+    from mlssl.views.recipe import Recipe as Recipe
 
 __version__ = "0.1.0"
 
@@ -34,7 +34,7 @@ _MODULES = {
     "MultiLabelDataModule": "mlssl.data.datamodule",
     "MultiLabelSSLModule": "mlssl.module",
     "NegativeCosineSimilarity": "mlssl.losses",
-    "Recipe": "mlssl.views.photometric",
+    "Recipe": "mlssl.views.recipe",
     "Records": "mlssl.data.records",
     "block_grid": "mlssl.views.grid",
     "export_backbone": "mlssl.export",

@@ -2,17 +2,59 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from typing import Literal, NamedTuple, overload
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mlssl.contrastive_sums import Form, Places, sum_over_anchors
+from mlssl.chunks import sum_over_chunks, unit_rows
+from mlssl.forms import (
+    Form,
+    Positives,
+    by_overlap,
+    form_of,
+    gated,
+    log_of_sum,
+    mean_of_logs,
+    positives_of,
+    same_image,
+)
 
-Positives = Literal["log_of_sum", "mean_of_logs"]
+__all__ = [
+    "ImageAwareContrastiveLoss",
+    "NegativeCosineSimilarity",
+    "by_overlap",
+    "gated",
+    "image_aware_contrastive_loss",
+    "log_of_sum",
+    "mean_of_logs",
+    "negative_cosine_similarity",
+    "same_image",
+]
+
+Reduction = Literal["mean", "sum_and_count"]
+
+BOX_TOLERANCE = 1e-3
+"""By how much a box may reach beyond the image: the rounding of boxes that were kept in half precision."""
 
 
+# fmt: off
+@overload
+def image_aware_contrastive_loss(
+    anchors: Tensor, image_ids: Tensor, keys: Tensor | None = ..., key_image_ids: Tensor | None = ..., *,
+    self_index: Tensor | None = ..., boxes: Tensor | None = ..., key_boxes: Tensor | None = ...,
+    temperature: float = ..., base_temperature: float = ..., form: str | Form = ..., positives: str | Positives = ...,
+    chunk_size: int | None = ..., reduction: Literal["mean"] = ...,
+) -> Tensor: ...
+@overload
+def image_aware_contrastive_loss(
+    anchors: Tensor, image_ids: Tensor, keys: Tensor | None = ..., key_image_ids: Tensor | None = ..., *,
+    self_index: Tensor | None = ..., boxes: Tensor | None = ..., key_boxes: Tensor | None = ...,
+    temperature: float = ..., base_temperature: float = ..., form: str | Form = ..., positives: str | Positives = ...,
+    chunk_size: int | None = ..., reduction: Literal["sum_and_count"],
+) -> tuple[Tensor, Tensor]: ...
+# fmt: on
 def image_aware_contrastive_loss(
     anchors: Tensor,
     image_ids: Tensor,
@@ -20,92 +62,65 @@ def image_aware_contrastive_loss(
     key_image_ids: Tensor | None = None,
     *,
     self_index: Tensor | None = None,
+    boxes: Tensor | None = None,
+    key_boxes: Tensor | None = None,
     temperature: float = 0.3,
     base_temperature: float = 0.07,
-    positives: Positives = "log_of_sum",
-    min_similarity: float | None = None,
-    normalizer: Tensor | float | None = None,
+    form: str | Form = "log_of_sum",
+    positives: str | Positives = "same_image",
     chunk_size: int | None = None,
-) -> Tensor:
-    r"""Tie all views of one image together and push the views of other images away.
+    reduction: Reduction = "mean",
+) -> Tensor | tuple[Tensor, Tensor]:
+    r"""Pull all views of one image together and push the views of other images away.
 
-    With A(i) all keys but the anchor itself, P(i) those of the same image, and s_ij = cos(f_i, f_j) / τ:
+    With A(i) all keys but the anchor itself, P(i) those with a weight w above 0, and s_ij = cos(f_i, f_j) / τ:
 
-    - ``log_of_sum``: ℓ_i = (τ/τ_b) · 1/\|P(i)\| · [logsumexp_A(i) s_ia − logsumexp_P(i) s_ip]   (arXiv 2506.23156)
-    - ``mean_of_logs``: ℓ_i = (τ/τ_b) · 1/\|P(i)\| · Σ_P(i) [logsumexp_A(i) s_ia − s_ip]   (arXiv 2004.11362, eq. 2)
+    - ``log_of_sum``: ℓ_i = 1/\|P(i)\| · [logsumexp_A(i) s_ia − log Σ_P(i) w_ip exp s_ip]   (arXiv 2506.23156)
+    - ``mean_of_logs``: ℓ_i = Σ_P(i) w_ip [logsumexp_A(i) s_ia − s_ip] / Σ_P(i) w_ip   (arXiv 2004.11362, eq. 2)
 
-    An anchor without a positive (one view an image, or none passes ``min_similarity``) is left out of sum and count;
-    where no anchor has one, the loss is 0 with zero gradients. A feature of zeros has cosine 0 with all others and gets
-    no gradient. The gradient is exact, and computed with the value; it cannot be differentiated again.
+    The loss is τ/τ_b times the mean of ℓ_i over the anchors that have a positive. The others are left out of sum and
+    count; where no anchor has a positive, the loss is 0 with zero gradients. A feature of zeros has cosine 0 with all
+    others and gets no gradient. Autograd computes the gradient of the form, one chunk of anchors at a time and together
+    with the value; it cannot be differentiated again (no gradgradcheck).
 
     Args:
         anchors: Features (R, P); they need not be normalised. Computed in at least float32, float64 stays.
         image_ids: Integers (R,): the image that each anchor shows.
         keys: Features (M, P) that the anchors are compared with; the anchors themselves by default.
         key_image_ids: Integers (M,); required with ``keys``.
-        self_index: Integers (R,): each anchor's own place in ``keys``, which is left out of A(i) and P(i). By default
-            anchor i is key i where the keys are the anchors, and no key is left out where ``keys`` are given.
+        self_index: Integers (R,): each anchor's own index in ``keys``, −1 for none; that key is left out of A(i) and
+            P(i). By default anchor i is key i where the keys are the anchors, and no key is left out where ``keys``
+            are given.
+        boxes: Floats (R, 4): top, left, height and width of what each anchor shows, as fractions of its image. Only
+            ``positives`` sees them.
+        key_boxes: Floats (M, 4), likewise of the keys; required with ``keys`` and ``boxes``.
         temperature: τ > 0 (default of the paper's code).
         base_temperature: τ_b > 0, which only scales the loss (SupCon's 0.07).
-        positives: Whether the positives are summed inside or outside the logarithm.
-        min_similarity: Cosine in −1–1 that a positive must reach to be counted (the "gated" form, 0.3 in the paper's
-            code); only with ``mean_of_logs``.
-        normalizer: What the sum over anchors is divided by; the number of anchors with a positive by default.
-            Over devices, pass the number over all of them (:func:`count_anchors_with_positives`).
+        form: ``log_of_sum``, ``mean_of_logs``, or a :data:`mlssl.forms.Form`: logits and weights (c, M) of c anchors
+            to their ℓ (c,), each from its own row alone, in plain torch without parameters of its own.
+        positives: ``same_image``, ``gated(0.3)``, ``by_overlap(1.0)``, or a :data:`mlssl.forms.Positives` that returns
+            the weights (c, M) ≥ 0 of the keys.
         chunk_size: Anchors compared at a time, so that memory grows with ``chunk_size`` × M instead of R × M. Same
-            value and gradient. None: as many as have 16 MB of similarities.
+            value and gradient. None: as many as have 2²¹ cosines.
+        reduction: ``mean``, or ``sum_and_count`` for what is divided: over devices, both are summed first.
 
     Returns:
-        Scalar in at least float32.
+        Scalar in at least float32. With ``sum_and_count``: that scalar before the division, and the number of anchors
+        with a positive, an integer scalar without gradient.
 
     Raises:
-        ValueError: On shapes that do not fit, a temperature ≤ 0, an unknown ``positives``, ``min_similarity`` outside
-            −1–1 or together with ``log_of_sum``, ``chunk_size`` < 1.
+        ValueError: On shapes that do not fit, a temperature ≤ 0, an unknown ``form``, ``positives`` or ``reduction``,
+            ``chunk_size`` < 1, a form or positives that return another shape. On the CPU, where no device has to be
+            waited for, also on boxes outside 0–1, weights that are negative or not finite, and a form that returns
+            values that are not finite.
 
     >>> features = torch.eye(4)
-    >>> float(image_aware_contrastive_loss(features, torch.tensor([0, 1, 2, 3])))  # nobody has a positive
+    >>> float(image_aware_contrastive_loss(features, torch.tensor([0, 1, 2, 3])))  # no anchor has a positive
     0.0
     """
-    _check_positive("temperature", temperature)
-    _check_positive("base_temperature", base_temperature)
-    if positives not in ("log_of_sum", "mean_of_logs"):
-        raise ValueError(f"positives={positives!r} is unknown: pass 'log_of_sum' or 'mean_of_logs'.")
-    if min_similarity is not None and positives == "log_of_sum":
-        raise ValueError(
-            f"min_similarity={min_similarity} gates single positives, and positives='log_of_sum' sums them first: "
-            "pass positives='mean_of_logs', or min_similarity=None."
-        )
-    places = _places(anchors, image_ids, keys, key_image_ids, self_index, chunk_size)
-    if keys is None and self_index is not None:
-        keys = anchors  # an anchor's own place is wherever it is said to be
-    form = Form(temperature, positives == "log_of_sum", _checked_gate(min_similarity))
-    total, count = sum_over_anchors(anchors, keys, places, form, chunk_size)
-    divisor = count.clamp(min=1) if normalizer is None else normalizer
-    return (temperature / base_temperature) * total / divisor
-
-
-def count_anchors_with_positives(
-    anchors: Tensor,
-    image_ids: Tensor,
-    keys: Tensor | None = None,
-    key_image_ids: Tensor | None = None,
-    *,
-    self_index: Tensor | None = None,
-    min_similarity: float | None = None,
-    chunk_size: int | None = None,
-) -> Tensor:
-    """Count the anchors that :func:`image_aware_contrastive_loss` averages over, the arguments being the same.
-
-    Returns:
-        Integer scalar, on the device of the anchors, without gradient.
-    """
-    places = _places(anchors, image_ids, keys, key_image_ids, self_index, chunk_size)
-    if _checked_gate(min_similarity) is None:
-        return _num_positives(places).gt(0).sum()
-    # Of this form every term counts its anchor once, whatever the temperature.
-    form = Form(1.0, False, min_similarity)
-    with torch.no_grad():
-        return sum_over_anchors(anchors, anchors if keys is None else keys, places, form, chunk_size)[1]
+    compared = _compared(anchors, image_ids, keys, key_image_ids, self_index, boxes, key_boxes)
+    settings = _settings(temperature, base_temperature, form, positives, chunk_size)
+    return _image_aware(anchors, keys, compared, settings, reduction, checks_values=False)
 
 
 def negative_cosine_similarity(p: Tensor, z: Tensor) -> Tensor:
@@ -125,7 +140,7 @@ def negative_cosine_similarity(p: Tensor, z: Tensor) -> Tensor:
         raise ValueError(
             f"p has shape {tuple(p.shape)} and z {tuple(z.shape)}: pass two matrices of one shape (N, P), N ≥ 1."
         )
-    return -(_unit_rows(p) * _unit_rows(z)).sum(dim=1).mean()
+    return -(unit_rows(p) * unit_rows(z)).sum(dim=1).mean()
 
 
 class ImageAwareContrastiveLoss(nn.Module):
@@ -134,27 +149,29 @@ class ImageAwareContrastiveLoss(nn.Module):
     Args:
         temperature: τ > 0.
         base_temperature: τ_b > 0.
-        positives: ``log_of_sum`` or ``mean_of_logs``.
-        min_similarity: Cosine that a positive must reach, with ``mean_of_logs`` only.
-        chunk_size: Anchors compared at a time; None: as many as have 16 MB of similarities.
+        form: Name or function.
+        positives: Name or function.
+        chunk_size: Anchors compared at a time; None: as many as have 2²¹ cosines.
     """
+
+    checks_values = False
+    """Set to True to check values on any device, which waits for it; on the CPU they are always checked."""
 
     def __init__(
         self,
         temperature: float = 0.3,
         base_temperature: float = 0.07,
-        positives: Positives = "log_of_sum",
-        min_similarity: float | None = None,
+        form: str | Form = "log_of_sum",
+        positives: str | Positives = "same_image",
         chunk_size: int | None = None,
     ) -> None:
         super().__init__()
+        _settings(temperature, base_temperature, form, positives, chunk_size)  # raises on bad ones
         self.temperature = temperature
         self.base_temperature = base_temperature
-        self.positives: Positives = positives
-        self.min_similarity = min_similarity
+        self.form = form_of(form)
+        self.positives = positives_of(positives)
         self.chunk_size = chunk_size
-        # The function checks its settings: call it once, so that they fail where they are written.
-        self(torch.eye(2), torch.tensor([0, 0]))
 
     def forward(
         self,
@@ -164,22 +181,14 @@ class ImageAwareContrastiveLoss(nn.Module):
         key_image_ids: Tensor | None = None,
         *,
         self_index: Tensor | None = None,
-        normalizer: Tensor | float | None = None,
-    ) -> Tensor:
-        """Arguments (R, P), (R,), (M, P), (M,), (R,) as in :func:`image_aware_contrastive_loss`."""
-        return image_aware_contrastive_loss(
-            anchors,
-            image_ids,
-            keys,
-            key_image_ids,
-            self_index=self_index,
-            temperature=self.temperature,
-            base_temperature=self.base_temperature,
-            positives=self.positives,
-            min_similarity=self.min_similarity,
-            normalizer=normalizer,
-            chunk_size=self.chunk_size,
-        )
+        boxes: Tensor | None = None,
+        key_boxes: Tensor | None = None,
+        reduction: Reduction = "mean",
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Arguments (R, P), (R,), (M, P), (M,), (R,), (R, 4), (M, 4) as in :func:`image_aware_contrastive_loss`."""
+        compared = _compared(anchors, image_ids, keys, key_image_ids, self_index, boxes, key_boxes)
+        settings = _settings(self.temperature, self.base_temperature, self.form, self.positives, self.chunk_size)
+        return _image_aware(anchors, keys, compared, settings, reduction, self.checks_values)
 
 
 class NegativeCosineSimilarity(nn.Module):
@@ -190,24 +199,94 @@ class NegativeCosineSimilarity(nn.Module):
         return negative_cosine_similarity(p, z)
 
 
-def _num_positives(places: Places) -> Tensor:
-    """Keys (R,) of an anchor's image other than itself, by sorting instead of R × M comparisons."""
-    ids, in_order = places.image_ids, places.key_image_ids.sort().values
-    number = torch.searchsorted(in_order, ids, right=True) - torch.searchsorted(in_order, ids)
-    if len(in_order) == 0:
-        return number
-    own_image = places.key_image_ids[places.self_index.clamp(min=0)]
-    return number - ((places.self_index >= 0) & (own_image == ids)).long()
+class _Settings(NamedTuple):
+    temperature: float
+    base_temperature: float
+    form: Form
+    positives: Positives
+    chunk_size: int | None
 
 
-def _places(
+class _Compared(NamedTuple):
+    """What is known of anchors (R) and keys (M) besides their features; self_index is −1 for none."""
+
+    image_ids: Tensor
+    key_image_ids: Tensor
+    self_index: Tensor
+    boxes: Tensor | None
+    key_boxes: Tensor | None
+
+
+def _image_aware(
+    anchors: Tensor,
+    keys: Tensor | None,
+    compared: _Compared,
+    settings: _Settings,
+    reduction: Reduction,
+    checks_values: bool,
+) -> Tensor | tuple[Tensor, Tensor]:
+    if reduction not in ("mean", "sum_and_count"):
+        raise ValueError(f"reduction={reduction!r} is unknown: pass 'mean' or 'sum_and_count'.")
+    temperature, base_temperature, form, positives, chunk_size = settings
+    image_ids, key_image_ids, self_index, boxes, key_boxes = compared
+    checks_values = checks_values or anchors.device.type == "cpu"
+    if checks_values:
+        _check_inside_image("boxes", boxes)
+        _check_inside_image("key_boxes", key_boxes)
+    key_index = torch.arange(len(key_image_ids), device=anchors.device)
+
+    def of_chunk(cosines: Tensor, rows: slice, with_gradient: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+        is_self = self_index[rows, None] == key_index[None, :]
+        of_same_image = (image_ids[rows, None] == key_image_ids[None, :]) & ~is_self
+        weights = positives(cosines, of_same_image, None if boxes is None else boxes[rows], key_boxes)
+        _check_shape("positives", weights, cosines.shape, "one weight per cosine")
+        weights = weights.to(cosines.dtype).masked_fill(is_self, 0)  # a copy, whatever was returned
+        if checks_values:
+            _check_weights(weights, cosines)
+        counted = (weights > 0).any(dim=1)
+        left_out = 0 * cosines.sum(dim=1)  # 0, and NaN where a feature is: no gate may hide that
+        logits = cosines.div_(temperature).masked_fill_(is_self, -math.inf)
+        # Anchors without a positive get equal logits and one positive, where every form has a value and a gradient.
+        logits.masked_fill_(~counted[:, None], 0)
+        weights[:, 0] = torch.where(counted, weights[:, 0], 1)
+        with torch.set_grad_enabled(with_gradient):
+            losses = form(logits.requires_grad_(with_gradient), weights)
+            _check_shape("form", losses, counted.shape, "one value per anchor")
+            if checks_values:
+                _check_losses(losses, logits, counted)
+            total = torch.where(counted, losses, left_out).sum()
+        slope = torch.autograd.grad(total, logits)[0].div_(temperature) if total.requires_grad else None
+        return total.detach(), counted.sum(), slope
+
+    total, count = sum_over_chunks(of_chunk, anchors, keys, chunk_size)
+    total = (temperature / base_temperature) * total
+    return total / count.clamp(min=1) if reduction == "mean" else (total, count)
+
+
+def _settings(
+    temperature: float,
+    base_temperature: float,
+    form: str | Form,
+    positives: str | Positives,
+    chunk_size: int | None,
+) -> _Settings:
+    for name, value in {"temperature": temperature, "base_temperature": base_temperature}.items():
+        if not value > 0:
+            raise ValueError(f"{name}={value} was given: pass a number above 0.")
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size={chunk_size} was given: pass at least 1, or None for chunks of 2²¹ cosines.")
+    return _Settings(temperature, base_temperature, form_of(form), positives_of(positives), chunk_size)
+
+
+def _compared(
     anchors: Tensor,
     image_ids: Tensor,
     keys: Tensor | None,
     key_image_ids: Tensor | None,
     self_index: Tensor | None,
-    chunk_size: int | None,
-) -> Places:
+    boxes: Tensor | None,
+    key_boxes: Tensor | None,
+) -> _Compared:
     """Check the shapes and fill in the defaults."""
     if anchors.ndim != 2 or image_ids.shape != anchors.shape[:1]:
         raise ValueError(
@@ -215,38 +294,66 @@ def _places(
         )
     if (keys is None) != (key_image_ids is None):
         raise ValueError("keys and key_image_ids belong together: pass both, or neither to compare the anchors alone.")
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size={chunk_size} was given: pass at least 1, or None for chunks of 16 MB.")
-    own_places = torch.arange(len(anchors), device=anchors.device)
+    own_index = torch.arange(len(anchors), device=anchors.device)
     if keys is None or key_image_ids is None:
-        key_image_ids = image_ids
-        self_index = own_places if self_index is None else self_index
+        if key_boxes is not None:
+            raise ValueError("key_boxes belong to keys, which are not given: pass boxes alone, or keys too.")
+        key_image_ids, key_boxes = image_ids, boxes
+        self_index = own_index if self_index is None else self_index
     else:
         if keys.ndim != 2 or keys.shape[1] != anchors.shape[1] or key_image_ids.shape != keys.shape[:1]:
             raise ValueError(
                 f"keys have shape {tuple(keys.shape)} and key_image_ids {tuple(key_image_ids.shape)}: "
                 f"pass (M, {anchors.shape[1]}) and (M,)."
             )
-        self_index = torch.full_like(own_places, -1) if self_index is None else self_index
+        if (boxes is None) != (key_boxes is None):
+            raise ValueError("boxes and key_boxes belong together where keys are given: pass both, or neither.")
+        self_index = torch.full_like(own_index, -1) if self_index is None else self_index
     if self_index.shape != image_ids.shape:
         raise ValueError(
-            f"self_index has shape {tuple(self_index.shape)}: pass one place for each of the {len(anchors)} anchors."
+            f"self_index has shape {tuple(self_index.shape)}: pass one index for each of the {len(anchors)} anchors."
         )
-    return Places(image_ids, key_image_ids, self_index)
+    for name, given, number in (("boxes", boxes, len(anchors)), ("key_boxes", key_boxes, len(key_image_ids))):
+        if given is not None and (given.shape != (number, 4) or not given.is_floating_point()):
+            raise ValueError(
+                f"{name} have shape {tuple(given.shape)} and are {given.dtype}: pass ({number}, 4) floats, top, left, "
+                "height and width as fractions of the image."
+            )
+    return _Compared(image_ids, key_image_ids, self_index, boxes, key_boxes)
 
 
-def _checked_gate(min_similarity: float | None) -> float | None:
-    if min_similarity is not None and not -1 <= min_similarity <= 1:
-        raise ValueError(f"min_similarity={min_similarity} is no cosine: pass a number in −1–1, or None for no gate.")
-    return min_similarity
+def _check_inside_image(name: str, boxes: Tensor | None) -> None:
+    if boxes is None:
+        return
+    ends = torch.cat([boxes, boxes[:, :2] + boxes[:, 2:]], dim=1)
+    inside = ((ends >= -BOX_TOLERANCE) & (ends <= 1 + BOX_TOLERANCE)).all(dim=1)
+    if not bool(inside.all()):
+        index = int((~inside).nonzero()[0, 0])
+        raise ValueError(
+            f"{name}[{index}] is {[round(number, 4) for number in boxes[index].tolist()]}: pass top, left, height and "
+            "width as fractions of the image, within 0–1."
+        )
 
 
-def _unit_rows(features: Tensor) -> Tensor:
-    wide = features if features.dtype == torch.float64 else features.float()
-    # A line of zeros has no direction; its gradient would be divided by normalize's eps of 1e-12 instead of a length.
-    return F.normalize(wide, dim=1).masked_fill((wide == 0).all(dim=1, keepdim=True), 0)
+def _check_shape(argument: str, returned: Tensor, shape: torch.Size, meaning: str) -> None:
+    if returned.shape != shape:
+        raise ValueError(
+            f"{argument} returned shape {tuple(returned.shape)}: return {tuple(shape)}, {meaning} of the chunk."
+        )
 
 
-def _check_positive(name: str, value: float) -> None:
-    if not value > 0:
-        raise ValueError(f"{name}={value} was given: pass a number above 0.")
+def _check_weights(weights: Tensor, cosines: Tensor) -> None:
+    low, high = (bound.item() for bound in weights.aminmax())
+    if not (low >= 0 and high < math.inf) and bool(cosines.isfinite().all()):  # a NaN feature shows in the loss
+        raise ValueError(
+            f"positives returned weights from {low:g} to {high:g}: return finite numbers of at least 0, with 0 for a "
+            "key that is not a positive."
+        )
+
+
+def _check_losses(losses: Tensor, logits: Tensor, counted: Tensor) -> None:
+    if not bool((losses.isfinite() | ~counted).all()) and not bool(logits.isnan().any()):
+        raise ValueError(
+            "form returned a value that is not finite from finite cosines: mind an anchor's own logit, which is -inf, "
+            "and anchors without a negative."
+        )

@@ -15,13 +15,13 @@ from torch import Tensor
 from mlssl.data.datamodule import MultiLabelDataModule
 from mlssl.data.decoding import BadImageError
 from mlssl.distributed import gather, gather_objects, gather_with_gradient, rank, sum_over_devices, world_size
-from mlssl.losses import count_anchors_with_positives, image_aware_contrastive_loss
+from mlssl.losses import image_aware_contrastive_loss
 
 FORMS: dict[str, dict[str, Any]] = {
-    "log of sum": {"positives": "log_of_sum"},
-    "mean of logs": {"positives": "mean_of_logs"},
-    "gated": {"positives": "mean_of_logs", "min_similarity": 0.3},
-    "in chunks": {"positives": "log_of_sum", "chunk_size": 2},
+    "log of sum": {"form": "log_of_sum"},
+    "mean of logs": {"form": "mean_of_logs"},
+    "gated": {"form": "mean_of_logs", "positives": "gated(0.3)"},
+    "in chunks": {"form": "log_of_sum", "chunk_size": 2},
 }
 WIDTH, ROWS = 5, 12
 IDS = torch.tensor([0, 1, 2, 3, 4, 5, 6, 6, 6, 0, 6, 7])  # the last half has nearly all positives, two anchors none
@@ -103,12 +103,10 @@ def loss_and_gradient(settings: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]
     own, ids = own_part(features()).clone().requires_grad_(), own_part(IDS)
     keys, key_ids = gather_with_gradient(own), gather(ids)
     self_index = rank() * len(own) + torch.arange(len(own))
-    number = count_anchors_with_positives(
-        own, ids, keys, key_ids, self_index=self_index, min_similarity=settings.get("min_similarity")
+    total, number = image_aware_contrastive_loss(
+        own, ids, keys, key_ids, self_index=self_index, reduction="sum_and_count", **settings
     )
-    share = image_aware_contrastive_loss(
-        own, ids, keys, key_ids, self_index=self_index, normalizer=sum_over_devices(number), **settings
-    )
+    share = total / sum_over_devices(number)
     share.backward()
     assert own.grad is not None
     return share.detach(), own.grad, number

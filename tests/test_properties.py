@@ -63,7 +63,7 @@ def feature_sets(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
 
 
 FORMS = st.sampled_from(
-    [{"positives": "log_of_sum"}, {"positives": "mean_of_logs"}, {"positives": "mean_of_logs", "min_similarity": 0.3}]
+    [{"form": "log_of_sum"}, {"form": "mean_of_logs"}, {"form": "mean_of_logs", "positives": "gated(0.3)"}]
 )
 
 
@@ -82,7 +82,7 @@ def test_order_and_chunks_change_neither_loss_nor_gradient(
         results.append((loss.detach(), leaf.grad))
     for other in results[1:]:
         torch.testing.assert_close(other, results[0], rtol=1e-8, atol=1e-9)
-    assert results[0][0] >= 0 or form["positives"] == "log_of_sum" or results[0][0] > -1e-9
+    assert results[0][0] >= 0 or form["form"] == "log_of_sum" or results[0][0] > -1e-9
 
 
 @PROPERTY

@@ -72,6 +72,27 @@ def test_the_rectangle_of_each_block_lies_around_it_and_is_wholly_seen(shape: tu
         assert edges == pytest.approx(wanted, abs=14)
 
 
+def test_local_views_are_drawn_below_in_rows_and_at_their_scale() -> None:
+    local = torch.full((6, 3, 8, 8), 50, dtype=torch.uint8)
+    local[:, 0] = torch.arange(100, 106)[:, None, None]
+    boxes = block_grid(60, 90)
+    picture = draw_view_grid(GRAY, plain_views().numpy(), boxes, local_views=local)
+    corners = [np.argwhere((picture == (100 + one, 50, 50)).all(2)) for one in range(6)]
+    assert all(len(pixels) == 80 * 80 for pixels in corners)  # half of 160, as 8 of 16
+    tops, lefts = np.array([pixels.min(0) for pixels in corners]).T
+    assert tops[0] == tops[1] == tops[3] < tops[4] == tops[5]
+    assert lefts[0] < lefts[1] < lefts[2] < lefts[3]
+    assert lefts[4:].tolist() == lefts[:2].tolist()
+    assert tops[0] > centres(picture, 2, 4)[1, 0, 0]
+    with pytest.raises(ValueError, match=r"local views are uint8 of shape \(6, 2, 8, 8\): give those of one image"):
+        draw_view_grid(GRAY, plain_views(), boxes, local_views=local[:, :2])
+
+
+def test_boxes_may_be_plain_tuples_anywhere_in_the_image() -> None:
+    picture = draw_view_grid(GRAY, plain_views(1, 2), [(0, 0, 60, 90), (20, 30, 20, 20)])
+    assert all((picture == rgb(block)).all(2).any() for block in range(2))
+
+
 def test_an_image_of_one_pixel_is_drawn() -> None:
     picture = draw_view_grid(GRAY[:1, :1], plain_views(), block_grid(1, 1))
     assert (picture == 128).all(2).any()
@@ -128,8 +149,8 @@ def test_a_photograph_with_its_real_views(coco256: Path) -> None:
         (GRAY / 255, plain_views(), 4, r"image is float64 of shape \(60, 90, 3\): give its pixels"),
         (GRAY[:, :, 0], plain_views(), 4, r"image is uint8 of shape \(60, 90\)"),
         (GRAY[:0], plain_views(), 4, r"image is uint8 of shape \(0, 90, 3\)"),
-        (GRAY, plain_views()[None], 4, r"views are torch.uint8 of shape \(1, 2, 4, 3, 16, 16\): give those of one"),
-        (GRAY, plain_views().float(), 4, r"views are torch.float32"),
+        (GRAY, plain_views()[None], 4, r"views are uint8 of shape \(1, 2, 4, 3, 16, 16\): give those of one"),
+        (GRAY, plain_views().float(), 4, r"views are float32"),
         (GRAY, plain_views(), 3, "3 boxes and views of 4 blocks: give BlockViews.boxes"),
     ],
 )

@@ -2,20 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mlssl.choices import PositiveWeight
 from mlssl.commands.evaluation_options import EvaluationOptions
-
-if TYPE_CHECKING:
-    from mlssl.evaluation.protocols import Protocol
-
-_FIXED = ("dataset", "train_split", "val_split", "eval_size", "min_images_per_class", "threshold")
-"""Options that every protocol fixes."""
-
-_OF_FEATURES = ("pooling", "batch_size", "fractions", "pos_weight")
-"""Options that a protocol with a classifier of its own has no use for."""
 
 
 def linear(
@@ -42,6 +32,7 @@ def linear(
         epochs: In place of those of a protocol that trains.
     """
     from mlssl.commands.evaluation import completed, features_of, finish, labelled_sets, print_missing
+    from mlssl.commands.protocol_options import options_of_protocol, refuse_ignored
     from mlssl.commands.scores import found_by_probe, found_by_sgd, found_by_svm
     from mlssl.evaluation.few_labels import check_fractions
     from mlssl.evaluation.logistic import check_pos_weight
@@ -51,9 +42,9 @@ def linear(
 
     own = {"fractions": fractions, "pos_weight": pos_weight, "threshold": threshold, "epochs": epochs}
     chosen = None if protocol is None else find_protocol(protocol)
-    _refuse_ignored(chosen, {**vars(options), **own})
+    refuse_ignored(chosen, {**vars(options), **own})
     if chosen is not None:
-        options, threshold = _of_protocol(chosen, options), chosen.threshold
+        options, threshold = options_of_protocol(chosen, options), chosen.threshold
     threshold = THRESHOLD if threshold is None else threshold
     weight = 1.0 if pos_weight is None else pos_weight
     data, train, test = labelled_sets(options)
@@ -84,39 +75,3 @@ def linear(
             settings = {"cache": options.cache, "num_workers": num_workers, "seed": seed}
             found.append(found_by_svm(source, model, chosen, train, test, **settings))
     finish("linear", found, train.classes, options, {**own, "protocol": protocol, "threshold": threshold})
-
-
-def _of_protocol(protocol: Protocol, options: EvaluationOptions) -> EvaluationOptions:
-    dataset: Any = protocol.dataset
-    return replace(
-        options,
-        dataset=dataset,
-        train_split=protocol.train_split,
-        val_split=protocol.test_split,
-        eval_size=protocol.eval_size,
-        min_images_per_class=protocol.min_images_per_class,
-    )
-
-
-def _refuse_ignored(protocol: Protocol | None, given: dict[str, Any]) -> None:
-    """Refuse options that would change nothing."""
-    if given["epochs"] is not None and (protocol is None or protocol.classifier != "sgd"):
-        raise ValueError(
-            f"--epochs {given['epochs']} was given, and nothing is trained by epochs here: leave it out, or pass a "
-            "protocol that trains, --protocol coco-448 or voc12-to-voc07"
-        )
-    if protocol is None:
-        return
-    ignored, more = list(_FIXED), ""
-    if protocol.classifier != "logistic":
-        ignored += [*_OF_FEATURES, *(["cache"] if protocol.classifier == "sgd" else [])]
-        more = ", and how images become features and scores"
-    wrong = [name for name in ignored if given[name] is not None]
-    if given["dataset"] == protocol.dataset:
-        wrong.remove("dataset")
-    if wrong:
-        options = " and ".join(f"--{name}" for name in wrong)
-        raise ValueError(
-            f"{protocol.name} fixes data set, splits, sizes, classes and threshold{more}: leave out {options}, or the "
-            "protocol"
-        )

@@ -65,6 +65,7 @@ class RunCLI(OpenCLI):
         try:
             read = read_words(words, model, data)
             self.folder, self.resumed, self._recipe_callbacks = read.folder, read.checkpoint, read.callbacks
+            self._model_kind = read.model
             super().__init__(
                 read.model,
                 read.data,
@@ -129,9 +130,10 @@ class RunCLI(OpenCLI):
         for one in (parser, *self.command_parsers.values()):
             one.exit_on_error, one.allow_abbrev = False, False
         try:
-            self.config = parser.parse_args(args)
             if self._recipe_callbacks:
-                self.config = parser.parse_args([*args, *self._words_of_callbacks()])
+                self.config = parser.parse_args([word for word in args if not word.startswith("--print_config")])
+                args = [*args, *self._words_of_callbacks()]
+            self.config = parser.parse_args(args)
         except ArgumentError as error:
             raise ValueError(_said_plainly(str(error), self.command_parsers[args[0]])) from error
         asked = self.settings.model
@@ -159,7 +161,7 @@ class RunCLI(OpenCLI):
         there = load_plain(Path(path)).get("hyper_parameters", {})
         asked, defaults = self.settings.model, self.command_parser.get_defaults()["model"]
         taken = {}
-        for name, value in plain_hyper_parameters(there, self.model_class, path).items():
+        for name, value in plain_hyper_parameters(there, self._model_kind, path).items():
             if name not in defaults:
                 continue
             if asked[name] == defaults[name]:

@@ -1,4 +1,4 @@
-"""Loaders that say where they stand: in an epoch, to go on from there, and in an error, with rank and images."""
+"""Loaders that know their position in an epoch: to resume from it, and to name step, rank and images in an error."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from torch._C import _remove_worker_pids
 from torch.utils.data import DataLoader, RandomSampler
 
 from mlssl.data.datasets import EpochSampler
 from mlssl.data.decoding import BadImageError
 from mlssl.distributed import rank, world_size
+from mlssl.private import leave_out_of_torchs_sigchld_handler, workers_of
 
 SECONDS_BETWEEN_LOOKS = 5
-"""At which it is seen that a worker died, as torch does where there is no timeout."""
+"""Between two checks whether a worker died; torch's interval where there is no timeout."""
 
 _NO_BATCH = "No batch came"
 _OF_TORCH = ("DataLoader worker", "Pin memory thread")
@@ -27,35 +27,35 @@ _OF_TORCH = ("DataLoader worker", "Pin memory thread")
 class ResumableLoader(DataLoader[Any]):
     """A DataLoader over an :class:`EpochSampler`, whose state is the epoch and the batches taken from it.
 
-    What workers have fetched ahead does not count. In a loop of your own::
+    Batches that workers have prefetched do not count. In your own loop::
 
         loader.load_state_dict(state)
         for epoch in range(state["epoch"], epochs):
             loader.sampler.set_epoch(epoch)
             for batch in loader: ...
 
-    Under a Trainer, which counts the steps itself, `steps_done` is set to that count, and `end` to how a run ends that
-    was asked to: who sends SIGTERM to every process of a job ends the workers too, and no batch comes any more.
+    Under a Trainer, which counts the steps itself, `steps_done` gives that count, and `end` the exception to raise
+    after SIGTERM: a job-wide SIGTERM ends the workers too, so that no batch comes.
 
     Raises:
-        RuntimeError: Where a worker dies or takes longer than `timeout`, with the rank and the images of the step.
-        BaseException: What `end` gives, where workers are gone because the run was asked to end. On several devices the
-            last batch comes once more before: they agree on the end where each of them begins a step.
-        OSError: Where a file is gone or cannot be read, with its name and the rank.
+        RuntimeError: If a worker dies or takes longer than `timeout`, with the rank and the images of the step.
+        BaseException: What `end` gives, if workers are gone because the run was asked to end. On several devices the
+            last batch comes once more first: the devices agree on the end when each of them begins a step.
+        OSError: If a file is gone or cannot be read, with its name and the rank.
     """
 
     steps_done: Callable[[], int] | None = None
-    """Gives the batches of the sampler's epoch that were used already; asked when a pass over the loader begins."""
+    """Gives the number of batches of the epoch that were used already; called when a pass over the loader begins."""
 
     end: Callable[[], BaseException | None] | None = None
-    """Gives what to raise where the run was asked to end, else None; asked where a worker is gone."""
+    """Gives the exception to raise if the run was asked to end, else None; called when a worker is gone."""
 
     _epoch, _taken = 0, 0
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        """Batches of the sampler's epoch, from where a loaded state or `steps_done` ends.
+        """Batches of the sampler's epoch, from the position of a loaded state or `steps_done`.
 
-        Everything happens at the first batch: Lightning begins a pass before it knows epoch and step (its
+        The position is read at the first batch: Lightning begins a pass before it knows epoch and step (its
         `estimated_stepping_batches` does so before a checkpoint is restored).
         """
         size, sampler = self.batch_size or 1, self.sampler
@@ -85,20 +85,20 @@ class ResumableLoader(DataLoader[Any]):
 
 
 class PartialLoader(DataLoader[Any]):
-    """A loader of whole images whose batches may lack some, and which leaves out one that lacks all.
+    """A loader of whole images that leaves out bad images, and batches that hold no other.
 
-    On several devices, which have to make the same number of steps, the batch before or after such a one is given once
+    On several devices, which have to make the same number of steps, the batch before or after such a batch comes once
     more: an image that comes twice counts once. Pass `collate_fn=collated`.
 
     Raises:
-        RuntimeError: Where a worker dies or takes longer than `timeout`, with the rank and the images of the batch.
-        BaseException: What `end` gives, where, on a single device, workers are gone because the run was asked to end.
-        OSError: Where a file is gone or cannot be read, with its name and the rank.
-        BadImageError: On several devices, where this one gets no image that can be decoded.
+        RuntimeError: If a worker dies or takes longer than `timeout`, with the rank and the images of the batch.
+        BaseException: What `end` gives, if, on a single device, workers are gone because the run was asked to end.
+        OSError: If a file is gone or cannot be read, with its name and the rank.
+        BadImageError: On several devices, if this one gets no image that can be decoded.
     """
 
     end: Callable[[], BaseException | None] | None = None
-    """Gives what to raise in a run that was asked to end, else None; asked on one device, where a worker is gone."""
+    """Gives the exception to raise if the run was asked to end, else None; called on one device."""
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         """Batches that hold an image."""
@@ -134,9 +134,9 @@ def _watched(
     where: Callable[[], tuple[str, list[str]]],
     end: Callable[[], BaseException | None] | None,
 ) -> Iterator[Any]:
-    """What `begin` gives, torch's own pass over the loader; an error names the rank and the step and images of `where`.
+    """The batches of `begin`, torch's own pass over the loader; an error names rank, step and images by `where`.
 
-    Every few seconds it is seen whether the workers live: with a timeout torch looks at its end alone.
+    Checks every few seconds whether the workers live: with a timeout, torch checks only when it is over.
     """
     timeout, batch, asked = loader.timeout, None, time.monotonic()
     loader.timeout = min(timeout, SECONDS_BETWEEN_LOOKS)
@@ -144,7 +144,7 @@ def _watched(
         batches = begin()
     finally:
         loader.timeout = timeout
-    _raise_between_steps_alone(batches)
+    leave_out_of_torchs_sigchld_handler(batches)  # a death is raised here, between two steps
     while True:
         try:
             batch = next(batches)
@@ -190,20 +190,9 @@ def _no_batch(said: str, step: str, images: list[str]) -> str:
     )
 
 
-def _raise_between_steps_alone(batches: Any) -> None:
-    """Keep torch's handler of SIGCHLD from raising the death of these workers wherever the main thread is.
-
-    In the middle of a step it would tear the step apart whose weights are saved next, and in a destructor Python drops
-    it. It is raised where a batch is asked for, as it is anyway where a Trainer has taken the handler away.
-    """
-    if getattr(batches, "_worker_pids_set", False):
-        _remove_worker_pids(id(batches))
-        batches._worker_pids_set = False
-
-
 def _dead_workers(batches: Any, seconds: float) -> list[BaseProcess]:
-    """Workers that have ended by a signal or with an error; `seconds` are given to one that is about to."""
-    workers: dict[Any, BaseProcess] = {worker.sentinel: worker for worker in getattr(batches, "_workers", [])}
+    """Workers that have ended by a signal or with an error; waits up to `seconds` for one to end."""
+    workers: dict[Any, BaseProcess] = {worker.sentinel: worker for worker in workers_of(batches)}
     for sentinel in wait(workers, seconds):
         workers[sentinel].join(1)  # what a process held is closed a moment before it has ended
     return [worker for worker in workers.values() if worker.exitcode]
@@ -219,9 +208,9 @@ def _said_of(died: list[BaseProcess]) -> str:
 
 
 def _images_of_batch(loader: DataLoader[Any], number: int) -> list[str]:
-    """Images of the batch of this number from where the sampler starts: their paths, else what the sampler calls them.
+    """Images of the batch of this number, counted from the sampler's start: their paths, else their keys.
 
-    A sampler that draws anew at each pass does not tell.
+    The order of a sampler that shuffles anew at each pass is not known.
     """
     size = loader.batch_size or 1
     if isinstance(loader.sampler, RandomSampler):

@@ -51,6 +51,19 @@ def test_a_picture_shows_the_image_its_blocks_and_its_views(
     np.testing.assert_array_equal(pictures(trainer)["image-0.png"], expected)
 
 
+def test_a_picture_shows_custom_branches_and_local_views(make_model: Make, make_data: Make, make_trainer: Make) -> None:
+    data = make_data(branches="overhead", local_views={"count": 3, "size": 16})
+    trainer = make_trainer(ViewGridLogger(1, seed=4))
+    trainer.fit(make_model(), data)
+    image = data.train_records.image(0)
+    made = data.views.arrays(image, np.random.default_rng([4, 0]))
+    title = data.train_records.path(0).name
+    expected = draw_view_grid(
+        image, made["views"], data.views.boxes(32, 32), title=title, local_views=made["local_views"]
+    )
+    np.testing.assert_array_equal(pictures(trainer)["image-0.png"], expected)
+
+
 def test_no_more_pictures_than_images(make_model: Make, make_data: Make, make_trainer: Make) -> None:
     trainer = make_trainer(ViewGridLogger(100), max_epochs=1)
     trainer.fit(make_model(), make_data())

@@ -151,7 +151,7 @@ def test_a_process_of_its_own_finds_a_class_in_the_current_directory_and_a_scrip
     [
         (
             ["--model", "nowhere.MyModule"],
-            "--model names 'nowhere.MyModule', which cannot be imported (No module named",
+            "--model names 'nowhere.MyModule', which cannot be imported (No module",
         ),
         (["--model", "mlssl.module.Nothing"], "--model names 'mlssl.module.Nothing', which cannot be imported"),
         (["--model", "MyModule"], "--model names 'MyModule': pass an import path, such as my_package.MyName"),

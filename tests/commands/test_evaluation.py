@@ -99,6 +99,38 @@ BAD_INPUT = {
         ["linear", "test_resnet", "--protocol", "coco-448", "--root", ".", "--eval_size", "64"],
         "coco-448 fixes data set, splits, sizes, classes and threshold",
     ),
+    "a protocol and the size it has anyway": (
+        ["linear", "test_resnet", "--protocol", "corel5k", "--root", ".", "--eval_size", "224"],
+        "corel5k fixes data set, splits, sizes, classes and threshold: leave out --eval_size, or the protocol",
+    ),
+    "a protocol and a data set": (
+        ["linear", "test_resnet", "--protocol", "coco-448", "--root", ".", "--dataset", "synthetic"],
+        "leave out --dataset, or the protocol",
+    ),
+    "a protocol and its threshold": (
+        ["linear", "test_resnet", "--protocol", "corel5k", "--root", ".", "--threshold", "0.5"],
+        "leave out --threshold, or the protocol",
+    ),
+    "a protocol that trains, and options of a probe": (
+        [
+            *("linear", "test_resnet", "--protocol", "coco-448", "--root", ".", "--fractions", "[0.5]"),
+            *("--pos_weight", "1", "--pooling", "avgmax", "--batch_size", "64", "--cache", "features"),
+        ],
+        "and how images become features and scores: leave out --pooling and --batch_size and --fractions and "
+        "--pos_weight and --cache, or the protocol",
+    ),
+    "a protocol of support vectors, and a pooling": (
+        ["linear", "test_resnet", "--protocol", "voc07-svm", "--root", ".", "--pooling", "avg"],
+        "leave out --pooling, or the protocol",
+    ),
+    "epochs without a protocol": (
+        ["linear", "test_resnet", "--epochs", "3", *SMALL],
+        "--epochs 3 was given, and nothing is trained by epochs here: leave it out, or pass a protocol that trains",
+    ),
+    "epochs and a protocol that has none": (
+        ["linear", "test_resnet", "--protocol", "corel5k", "--root", ".", "--epochs", "3"],
+        "--epochs 3 was given, and nothing is trained by epochs here",
+    ),
     "more neighbours than images": (["knn", "test_resnet", "--k", "2001", *SMALL], "k=2001 neighbours were asked for"),
     "a data set that is missing": (["linear", "test_resnet", "--dataset", "coco", "--root", "nowhere"], "nowhere"),
     "a threshold out of range": (["linear", "test_resnet", "--threshold", "2", *SMALL], "threshold=2.0 was given"),

@@ -18,6 +18,9 @@ from mlssl.cli import main
 from mlssl.commands.interrupts import Interrupts
 from mlssl.commands.parsing import COMMANDS
 from mlssl.commands.trainer_help import TRAINER_HELP
+from mlssl.data.packing import ARCHIVE_MEGABYTES
+from mlssl.evaluation.metrics import THRESHOLD
+from mlssl.evaluation.neighbors import NUM_NEIGHBORS, TEMPERATURE
 from mlssl.runs import steps_of
 
 SCREEN = 45, 80
@@ -66,6 +69,22 @@ def test_every_argument_is_explained(capsys):
             own = lines[place].split("  ")
             following = lines[place + 1] if place + 1 < len(lines) else ""
             assert len([part for part in own if part.strip()]) > 1 or following.startswith(" " * 10), lines[place]
+
+
+@pytest.mark.parametrize(
+    ("command", "argument", "default"),
+    [
+        ("knn", "--k", NUM_NEIGHBORS),
+        ("knn", "--temperature", TEMPERATURE),
+        ("linear", "--threshold", THRESHOLD),
+        ("pack", "--megabytes", ARCHIVE_MEGABYTES),
+    ],
+)
+def test_help_names_the_default_that_the_library_has(command, argument, default, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    text = " ".join(capsys.readouterr().out.partition(f"{argument} …")[2].split())
+    assert text.partition(" by default")[0].split()[-1] == f"{default}"
 
 
 def test_every_command_is_in_the_list(capsys):

@@ -25,6 +25,24 @@ def image_batch(**changes: Any) -> dict[str, Any]:
     return batch
 
 
+def boxes(*shape: int) -> torch.Tensor:
+    """Each (0, 0.2, 0.5, 0.8)."""
+    return torch.tensor([0.0, 0.2, 0.5, 0.8]).repeat(*(shape or (2, 2, 4)), 1)
+
+
+def local(images: int = 2, count: int = 5) -> torch.Tensor:
+    return torch.zeros(images, count, 3, 4, 4, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("branches", [1, 2, 3, 7])
+def test_accepts_any_number_of_branches_boxes_and_local_views(branches: int) -> None:
+    views = torch.zeros(2, branches, 4, 3, 8, 8, dtype=torch.uint8)
+    check_view_batch(view_batch(views=views))
+    optional = {"boxes": boxes(2, branches, 4), "local_views": local(), "local_boxes": boxes(2, 5)}
+    check_view_batch(view_batch(views=views, **optional))
+    check_view_batch(view_batch(views=views, local_views=local()))
+
+
 @pytest.mark.parametrize("labels", [None, torch.ones(2, 3, dtype=torch.bool), torch.zeros(2, 3, dtype=torch.int64)])
 def test_accepts_batches_that_keep_the_contract(labels: torch.Tensor | None) -> None:
     check_view_batch(view_batch(labels=labels, path=["further", "keys"]))
@@ -55,9 +73,29 @@ WRONG_IN_BOTH = [
         ({"views": None}, ValueError, r"has the keys \['image_ids', 'labels'\] and lacks \['views'\]"),
         ({"views": torch.zeros(2, 2, 4, 3, 8, 8)}, TypeError, "'views' is Tensor of torch.float32 .*not uint8"),
         ({"views": torch.zeros(2, 8, 3, 8, 8, dtype=torch.uint8)}, ValueError, r"'views' has shape \(2, 8, 3, 8, 8\)"),
-        ({"views": torch.zeros(2, 3, 4, 3, 8, 8, dtype=torch.uint8)}, ValueError, r"shape \(2, 3, 4, 3, 8, 8\)"),
         ({"views": torch.zeros(2, 2, 4, 3, 8, 9, dtype=torch.uint8)}, ValueError, r"shape \(2, 2, 4, 3, 8, 9\)"),
         ({"views": torch.zeros(2, 2, 0, 3, 8, 8, dtype=torch.uint8)}, ValueError, "which holds no pixel"),
+        ({"views": torch.zeros(2, 0, 4, 3, 8, 8, dtype=torch.uint8)}, ValueError, "which holds no pixel"),
+        ({"boxes": boxes().double()}, TypeError, "'boxes' is Tensor of torch.float64 .*not float32"),
+        ({"boxes": [0]}, TypeError, "'boxes' is of type list, not float32"),
+        ({"boxes": boxes(2, 3, 4)}, ValueError, r"'boxes' has shape \(2, 3, 4, 4\) where \(2, 2, 4, 4\) was expected"),
+        ({"boxes": boxes() - 0.3}, ValueError, "'boxes' holds boxes outside 0-1 or without extent"),
+        ({"boxes": boxes() + 0.3}, ValueError, "'boxes' holds boxes outside 0-1"),
+        ({"boxes": 0 * boxes()}, ValueError, "'boxes' holds boxes outside 0-1 or without extent"),
+        ({"boxes": boxes() * float("nan")}, ValueError, "'boxes' holds boxes outside 0-1"),
+        ({"local_boxes": boxes(2, 5)}, ValueError, "'local_boxes' came without 'local_views'"),
+        ({"local_views": local().float()}, TypeError, "'local_views' is Tensor of torch.float32 .*not uint8"),
+        ({"local_views": [1]}, TypeError, "'local_views' is of type list, not uint8"),
+        ({"local_views": local(3)}, ValueError, r"'local_views' has shape \(3, 5, 3, 4, 4\) where 'views' has"),
+        ({"local_views": local()[:, :, :2]}, ValueError, r"'local_views' has shape \(2, 5, 2, 4, 4\)"),
+        ({"local_views": local()[..., 1:]}, ValueError, r"'local_views' has shape \(2, 5, 3, 4, 3\)"),
+        ({"local_views": local()[:, 0]}, ValueError, r"'local_views' has shape \(2, 3, 4, 4\)"),
+        ({"local_views": local(2, 0)}, ValueError, r"'local_views' has shape \(2, 0, 3, 4, 4\), which holds no pixel"),
+        (
+            {"local_views": local(), "local_boxes": boxes(2, 4)},
+            ValueError,
+            r"'local_boxes' has shape \(2, 4, 4\) where",
+        ),
     ],
 )
 def test_a_wrong_training_batch_is_answered_with_the_contract(

@@ -6,6 +6,8 @@ import hashlib
 import json
 import pickle
 import random
+import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,13 +17,17 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+import yaml
+from lightning.pytorch.cli import LightningArgumentParser
 from PIL import Image
 from torch import Tensor
 
 from mlssl.data.batches import check_image_batch, check_view_batch
 from mlssl.data.datamodule import MAX_WORKERS, MultiLabelDataModule
+from mlssl.data.readers.corel5k import read_corel5k
 from mlssl.data.readers.folder import read_folder
 from mlssl.data.records import Records
+from mlssl.views.recipe import PRESETS, Recipe
 
 Draws = dict[int, str]
 
@@ -402,6 +408,119 @@ def test_lists_of_yaml_and_of_the_command_line_become_tuples(photos: Path) -> No
             parser.parse_args([wrong])
 
 
+CUSTOM = """
+import numpy as np
+
+class Shade:
+    def __init__(self, value: int = 3):
+        self.value = value
+
+    def __call__(self, block, generator):
+        return np.full((3, 16, 16), self.value, np.uint8)
+
+def branch(block, generator):
+    return np.full((3, 16, 16), generator.integers(256), np.uint8)
+
+def halves(height, width):
+    return [(0, 0, height, width // 2), (0, width - width // 2, height, width // 2)]
+"""
+
+
+@pytest.fixture
+def custom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A module of a user's on the Python path; gives its name."""
+    (tmp_path / "their_views.py").write_text(CUSTOM)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "their_views", raising=False)
+    return "their_views"
+
+
+BRANCHES = (
+    "[{hue: 0.05, crop_area: [0.3, 1.0]}, {class_path: their_views.Shade, init_args: {value: 9}}, their_views.branch]"
+)
+LOCAL = "{count: 4, size: 16, area: [0.1, 0.2], branch: {class_path: their_views.Shade}}"
+
+
+def test_views_are_set_in_yaml_and_on_the_command_line_and_the_config_keeps_the_words(custom: str) -> None:
+    parser = LightningArgumentParser(exit_on_error=False)
+    parser.add_lightning_class_args(MultiLabelDataModule, "data")
+    words = [f"--data.branches={BRANCHES}", f"--data.local_views={LOCAL}", f"--data.regions={custom}.halves"]
+    config = parser.parse_args(["--data.size=16", *words])
+    text = parser.dump(config)
+    kept = yaml.safe_load(text)["data"]
+    given = [yaml.safe_load(one) for one in (BRANCHES, LOCAL)]
+    assert (kept["branches"], kept["local_views"], kept["regions"]) == (*given, f"{custom}.halves")
+    assert parser.parse_string(text) == config
+    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
+    for one in (config, parser.parse_string(text)):
+        views = instantiate(one)["data"].views
+        assert (views.num_branches, views.num_blocks) == (3, 2)
+        assert views.branches[0] == Recipe(hue=0.05, crop_area=(0.3, 1.0))
+        made = views.arrays(np.zeros((30, 40, 3), np.uint8))
+        assert made["views"][1].min() == 9
+        assert made["local_views"].shape == (4, 3, 16, 16)
+        assert made["local_views"].min() == 3
+    for words, preset in ((["--data.branches", "soft"], "soft"), ([], "paper")):
+        assert instantiate(parser.parse_args(words))["data"].views.branches == PRESETS[preset]
+    small = instantiate(parser.parse_args(["--data.local_views", "{count: 4, size: 32}"]))["data"].views
+    assert (small.local_views.count, small.local_views.size) == (4, 32)
+
+
+def test_hyper_parameters_show_numbers_and_name_custom_branches_which_are_passed_again(
+    custom: str, labelled: Records, tmp_path: Path
+) -> None:
+    import their_views
+
+    settings: dict[str, Any] = {
+        "branches": [Recipe(hue=0.05), their_views.Shade(4), f"{custom}.branch"],
+        "regions": their_views.halves,
+        "local_views": {"count": 2, "size": 16, "branch": their_views.branch},
+    }
+    trainer = L.Trainer(max_epochs=1, limit_train_batches=1, limit_val_batches=0, default_root_dir=tmp_path, **QUIET)
+    trainer.fit(Recorder(), module(labelled, **settings))
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    kept = torch.load(tmp_path / "a.ckpt", weights_only=True)["datamodule_hyper_parameters"]
+    assert kept["branches"][0] == {**kept["branches"][0], "hue": 0.05, "crop_area": [0.2, 1.0]}
+    assert kept["branches"][1:] == [f"custom {custom}.Shade", f"custom {custom}.branch"]
+    assert kept["regions"] == f"custom {custom}.halves"
+    assert kept["local_views"] == {"count": 2, "size": 16, "branch": f"custom {custom}.branch"}
+    del sys.modules[custom]
+    load = partial(MultiLabelDataModule.load_from_checkpoint, tmp_path / "a.ckpt", weights_only=True, train=labelled)
+    for left_out, name in (
+        ("branches", "branch 1"),
+        ("regions", "regions"),
+        ("local_views", "the branch of local_views"),
+    ):
+        rest = {key: value for key, value in settings.items() if key != left_out and key != "branches"}
+        rest.update({} if left_out == "branches" else {"branches": [Recipe()]})
+        with pytest.raises(
+            ValueError, match=f"{name} is 'custom {custom}.*', the name of .* pass the function or object"
+        ):
+            load(**rest)
+    assert custom not in sys.modules
+    assert load(**{**settings, "branches": "soft"}).views.branches == PRESETS["soft"]
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker processes")
+def test_batches_of_other_branches_with_local_views_keep_the_contract_in_workers(custom: str, corel5k: Path) -> None:
+    photographs = read_corel5k(corel5k, "train").subset(range(6))
+    settings = {
+        "branches": ["their_views.branch", {}, {"noise_probability": 1}],
+        "local_views": {"count": 2, "size": 16},
+    }
+    settings["local_views"]["branch"] = {"erase_probability": 1}  # type: ignore[index]
+    epochs = []
+    for workers in (0, 2):
+        batches = list(module(photographs, num_workers=workers, **settings).train_dataloader())
+        for batch in batches:
+            check_view_batch(batch)
+            assert batch["views"].shape == (3, 3, 4, 3, 16, 16)
+            assert batch["local_boxes"].shape == (3, 2, 4)
+        epochs.append({name: torch.cat([batch[name] for batch in batches]) for name in batches[0]})
+    for name, values in epochs[0].items():
+        assert torch.equal(values, epochs[1][name]), name
+
+
 def test_settings_in_a_checkpoint_load_with_weights_only(coco: Path, tmp_path: Path) -> None:
     trainer = L.Trainer(max_epochs=1, limit_train_batches=1, limit_val_batches=0, default_root_dir=tmp_path, **QUIET)
     trainer.fit(Recorder(), from_disk("coco", coco, eval_size=(20, 30)))
@@ -436,6 +555,9 @@ def test_settings_in_a_checkpoint_load_with_weights_only(coco: Path, tmp_path: P
         ({"eval_size": 0}, "eval_size=0 was given: pass height and width in pixels, at least 1 each"),
         ({"eval_size": (64, 0)}, r"eval_size=\(64, 0\) was given"),
         ({"eval_size": (64,)}, r"eval_size=\(64,\) was given"),
+        ({"branches": "papr"}, "there is no preset of branches 'papr', did you mean 'paper'"),
+        ({"regions": "nowhere.f"}, "regions is 'nowhere.f', which cannot be imported"),
+        ({"local_views": {"cont": 3}}, "local_views has no 'cont', did you mean 'count'"),
     ],
 )
 def test_refuses_settings_at_construction(settings: dict[str, Any], sentence: str) -> None:

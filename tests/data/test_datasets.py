@@ -5,11 +5,15 @@ from __future__ import annotations
 import pickle
 
 import numpy as np
+import pytest
 import torch
+from torch.utils.data import DataLoader, default_collate
 
+from mlssl.data.batches import check_view_batch
 from mlssl.data.datasets import EpochSampler, ImageDataset, ViewDataset
 from mlssl.data.readers.synthetic import synthetic_scenes
 from mlssl.views.blocks import BlockViews
+from mlssl.views.recipe import Recipe
 
 
 def test_an_image_of_the_asked_size_stays_as_it_is_and_a_smaller_one_is_averaged() -> None:
@@ -29,6 +33,51 @@ def test_views_do_not_depend_on_what_was_drawn_before() -> None:
     assert torch.equal(dataset[2, 7]["views"], alone)
     assert torch.equal(pickle.loads(pickle.dumps(dataset))[2, 7]["views"], alone)
     assert torch.equal(dataset[7]["views"], dataset[0, 7]["views"])
+
+
+def test_an_item_holds_views_and_boxes_and_local_views_where_asked_for() -> None:
+    records = synthetic_scenes(size=32, count=3)
+    views = BlockViews(16, branches=[Recipe()] * 3, local_views={"count": 5, "size": 8})
+    item = ViewDataset(records, views, seed=5)[1, 2]
+    made = views.with_boxes(records.image(2), np.random.default_rng([5, 1, 2]))
+    assert item.keys() == {*made, "image_ids", "labels"}
+    assert all(torch.equal(item[name], made[name]) for name in made)
+    batch = default_collate([ViewDataset(records, views)[0, index] for index in range(3)])
+    check_view_batch(batch)
+    assert batch["boxes"].shape == (3, 3, 4, 4)
+    assert batch["local_views"].shape == (3, 5, 3, 8, 8)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_view_size_holds_from_the_next_pass_also_in_workers_that_persist(workers: int) -> None:
+    records = synthetic_scenes(size=32, count=6)
+    dataset = ViewDataset(records, BlockViews(16, local_views={"count": 2, "size": 8}))
+    sampler = EpochSampler(dataset, num_replicas=1, rank=0)
+    loader = DataLoader(dataset, 2, sampler=sampler, num_workers=workers, persistent_workers=workers > 0)
+    passes = []
+    for size in (None, 24, None, 32):
+        sampler.view_size = size
+        passes.append(list(loader))
+    assert [{batch["views"].shape[-1] for batch in batches} for batches in passes] == [{16}, {24}, {16}, {32}]
+    for batches in passes:
+        for batch, first in zip(batches, passes[0], strict=True):
+            for name in ("boxes", "local_views", "image_ids"):
+                assert torch.equal(batch[name], first[name])
+    assert torch.equal(passes[2][0]["views"], passes[0][0]["views"])
+    index = int(passes[1][0]["image_ids"][0])
+    direct = BlockViews(24)(records.image(index), np.random.default_rng([0, 0, index]))
+    assert torch.equal(passes[1][0]["views"][0], direct)
+
+
+def test_another_size_of_branches_that_have_one_is_refused() -> None:
+    dataset = ViewDataset(synthetic_scenes(size=32, count=1), BlockViews(16, branches=[black]))
+    assert dataset[0, 0, 16]["views"].shape[-1] == 16
+    with pytest.raises(ValueError, match=r"black.* is not a Recipe and gives views of 16 pixels, and 24 was asked for"):
+        dataset[0, 0, 24]
+
+
+def black(block: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    return np.zeros((3, 16, 16), np.uint8)
 
 
 def test_the_sampler_hands_out_the_epoch_with_every_image_once() -> None:

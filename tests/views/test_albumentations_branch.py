@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from mlssl.data.synthetic import synthetic_scenes
 from PIL import Image
 
 from mlssl.data.datasets import ViewDataset
+from mlssl.data.readers.synthetic import synthetic_scenes
 from mlssl.views.blocks import BlockViews
 from mlssl.views.recipe import Recipe
 

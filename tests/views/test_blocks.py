@@ -218,7 +218,7 @@ package = types.ModuleType("mlssl")
 package.__path__ = [{str(Path(sys.modules["mlssl"].__file__ or "").parent)!r}]
 sys.modules["mlssl"] = package
 import numpy as np
-from mlssl.data.images import decode_rgb
+from mlssl.data.decoding import decode_rgb
 from mlssl.visualize import draw_view_grid
 from mlssl.views.blocks import BlockViews
 views = BlockViews(size=32, local_views={{"count": 3, "size": 16}})

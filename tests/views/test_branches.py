@@ -62,8 +62,8 @@ def test_what_the_presets_change() -> None:
 
 
 def test_every_kind_of_plain_setting_is_resolved(package: str) -> None:
-    text = f"[{{hue: 0.05, crop_area: [0.3, 1]}}, {{class_path: {package}.Brighter, init_args: {{by: 9}}}}, {package}.branch,"
-    text += f" {package}.soft, {{class_path: {package}.Brighter}}]"
+    text = "[{hue: 0.05, crop_area: [0.3, 1]}, {class_path: their_package.Brighter, init_args: {by: 9}}, "
+    text += "their_package.branch, their_package.soft, {class_path: their_package.Brighter}]"
     settings = yaml.safe_load(text)
     grid = BlockViews(16, branches=settings)
     assert grid.branches[0] == Recipe(hue=0.05, crop_area=(0.3, 1))

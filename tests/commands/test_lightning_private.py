@@ -1,0 +1,72 @@
+"""LightningCLI's private names that one file uses: each is there and does what the file takes it for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.cli import LightningArgumentParser
+
+from mlssl.commands.lightning_private import OpenCLI
+
+
+class Data(L.LightningDataModule):
+    """Nothing."""
+
+
+class Model(L.LightningModule):
+    """One setting."""
+
+    def __init__(self, width: int = 1) -> None:
+        super().__init__()
+        self.width = width
+
+
+class Told(OpenCLI):
+    """Notes what it is told, and trains nothing."""
+
+    def read_checkpoint(self) -> None:
+        """Called with the settings parsed and nothing built."""
+        assert not hasattr(self, "config_init")
+        self.read = self.settings.ckpt_path
+        self.settings.model.width = 5
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Without Lightning's look at the words of the process."""
+        self.config = parser.parse_args(args)
+
+    def fit(self, *_: Any, **__: Any) -> None:
+        """Nothing."""
+
+
+def told(*words: str) -> Told:
+    return Told(Model, Data, save_config_callback=None, seed_everything_default=False, args=["fit", *words])
+
+
+def test_subcommand_parsers_are_those_of_the_commands_and_parser_is_that_of_the_given_one() -> None:
+    cli = told()
+    assert cli.command_parsers.keys() == {"fit", "validate", "test", "predict"}
+    assert all(isinstance(one, LightningArgumentParser) for one in cli.command_parsers.values())
+    assert cli.command_parser is cli.command_parsers["fit"]
+
+
+def test_get_gives_what_was_built() -> None:
+    cli = told("--trainer.max_epochs", "3")
+    assert isinstance(cli.built("model"), Model)
+    assert cli.built("nothing", 7) == 7
+    assert cli.settings.trainer.max_epochs == 3
+
+
+def test_parse_ckpt_path_is_where_a_checkpoint_is_read_and_what_it_changes_is_built(tmp_path: Path) -> None:
+    (tmp_path / "a.ckpt").write_text("what LightningCLI itself would fail at")
+    cli = told("--ckpt_path", str(tmp_path / "a.ckpt"))
+    assert cli.read == str(tmp_path / "a.ckpt")
+    assert cli.model.width == 5
+
+
+def test_no_other_file_of_the_commands_uses_them() -> None:
+    folder = Path(__file__).resolve().parents[2] / "mlssl"
+    private = ("self._get(", "self._parser(", "_subcommand_parsers", "_parse_ckpt_path")
+    users = {path.name for path in folder.rglob("*.py") if any(one in path.read_text() for one in private)}
+    assert users == {"lightning_private.py"}
