@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from mlssl.losses import (
     ImageAwareContrastiveLoss,
@@ -353,6 +355,26 @@ def test_no_similarities_are_kept_for_the_backward_pass(settings: dict[str, Any]
             loss = image_aware_contrastive_loss(features, ids, *arguments, **settings)
         assert loss.requires_grad
         assert max(one.tensor.numel() for one in kept) == (keys if arguments else features).numel()
+
+
+@every_form
+def test_no_tensor_holds_the_cosines_of_more_than_one_chunk(settings: dict[str, Any]) -> None:
+    """So that memory grows with R and M, and not with R × M."""
+
+    class Largest(TorchDispatchMode):
+        numel = 0
+
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = function(*args, **(kwargs or {}))
+            sizes = [one.numel() for one in tree_leaves(result) if isinstance(one, Tensor)]
+            self.numel = max([self.numel, *sizes])
+            return result
+
+    for num in (64, 128):
+        features, ids = drawn(num), torch.arange(num // 4).repeat_interleave(4)
+        with Largest() as largest:
+            image_aware_contrastive_loss(features, ids, **settings, chunk_size=8).backward()
+        assert largest.numel == 8 * num
 
 
 def test_gradient_cannot_be_differentiated_again() -> None:
