@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import math
 import os
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -13,6 +15,9 @@ import torch
 import wandb
 import yaml
 from PIL import Image
+from safetensors.torch import load_file
+
+from mlssl.run_folder import read_log
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
@@ -23,7 +28,15 @@ SMALL = {
     "own_images.py": ["--epochs", "1", "--size", "32", "--batch_size", "8", "--backbone", "test_resnet"],
     "log_to_wandb.py": ["--offline", "--epochs", "1", "--steps", "2"],
     "plain_pytorch.py": ["--count", "16", "--epochs", "1", "--batch_size", "8"],
+    "own_loss_form.py": ["--epochs", "1", "--size", "32", "--batch_size", "8"],
+    "own_augmentations.py": ["--epochs", "1", "--size", "32", "--batch_size", "8"],
+    "overlap_positives.py": ["--epochs", "1", "--size", "32", "--batch_size", "8"],
+    "momentum_target.py": ["--trainer.max_epochs", "1", "--data.batch_size", "8", "--data.size", "32"],
+    "small_views.py": ["--trainer.max_epochs", "1", "--data.batch_size", "8", "--data.size", "32"],
 }
+
+RECIPES = ["momentum_target", "own_loss_form", "small_views", "own_augmentations", "overlap_positives"]
+"""Examples of docs/own_recipe.md: a recipe of one's own without a change to the library."""
 
 
 @pytest.fixture
@@ -76,6 +89,86 @@ def test_the_table_of_exports_has_a_number_where_a_format_holds_the_network(monk
     _run("export_table.py", SMALL["export_table.py"], monkeypatch)
     rows = capsys.readouterr().out.splitlines()[-2:]
     assert rows == ["| test_resnet | 0e+00 | — |", "| test_vit | 0e+00 | — |"]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_of_ones_own_is_short_and_takes_no_private_name(name):
+    text = (EXAMPLES / f"{name}.py").read_text()
+    nodes = list(ast.walk(ast.parse(text)))
+    imports = [node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)]
+    docstrings = [node for node in nodes if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)]
+    no_code = {line for node in imports + docstrings for line in range(node.lineno, node.end_lineno + 1)}
+    code = [line for number, line in enumerate(text.splitlines(), 1) if line.strip() and number not in no_code]
+    assert len(code) <= 40
+    names = [node.attr for node in nodes if isinstance(node, ast.Attribute)]
+    names += [one.name for node in imports for one in node.names]
+    assert [one for one in names if one.startswith("_") and not one.endswith("__")] == []
+
+
+@pytest.mark.filterwarnings("ignore:The number of training batches")
+@pytest.mark.parametrize(
+    ("name", "printed"),
+    [
+        ("own_loss_form", "under custom __main__.decoupled"),
+        ("own_augmentations", "with views of 2 branches"),
+        ("overlap_positives", "with positives custom __main__.half_by_overlap"),
+    ],
+)
+def test_a_form_a_pipeline_and_positives_of_ones_own_train(name, printed, photographs, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NO_ALBUMENTATIONS_UPDATE", "1")
+    _run(f"{name}.py", [*SMALL[f"{name}.py"], "--root", str(photographs)], monkeypatch)
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert printed in last
+    assert math.isfinite(float(re.search(r"loss (-?\d+\.\d+)", last)[1]))
+
+
+@pytest.mark.filterwarnings("ignore:The number of training batches")
+def test_a_momentum_teacher_is_trained_probed_exported_and_resumed(photographs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = sorted(path.name for path in photographs.iterdir())
+    lines = [f"{name},{'odd' if index % 2 else 'even'}" for index, name in enumerate(names)]
+    for split in ("train", "val"):
+        (photographs / f"{split}.csv").write_text("\n".join(["path,labels", *lines, ""]))
+    small = [*SMALL["momentum_target.py"], "--model.projection_dim", "32", "--model.predictor_dim", "8"]
+    words = ["fit", "--config", str(EXAMPLES / "momentum_target.yaml"), "--data.dataset", "manifest", *small]
+    _main("momentum_target.py", [*words, "--data.root", str(photographs)], monkeypatch)
+    (folder,) = tmp_path.glob("runs/fit-*")
+    logged = {name: log.values for name, log in read_log(folder).items()}
+    assert {"probe/mAP", "probe/teacher/mAP", "train/pair_loss"} <= logged.keys()
+    weights = {path.stem: load_file(path) for path in folder.glob("exports/*.safetensors")}
+    teacher, student = (
+        next(one for name, one in weights.items() if ("teacher" in name) is has) for has in (True, False)
+    )
+    assert teacher.keys() == student.keys()
+    moved = [name for name in teacher if not torch.equal(teacher[name], student[name])]
+    assert "conv1.weight" in moved
+    assert (teacher["conv1.weight"] - student["conv1.weight"]).abs().max() < 0.1  # it follows the student
+    _main("momentum_target.py", ["fit", "--resume", str(folder), "--trainer.max_epochs", "2"], monkeypatch)
+    assert read_log(folder)["train/loss"].epochs[-1] == 1
+    assert "momentum_target.MomentumTarget" in (folder / "config.yaml").read_text()
+
+
+@pytest.mark.filterwarnings("ignore:The number of training batches")
+def test_small_views_have_a_term_of_their_own(photographs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["fit", "--data.dataset", "folder", "--data.root", str(photographs), *SMALL["small_views.py"]]
+    words += ["--model.backbone", "test_resnet", "--model.projection_dim", "32", "--model.predictor_dim", "8"]
+    _main("small_views.py", [*words, "--data.local_views", "{count: 3, size: 16}"], monkeypatch)
+    (folder,) = tmp_path.glob("runs/fit-*")
+    logged = {name: log.values for name, log in read_log(folder).items()}
+    assert all(math.isfinite(value) for value in logged["train/local_loss"])
+    total = (
+        logged["train/pair_loss"][-1] + 4 * logged["train/image_aware_loss"][-1] + 2 * logged["train/local_loss"][-1]
+    )
+    assert logged["train/loss"][-1] == pytest.approx(total, rel=1e-4)
+
+
+def _main(name, words, monkeypatch):
+    """Run an example that ends in sys.exit(main(…))."""
+    with pytest.raises(SystemExit) as ended:
+        _run(name, words, monkeypatch)
+    assert ended.value.code == 0
 
 
 @pytest.mark.parametrize("path", sorted((EXAMPLES / "configs").glob("*.yaml")), ids=lambda path: path.stem)

@@ -485,7 +485,7 @@ def test_a_checkpoint_whose_backbone_was_a_network_says_how_to_load_it(tmp_path:
 def test_weights_that_do_not_fit_their_hyper_parameters_are_refused(tmp_path: Path) -> None:
     path = written_checkpoint(trained_module(), tmp_path / "last.ckpt")
     checkpoint = torch.load(path, weights_only=True)
-    checkpoint["hyper_parameters"]["backbone"] = "test_convnext"
+    checkpoint["backbone"]["name"] = "test_convnext"
     torch.save(checkpoint, path)
     with pytest.raises(
         ValueError, match=r"The weights of .backbone. in .*last\.ckpt do not fit its backbone 'test_convnext'"

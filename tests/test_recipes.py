@@ -65,9 +65,7 @@ def test_a_file_of_another_layout_is_refused(text: str, message: str, tmp_path: 
 def test_an_unknown_name_is_answered_with_the_nearest() -> None:
     with pytest.raises(ValueError, match="recipe 'papre' is unknown: did you mean 'paper'"):
         recipe("papre")
-    with pytest.raises(
-        ValueError, match=r"recipe 'zzz' is unknown: there are paper, or pass a file"
-    ):
+    with pytest.raises(ValueError, match=r"recipe 'zzz' is unknown: there are paper, or pass a file"):
         recipe("zzz")
     with pytest.raises(FileNotFoundError, match=r"no file 'nowhere\.yaml': pass the YAML file of a recipe, or one of"):
         recipe("nowhere.yaml")

@@ -4,7 +4,7 @@ python examples/benchmarks/step.py FOLDER
 
 FOLDER holds Corel-5K (or say --dataset coco). On a GPU where there is one, else on the processor. They run by turns,
 some steps each and after some that do not count; printed are median and range over the rounds. Ours runs under the
-Trainer as `mlssl fit` does, without the callbacks that look at a run. --profile shows where one step's time goes instead.
+Trainer as `mlssl fit` does, without callbacks that only look on. --profile shows where one step's time goes instead.
 """
 
 import itertools

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mlssl import MultiLabelDataModule, MultiLabelSSLModule
+from mlssl.callbacks import SmallMaps
 from mlssl.evaluation.features import extract_features
 from mlssl.evaluation.probe import linear_probe
 from mlssl.optim import cosine_with_warmup, scaled_lr
@@ -192,7 +193,7 @@ def main(
         trainer = L.Trainer(
             max_epochs=epochs,
             precision=default_precision(),
-            callbacks=turns,
+            callbacks=[turns, SmallMaps()],
             limit_train_batches=limit,
             limit_val_batches=0,
             logger=False,

@@ -18,7 +18,7 @@ from mlssl.views.streams import LOCAL_VIEWS, Streams
 if TYPE_CHECKING:
     import torch
 
-    from mlssl.views.painters import Painter
+    from mlssl.views.painters import Painter, Shown
 
 MIN_SIZE = 16
 
@@ -180,18 +180,14 @@ class BlockViews:
         rows, cols = image.shape[:2]
         blocks = self.boxes(rows, cols)
         views = np.empty((len(branches), len(blocks), self.channels, self.size, self.size), np.uint8)
-        boxes = np.empty((len(branches), len(blocks), 4), np.float32)
+        boxes: list[list[Shown]] = [[] for _ in branches]
         for k, (top, left, height, width) in enumerate(blocks):
             block = image[top : top + height, left : left + width]
             for a, paint in enumerate(branches):
                 y, x, h, w = paint(block, streams, (root, a, k), views[a, k])
-                boxes[a, k] = (
-                    (top + y * height) / rows,
-                    (left + x * width) / cols,
-                    h * height / rows,
-                    w * width / cols,
-                )
-        return views, boxes
+                shown = (top + y * height) / rows, (left + x * width) / cols, h * height / rows, w * width / cols
+                boxes[a].append(shown)
+        return views, np.array(boxes, np.float32)
 
     def _of_the_image(self, image: np.ndarray, root: int, local: LocalViews) -> tuple[np.ndarray, np.ndarray]:
         """Local views (V, C, s, s) and their boxes (V, 4)."""

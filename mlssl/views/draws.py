@@ -91,7 +91,7 @@ def draw_operations(recipe: Recipe, height: int, width: int, size: int, uniforms
     upturned, turned, turn, noised, noise_std, noise_seed, erased, erase_seed = extra
     return Operations(
         *draw_crop(recipe.crop_area, recipe.crop_aspect, height, width, uniforms),
-        jitters=tuple((name, factors[name]) for name in names if getattr(recipe, name) > 0),
+        jitters=tuple([(name, factors[name]) for name in names if getattr(recipe, name) > 0]),
         gray=grayed < recipe.gray_probability,
         blur_sigma=_between(*recipe.blur_sigma, sigma) * size / REFERENCE_SIZE
         if blurred < recipe.blur_probability

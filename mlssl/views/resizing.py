@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,8 +29,9 @@ def resized(pixels: Pixels, height: int, width: int) -> Pixels:
     Returns:
         (height, width, C), writable.
     """
-    if "torch" in sys.modules:
-        return _resized_by_torch(pixels, height, width)
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        return _resized_by_torch(torch, pixels, height, width)
     channels = pixels.shape[2]
     if channels == 3:
         return np.array(_resized_by_pillow(pixels, height, width))
@@ -37,15 +39,16 @@ def resized(pixels: Pixels, height: int, width: int) -> Pixels:
     return np.stack([np.asarray(layer) for layer in layers], axis=2)
 
 
-def _resized_by_torch(pixels: Pixels, height: int, width: int) -> Pixels:
-    import torch
-    from torch.nn.functional import interpolate
-
+def _resized_by_torch(torch: Any, pixels: Pixels, height: int, width: int) -> Pixels:
     if not pixels.flags.writeable:  # torch would warn
         pixels = pixels.copy()
     # In this order torch takes its fast path for pixels whose channels lie side by side, and keeps them so.
     images = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
-    result: Pixels = interpolate(images, (height, width), mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
+    result: Pixels = (
+        torch.nn.functional.interpolate(images, (height, width), mode="bilinear", antialias=True)[0]
+        .permute(1, 2, 0)
+        .numpy()
+    )
     return result
 
 

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import logging
+import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import safetensors.torch
 import torch
+from _gloo import Processes
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from torch import Tensor, nn
 
 from mlssl.callbacks import BackboneExport, BatchNormStatistics
+from mlssl.data.datamodule import MultiLabelDataModule
 from mlssl.data.readers.synthetic import synthetic_scenes
 from mlssl.data.records import Records
+from mlssl.distributed import rank, world_size
+from mlssl.module import MultiLabelSSLModule
 
 Make = Callable[..., Any]
 
@@ -136,3 +143,39 @@ def test_unlabelled_images_are_enough(make_model: Make, make_data: Make, make_tr
 def test_too_few_images_are_refused() -> None:
     with pytest.raises(ValueError, match="num_images=1 was given: pass at least 2, or leave BatchNormStatistics out"):
         BatchNormStatistics(1)
+
+
+def statistics_of_this_process(folder: Path) -> list[Tensor]:
+    """Running mean and variance after an epoch on this process's share of images, under weights that hardly move."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 12, 5, stride=3), nn.BatchNorm2d(12), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    model = MultiLabelSSLModule(nn.Sequential(*layers), projection_dim=16, predictor_dim=8, base_lr=1e-30)
+    train = synthetic_scenes("train", size=32, count=16)
+    data = MultiLabelDataModule(train=train, batch_size=4, size=16, num_workers=0)
+    if world_size() > 1:
+        os.environ["LOCAL_RANK"] = str(rank())  # tells Lightning that somebody else started the processes
+    try:
+        trainer = L.Trainer(
+            max_epochs=1,
+            accelerator="cpu",
+            devices=world_size(),
+            strategy="ddp" if world_size() > 1 else "auto",
+            callbacks=[BatchNormStatistics()],
+            logger=False,
+            default_root_dir=folder,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            enable_checkpointing=False,
+        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*batch norms take their statistics")
+            trainer.fit(model, data)
+    finally:
+        os.environ.pop("LOCAL_RANK", None)
+    return [layers[1].running_mean.clone(), layers[1].running_var.clone()]
+
+
+def test_all_devices_get_the_statistics_of_one(tmp_path: Path, processes: Processes) -> None:
+    alone = statistics_of_this_process(tmp_path)
+    for found in processes.run(statistics_of_this_process, tmp_path):
+        torch.testing.assert_close(found, alone, rtol=1e-5, atol=1e-6)

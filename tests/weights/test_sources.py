@@ -146,7 +146,7 @@ def test_files_that_are_no_backbone_are_refused(tmp_path: Path, capsys: pytest.C
 def test_weights_of_another_architecture_are_named(trained: Any, tmp_path: Path) -> None:
     _, checkpoint = trained
     content = torch.load(checkpoint, weights_only=True)
-    content["hyper_parameters"]["backbone"] = "resnet18"
+    content["backbone"]["name"] = "resnet18"
     other = tmp_path / "other.ckpt"
     torch.save(content, other)
     with pytest.raises(
