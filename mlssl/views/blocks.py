@@ -181,10 +181,11 @@ class BlockViews:
         blocks = self.boxes(rows, cols)
         views = np.empty((len(branches), len(blocks), self.channels, self.size, self.size), np.uint8)
         boxes: list[list[Shown]] = [[] for _ in branches]
+        randomness = [paint.randomness(streams, root, a, len(blocks)) for a, paint in enumerate(branches)]
         for k, (top, left, height, width) in enumerate(blocks):
             block = image[top : top + height, left : left + width]
             for a, paint in enumerate(branches):
-                y, x, h, w = paint(block, streams, (root, a, k), views[a, k])
+                y, x, h, w = paint(block, randomness[a][k], views[a, k])
                 shown = (top + y * height) / rows, (left + x * width) / cols, h * height / rows, w * width / cols
                 boxes[a].append(shown)
         return views, np.array(boxes, np.float32)
@@ -195,26 +196,31 @@ class BlockViews:
         assert paint is not None
         views = np.empty((local.count, self.channels, local.size, local.size), np.uint8)
         boxes = np.empty((local.count, 4), np.float32)
+        randomness = paint.randomness(streams, root, LOCAL_VIEWS, local.count)
         for v, view in enumerate(views):
-            boxes[v] = paint(image, streams, (root, LOCAL_VIEWS, v), view)
+            boxes[v] = paint(image, randomness[v], view)
         return views, boxes
 
     def _make_tools(self) -> _Tools:
-        from mlssl.views.painters import custom_painter, recipe_painter  # import OpenCV, which changes the environment
+        from mlssl.views.painters import CustomPainter, RecipePainter  # import OpenCV, which changes the environment
         from mlssl.views.pixels import Renderer
 
         renderer = Renderer(self.size, self.channels)
-        branches = [
-            recipe_painter(branch, renderer)
+        branches: list[Painter] = [
+            RecipePainter(branch, renderer)
             if isinstance(branch, Recipe)
-            else custom_painter(branch, branch_name(index, branch))
+            else CustomPainter(branch, branch_name(index, branch))
             for index, branch in enumerate(self.branches)
         ]
-        paint, local = None, self.local_views
-        if local is not None and isinstance(local.branch, Recipe):
-            paint = recipe_painter(local.branch, Renderer(local.size, self.channels))
-        elif local is not None:
-            paint = custom_painter(local.branch, _LOCAL_BRANCH, (local.area, CROP_ASPECT))
+        paint: Painter | None = None
+        local = self.local_views
+        if local is not None:
+            branch = local.branch
+            paint = (
+                RecipePainter(branch, Renderer(local.size, self.channels))
+                if isinstance(branch, Recipe)
+                else CustomPainter(branch, _LOCAL_BRANCH, (local.area, CROP_ASPECT))
+            )
         self._tools = _Tools(Streams(), branches, paint)
         return self._tools
 

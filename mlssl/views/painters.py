@@ -8,7 +8,6 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from mlssl.views.branches import Branch
 from mlssl.views.draws import CROP_UNIFORMS, NUM_UNIFORMS, draw_crop, draw_operations
 from mlssl.views.pixels import Renderer
 from mlssl.views.recipe import Recipe
@@ -21,62 +20,76 @@ Shown: TypeAlias = tuple[float, float, float, float]
 
 WHOLE: Shown = (0.0, 0.0, 1.0, 1.0)
 
-Painter: TypeAlias = Callable[[Pixels, Streams, tuple[int, int, int], Pixels], Shown]
-"""Fills a view (C, S, S) from a block (H, W, C) and the stream of (root, branch, block); gives what it shows."""
-
 _SLACK = 1e-6
 """By which fractions may leave 0–1, for those that were computed."""
 
 
-def recipe_painter(recipe: Recipe, renderer: Renderer) -> Painter:
-    """A Recipe at the size of the renderer."""
+class RecipePainter:
+    """Fills views with a Recipe at the size of a renderer."""
 
-    def paint(block: Pixels, streams: Streams, stream: tuple[int, int, int], out: Pixels) -> Shown:
+    def __init__(self, recipe: Recipe, renderer: Renderer) -> None:
+        self.recipe = recipe
+        self.renderer = renderer
+
+    def randomness(self, streams: Streams, root: int, branch: int, blocks: int) -> list[list[float]]:
+        """What each block of a branch is sampled from."""
+        return streams.uniforms(root, branch, blocks, NUM_UNIFORMS)
+
+    def __call__(self, block: Pixels, randomness: Any, out: Pixels) -> Shown:
+        """Fill a view (C, S, S) from a block (H, W, C), and give what it shows."""
         height, width = block.shape[:2]
-        uniforms = streams.shared(*stream).random(NUM_UNIFORMS).tolist()
-        operations = draw_operations(recipe, height, width, renderer.size, uniforms)
-        renderer(block, operations, out)
+        operations = draw_operations(self.recipe, height, width, self.renderer.size, randomness)
+        self.renderer(block, operations, out)
         return operations.top / height, operations.left / width, operations.height / height, operations.width / width
 
-    return paint
 
-
-def custom_painter(
-    branch: Branch, name: str, crop: tuple[tuple[float, float], tuple[float, float]] | None = None
-) -> Painter:
-    """Any other branch, which gets a copy of the block and a generator of its own, and cannot disturb other views.
+class CustomPainter:
+    """Fills views with any other branch, which gets a copy of the block and cannot disturb other views.
 
     Args:
         branch: A function of block and generator.
         name: What errors call it.
         crop: Areas and aspects of a random crop that the branch gets in place of the block; None for the block itself.
     """
-    assert not isinstance(branch, Recipe)
 
-    def paint(block: Pixels, streams: Streams, stream: tuple[int, int, int], out: Pixels) -> Shown:
-        generator = streams.own(*stream)
+    def __init__(
+        self,
+        branch: Callable[[Pixels, np.random.Generator], Any],
+        name: str,
+        crop: tuple[tuple[float, float], tuple[float, float]] | None = None,
+    ) -> None:
+        self.branch = branch
+        self.name = name
+        self.crop = crop
+
+    def randomness(self, streams: Streams, root: int, branch: int, blocks: int) -> list[np.random.Generator]:
+        """A generator for each block of a branch."""
+        return [streams.generator(root, branch, block) for block in range(blocks)]
+
+    def __call__(self, block: Pixels, randomness: Any, out: Pixels) -> Shown:
+        """Fill a view (C, S, S) from a block (H, W, C), and give what it shows."""
         part, shown_part = block, WHOLE
-        if crop is not None:
+        if self.crop is not None:
             rows, columns = block.shape[:2]
-            uniforms = generator.random(CROP_UNIFORMS).tolist()
-            top, left, height, width = draw_crop(*crop, rows, columns, uniforms)
+            uniforms = randomness.random(CROP_UNIFORMS).tolist()
+            top, left, height, width = draw_crop(*self.crop, rows, columns, uniforms)
             part = block[top : top + height, left : left + width]
             shown_part = (top / rows, left / columns, height / rows, width / columns)
-        pixels, shown = _checked(branch(part.copy(), generator), name, out.shape)
+        pixels, shown = _checked(self.branch(part.copy(), randomness), self.name, out.shape)
         out[:] = pixels
         return within(shown_part, shown)
 
-    return paint
+
+Painter: TypeAlias = RecipePainter | CustomPainter
 
 
-def try_branch(branch: Branch, name: str, size: int, channels: int) -> None:
+def try_branch(branch: Callable[[Pixels, np.random.Generator], Any], name: str, size: int, channels: int) -> None:
     """Call a branch that is no Recipe once, on a blank block, and check what it gives.
 
     Raises:
         ValueError: If it fails, or gives another shape, or a box outside 0–1.
         TypeError: If it gives no pixels or pixels of another type.
     """
-    assert not isinstance(branch, Recipe)
     # Neither square nor of the size of a view, so that a branch that resizes nothing does not pass.
     blank = np.zeros((size + 16, size + 32, channels), np.uint8)
     try:

@@ -85,7 +85,7 @@ def test_equals_the_draws_and_pixels_one_after_another(views: BlockViews) -> Non
     for branch, recipe in enumerate(PRESETS["paper"]):
         for k, (top, left, height, width) in enumerate(block_grid(*image.shape[:2])):
             block = image[top : top + height, left : left + width].copy()
-            uniforms = Streams.own(root, branch, k).random(NUM_UNIFORMS).tolist()
+            uniforms = Streams().uniforms(root, branch, 4, NUM_UNIFORMS)[k]
             operations = draw_operations(recipe, height, width, 32, uniforms)
             Renderer(32)(block, operations, slow[branch, k])
     torch.testing.assert_close(views(image, seeded(3)), torch.from_numpy(slow), rtol=0, atol=0)
@@ -489,7 +489,7 @@ def test_wrong_local_views_are_refused(settings: Any, error: type[Exception], sa
 
 
 def test_the_streams_of_local_views_are_those_of_no_branch() -> None:
-    firsts = {Streams.own(7, branch, block).random() for branch in (0, 1, 2, LOCAL_VIEWS) for block in range(50)}
+    firsts = {Streams.generator(7, branch, block).random() for branch in (0, 1, 2, LOCAL_VIEWS) for block in range(50)}
     assert len(firsts) == 200
 
 

@@ -11,6 +11,7 @@ from torchvision import transforms as T
 
 from mlssl.views.draws import CROP_UNIFORMS, NUM_UNIFORMS, Operations, draw_operations
 from mlssl.views.recipe import PRESETS, Recipe
+from mlssl.views.streams import RESERVED, Streams
 
 NUM = 4000
 SIZE = 224
@@ -128,8 +129,9 @@ def test_operations_that_came_first_do_not_depend_on_the_numbers_of_later_ones()
 
 
 def test_a_stream_gives_the_same_first_numbers_however_many_follow() -> None:
-    few, many = (np.random.Generator(np.random.Philox(5)).random(number) for number in (FIRST_UNIFORMS, 500))
-    np.testing.assert_array_equal(few, many[:FIRST_UNIFORMS])
+    few, many = (Streams().uniforms(5, 1, 4, number) for number in (FIRST_UNIFORMS, RESERVED))
+    assert few == [numbers[:FIRST_UNIFORMS] for numbers in many]
+    assert NUM_UNIFORMS <= RESERVED
 
 
 @pytest.mark.parametrize("added", list(ADDED))

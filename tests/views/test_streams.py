@@ -1,31 +1,42 @@
-"""Random streams of views: the same in both ways to get one, and none like another."""
+"""Random streams of views: each depends on its own root, branch and block, and none is like another."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from mlssl.views.streams import LOCAL_VIEWS, Streams
+from mlssl.views.streams import LOCAL_VIEWS, RESERVED, Streams
+
+TAGS = [(root, branch) for root in (0, 1, 2**64 - 1) for branch in (0, 1, LOCAL_VIEWS)]
 
 
-@pytest.mark.parametrize("root", [0, 1, 2**64 - 1])
-@pytest.mark.parametrize("branch", [0, 1, LOCAL_VIEWS])
-def test_a_shared_stream_is_the_one_of_a_new_generator(root: int, branch: int) -> None:
+@pytest.mark.parametrize(("root", "branch"), TAGS)
+def test_the_numbers_of_a_block_depend_neither_on_the_number_of_blocks_nor_on_what_was_sampled_before(
+    root: int, branch: int
+) -> None:
     streams = Streams()
-    streams.shared(root, 0, 9).random(5)
-    streams.shared(root, 0, 9).integers(5, dtype=np.uint32)  # leaves half a number behind
-    np.testing.assert_array_equal(streams.shared(root, branch, 3).random(50), Streams.own(root, branch, 3).random(50))
+    four = streams.uniforms(root, branch, 4, RESERVED)
+    streams.uniforms(root, branch + 1, 9, 20)
+    assert streams.uniforms(root, branch, 2, 30) == [numbers[:30] for numbers in four[:2]]
+    assert Streams().uniforms(root, branch, 4, RESERVED) == four
 
 
-def test_streams_of_neighbours_have_nothing_in_common() -> None:
-    tags = [(root, branch, block) for root in (0, 1, 2) for branch in (0, 1, LOCAL_VIEWS) for block in range(4)]
-    numbers = np.array([Streams.own(*tag).random(1000) for tag in tags])
-    assert len(np.unique(numbers)) == numbers.size
-    correlations = np.corrcoef(numbers) - np.eye(len(tags))
-    assert np.abs(correlations).max() < 5 / 1000**0.5
-    assert numbers.mean() == pytest.approx(0.5, abs=5 / (12 * numbers.size) ** 0.5)
+@pytest.mark.parametrize(("root", "branch"), TAGS)
+def test_a_generator_does_not_depend_on_another(root: int, branch: int) -> None:
+    first, other = Streams.generator(root, branch, 3), Streams.generator(root, branch, 4)
+    numbers = [first.random(), other.random(), first.random()]
+    again = Streams.generator(root, branch, 3)
+    assert [again.random(), again.random()] == [numbers[0], numbers[2]]
+    assert numbers[1] not in (numbers[0], numbers[2])
+    one, two = (Streams.generator(root, branch, block).spawn(1)[0].random() for block in (3, 4))
+    assert Streams.generator(root, branch, 3).spawn(1)[0].random() == one != two
 
 
-def test_children_of_a_stream_are_its_own() -> None:
-    one, again, other = (Streams.own(5, 0, block).spawn(1)[0].random() for block in (1, 1, 2))
-    assert one == again != other
+def test_streams_have_nothing_in_common() -> None:
+    uniforms = [numbers for tag in TAGS for numbers in Streams().uniforms(*tag, 4, RESERVED)]
+    generators = [Streams.generator(*tag, block).random(RESERVED) for tag in TAGS for block in range(4)]
+    table = np.array([*uniforms, *generators])
+    assert len(np.unique(table)) == table.size
+    correlations = np.corrcoef(table) - np.eye(len(table))
+    assert np.abs(correlations).max() < 5.5 / RESERVED**0.5
+    assert table.mean() == pytest.approx(0.5, abs=5 / (12 * table.size) ** 0.5)
