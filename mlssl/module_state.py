@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mlssl.backbones import built_as
 from mlssl.private import trainer_of
-
-if TYPE_CHECKING:
-    from mlssl.module import MultiLabelSSLModule
 
 BACKBONE_KEY = "backbone"
 """Entry of a checkpoint: {"name", "arguments", "mean", "std"} of a backbone that was built by name."""
@@ -16,7 +13,7 @@ BACKBONE_KEY = "backbone"
 _ARCHITECTURE = ("backbone", "backbone_kwargs", "projection_dim", "predictor_dim")
 
 
-def repair_saved_state(module: MultiLabelSSLModule, checkpoint: dict[str, Any]) -> None:
+def repair_saved_state(module: Any, checkpoint: dict[str, Any]) -> None:
     """Strip the prefix of torch.compile and arguments that read weights; add the backbone's build and the metrics."""
     checkpoint["state_dict"] = {_plain_name(name): value for name, value in checkpoint["state_dict"].items()}
     hparams, origin = checkpoint.get("hyper_parameters", {}), built_as(module.backbone)
@@ -30,7 +27,7 @@ def repair_saved_state(module: MultiLabelSSLModule, checkpoint: dict[str, Any]) 
         checkpoint["metrics"] = {name: value.item() for name, value in metrics.items()}
 
 
-def repair_loaded_state(module: MultiLabelSSLModule, checkpoint: dict[str, Any]) -> None:
+def repair_loaded_state(module: Any, checkpoint: dict[str, Any]) -> None:
     """Give the weights the names that the module has, compiled or not.
 
     Raises:

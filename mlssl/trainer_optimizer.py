@@ -3,20 +3,40 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import Any, Protocol
 
 import lightning as L
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from mlssl.distributed import is_sharded
 from mlssl.optim import build_optimizer, check_optimizer, cosine_with_warmup, parameter_groups, scaled_lr
 
-if TYPE_CHECKING:
-    from mlssl.module import MultiLabelSSLModule
+
+class Trained(Protocol):
+    """Settings and parameters of a module under a Trainer, as `MultiLabelSSLModule` has them."""
+
+    optimizer_name: str
+    optimizer_kwargs: dict[str, Any]
+    base_lr: float
+    weight_decay: float
+    decay_norm_and_bias: bool
+    warmup_epochs: float
+    constant_predictor_lr: bool
+    views_per_step: int | None
+
+    @property
+    def predictor(self) -> nn.Module: ...  # noqa: D102
+
+    @property
+    def trainer(self) -> L.Trainer: ...  # noqa: D102
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...  # noqa: D102
 
 
-def optimizer_of_run(module: MultiLabelSSLModule) -> OptimizerLRScheduler:
+def optimizer_of_run(module: Trained) -> OptimizerLRScheduler:
     """Build the optimizer over every parameter that requires a gradient, and a cosine to 0 over the run's steps.
 
     Raises:
@@ -29,7 +49,7 @@ def optimizer_of_run(module: MultiLabelSSLModule) -> OptimizerLRScheduler:
     check_optimizer(
         module.optimizer_name,
         module.optimizer_kwargs,
-        is_sharded=is_sharded(trainer.strategy.model or module),
+        is_sharded=trainer.strategy.model is not None and is_sharded(trainer.strategy.model),
         decay_norm_and_bias=module.decay_norm_and_bias,
     )
     of_predictor = set(module.predictor.parameters())

@@ -1,5 +1,6 @@
 """Beside the training: probing, watching, picturing, exporting. Only `FiniteSteps` touches the training itself."""
 
+from mlssl.callbacks.batch_norm import BatchNormStatistics as BatchNormStatistics
 from mlssl.callbacks.collapse import CollapseMonitor as CollapseMonitor
 from mlssl.callbacks.export import BackboneExport as BackboneExport
 from mlssl.callbacks.finite import FiniteLoss as FiniteLoss

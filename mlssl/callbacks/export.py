@@ -8,20 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_info
-from torch import nn
 
+from mlssl.callbacks.networks import BACKBONE, NetworkCallback
 from mlssl.distributed import is_sharded
 from mlssl.export import EXPORT_SUFFIXES, check_format, export_backbone, fitting_format
 
 
-class BackboneExport(Callback):
+class BackboneExport(NetworkCallback):
     """Write the backbone alone, as :func:`mlssl.export_backbone` does, every n epochs and when the fit has ended.
 
     Files are ``backbone-epoch=NN.<suffix>``, epochs counted from 0 as in checkpoint names, and ``backbone.<suffix>``
-    with the weights that the fit ends with (those of an averaging callback, where there is one). A file that exists is
+    with the weights that the fit ends with (those of an averaging callback, where there is one); of another network
+    its name stands for ``backbone``. A file that exists is
     kept, and the new one gets ``-v1``, ``-v2``, … behind its name. Only the first process writes, nothing is written
     under ``fast_dev_run``, and training does not notice: weights, training flags and random state stay as they are.
     Of a network that FSDP shards nothing is written, and one line says that `mlssl export` takes its checkpoint.
@@ -32,10 +32,11 @@ class BackboneExport(Callback):
             can hold the backbone.
         every_n_epochs: Epochs ≥ 1 from one export to the next; None exports at the end only.
         directory: Where to write; None is ``exports/`` in the Trainer's ``default_root_dir``.
+        network: Name of the submodule that is written; one of the backbone's architecture.
 
     Raises:
-        ValueError: On an unknown format or ``every_n_epochs`` < 1; before training, on a module without ``.backbone``
-            or a backbone that the format cannot hold.
+        ValueError: On an unknown format or ``every_n_epochs`` < 1; before training, on a module without such a network,
+            or one that the format cannot hold.
     """
 
     def __init__(
@@ -43,7 +44,9 @@ class BackboneExport(Callback):
         format: str | None = None,
         every_n_epochs: int | None = None,
         directory: str | os.PathLike[str] | None = None,
+        network: str = BACKBONE,
     ) -> None:
+        super().__init__(network)
         check_format(format)
         if every_n_epochs is not None and every_n_epochs < 1:
             raise ValueError(
@@ -56,45 +59,45 @@ class BackboneExport(Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Find out before training whether the backbone can be exported at its end."""
-        if not isinstance(getattr(pl_module, "backbone", None), nn.Module):
+        if self.is_of_backbone and "backbone" not in dict(pl_module.named_children()):
             raise ValueError(
                 f"BackboneExport needs a module with its network as .backbone, and {type(pl_module).__name__} has "
                 "none: set self.backbone, or leave the callback out."
             )
         self._is_sharded = is_sharded(trainer.strategy.model or pl_module)
         if self._is_sharded:
-            rank_zero_info("BackboneExport: no device has the whole network: export a checkpoint, mlssl export FILE.")
+            self.say("no device has the whole network: export a checkpoint, mlssl export FILE.")
         else:
-            fitting_format(pl_module, self.format)
+            fitting_format(pl_module, self.format, self.network)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Export after every n-th epoch."""
         if self.every_n_epochs is not None and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
-            self._export(trainer, pl_module, f"backbone-epoch={trainer.current_epoch:02d}")
+            self._export(trainer, pl_module, f"{self.network}-epoch={trainer.current_epoch:02d}")
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Export the final weights, which averaging callbacks have put in place when training ended."""
-        self._export(trainer, pl_module, "backbone")
+        self._export(trainer, pl_module, self.network)
 
     def _export(self, trainer: L.Trainer, pl_module: L.LightningModule, stem: str) -> None:
         if not trainer.is_global_zero or trainer.fast_dev_run or self._is_sharded:  # type: ignore[attr-defined]
             return
-        format = fitting_format(pl_module, self.format)
+        format = fitting_format(pl_module, self.format, self.network)
         folder = Path(self.directory or Path(trainer.default_root_dir) / "exports")
         path = _free_path(folder, stem, EXPORT_SUFFIXES[format][0])
-        report = export_backbone(pl_module, path, format)
-        rank_zero_info(f"Backbone exported to {report.path} ({format})")
+        report = export_backbone(pl_module, path, format, self.network)
+        rank_zero_info(f"{self.network.capitalize()} exported to {report.path} ({format})")
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                _log_artifact(logger, report.path, {**trainer.callback_metrics})
+                _log_artifact(logger, self.network, report.path, {**trainer.callback_metrics})
 
 
-def _log_artifact(logger: WandbLogger, path: Path, metrics: Mapping[str, Any]) -> None:
+def _log_artifact(logger: WandbLogger, network: str, path: Path, metrics: Mapping[str, Any]) -> None:
     """The export as a versioned artifact of the run, with the metrics that it was written at."""
     import wandb
 
     artifact = wandb.Artifact(
-        f"backbone-{logger.version}", type="model", metadata={name: float(value) for name, value in metrics.items()}
+        f"{network}-{logger.version}", type="model", metadata={name: float(value) for name, value in metrics.items()}
     )
     if path.is_dir():
         artifact.add_dir(str(path))

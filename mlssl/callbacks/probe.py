@@ -6,15 +6,13 @@ from typing import Any
 import lightning as L
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
+from mlssl.callbacks.networks import BACKBONE, evaluation_data
+from mlssl.callbacks.scores import OnlineScores
 from mlssl.data.batches import check_image_batch
-from mlssl.distributed import is_sharded, sum_over_devices, world_size
-from mlssl.evaluation.features import image_features
-from mlssl.evaluation.metrics import MultiLabelScores
-from mlssl.modes import eval_mode
+from mlssl.distributed import sum_over_devices, world_size
 
 MOMENTUM = 0.9
 
@@ -25,7 +23,7 @@ LARGEST_FEATURE = 10.0
 """Standardised features are clipped to ±10, so that a unit that hardly ever fires cannot outweigh all others."""
 
 
-class OnlineLinearProbe(L.Callback):
+class OnlineLinearProbe(OnlineScores):
     """Train a linear multi-label classifier on the features of every step and score it on the whole validation images.
 
     The features are detached and no random number is drawn, so the pre-trained weights are the same with and without
@@ -38,6 +36,9 @@ class OnlineLinearProbe(L.Callback):
     many these are. Images that a distributed sampler repeats are counted once. Labels of −1 are left out. Without
     labels nothing is built, and one line says so; of several validation loaders the first counts.
 
+    Another `network` than the backbone costs one forward pass on the step's views, in eval mode and without gradient,
+    and one on each validation batch. It logs ``probe/<network>/mAP`` and so on.
+
     Every device takes the step of the whole batch. Classifier and optimizer are part of the checkpoint, and a run may
     resume with the probe added or left out.
 
@@ -45,14 +46,19 @@ class OnlineLinearProbe(L.Callback):
         lr: Learning rate > 0 of SGD with momentum 0.9, for the loss summed over the labels, and divided by the number
             of features: these are standardised by running statistics, so one rate fits every backbone.
         weight_decay: Of SGD, at least 0 (published linear evaluation: 0).
+        network: Name of the submodule whose features are classified, from normalised images to (n, D).
 
     Raises:
-        ValueError: On a rate or a decay out of range; during the run, if labels or features change their width.
-        TypeError: If there is a labelled set of its own, and the model has no ``backbone`` and ``normalize`` to see it,
-            or is sharded by FSDP.
+        ValueError: On a rate or a decay out of range; before the run, if there is no such network; during it, if labels
+            or features change their width.
+        TypeError: If there is a labelled set for the probe, or another network than the backbone, and the model has no
+            ``normalize`` for its images or is sharded by FSDP.
     """
 
-    def __init__(self, lr: float = 3.0, weight_decay: float = 0.0) -> None:
+    kind = "probe"
+
+    def __init__(self, lr: float = 3.0, weight_decay: float = 0.0, network: str = BACKBONE) -> None:
+        super().__init__(network)
         if not lr > 0:
             raise ValueError(f"lr={lr} was given: pass a learning rate above 0, such as 3.0.")
         if not weight_decay >= 0:
@@ -61,25 +67,23 @@ class OnlineLinearProbe(L.Callback):
         self.weight_decay = weight_decay
         self._probe: _Probe | None = None
         self._restored: dict[str, Any] | None = None
-        self._metric: MultiLabelScores | None = None
         self._has_own_set = False
-        self._said: set[str] = set()
 
     # ------------------------------------------------------------------ training
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Find out which images the probe learns from."""
-        self._has_own_set = _own_loader(trainer) is not None
-        if self._has_own_set and not (hasattr(pl_module, "backbone") and hasattr(pl_module, "normalize")):
+        data = evaluation_data(trainer)
+        self._has_own_set = data is not None and data.probe_dataloader() is not None
+        if self._has_own_set and self.network_of(pl_module) is None:
             raise TypeError(
                 f"The probe has a labelled set of its own, and {type(pl_module).__name__} has no `backbone` and "
                 "`normalize` to take its features by: use MultiLabelSSLModule, or leave probe_train out."
             )
-        if self._has_own_set and is_sharded(trainer.strategy.model or pl_module):
-            raise TypeError(
-                "The probe has a labelled set of its own, and FSDP shards the network, of which no device has all: "
-                "leave probe_train out, or train under DDP."
-            )
+        if self._has_own_set:
+            self.refuse_shards(trainer, pl_module, "The probe has a labelled set of its own", "leave probe_train out")
+        if not self.is_of_backbone:
+            self.refuse_shards(trainer, pl_module, f"The probe looks at {self.network!r}", "probe the backbone alone")
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -89,81 +93,50 @@ class OnlineLinearProbe(L.Callback):
             if trainer.is_last_batch:
                 self._learn_from_own_set(trainer, pl_module)
             return None
-        if not isinstance(outputs, Mapping) or "features" not in outputs:
-            return self._say("the training step returns no features, so there is no probe.")
-        if "labels" not in outputs:
-            return self._say("the training images have no labels, so there is no probe.")
-        features = outputs["features"].float().mean(dim=(1, 2))
+        # The step has the backbone's features already; those of another network take a pass over the views.
+        given, needed = (outputs, "features") if self.is_of_backbone else (batch, "views")
+        if not isinstance(given, Mapping) or needed not in given:
+            return self.say("the training step returns no features, so there is no probe.")
+        if "labels" not in given:
+            return self.say("the training images have no labels, so there is no probe.")
+        seen = given[needed]
+        features = (seen if self.is_of_backbone else self.features_of_views(trainer, pl_module, seen)).float()
+        features = features.mean(dim=(1, 2))
         # A step that is skipped because its numbers are not finite teaches nothing.
-        labels = outputs["labels"].where(features.isfinite().all(dim=1, keepdim=True), -1)
+        labels = given["labels"].where(features.isfinite().all(dim=1, keepdim=True), -1)
         features = features.nan_to_num(0, 0, 0)
         loss = self._probe_for(features, labels, "training images").step(features, labels)
-        pl_module.log("probe/loss", loss, batch_size=len(features))
+        pl_module.log(self.metric("probe/loss"), loss, batch_size=len(features))
         return None
 
     def _learn_from_own_set(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        losses: list[Tensor] = []
+        data, losses = evaluation_data(trainer), list[Tensor]()
         with isolate_rng():
-            for batch in _own_loader(trainer) or ():
+            for batch in (data and data.probe_dataloader()) or ():
                 if not losses:
                     check_image_batch(batch)
                 if "labels" not in batch:
-                    return self._say("the images of probe_dataloader have no labels, so there is no probe.")
-                with eval_mode(pl_module.backbone):  # type: ignore[arg-type]
-                    features = image_features(pl_module.backbone, pl_module.normalize, batch["image"])  # type: ignore[arg-type]
+                    return self.say("the images of probe_dataloader have no labels, so there is no probe.")
+                features = self.features_of_images(pl_module, batch["image"])
                 labels = batch["labels"].to(features.device)
                 losses.append(self._probe_for(features, labels, "images of probe_dataloader").step(features, labels))
-        pl_module.log("probe/loss", torch.stack(losses).mean(), on_step=False, on_epoch=True, batch_size=1)
+        loss = torch.stack(losses).mean()
+        pl_module.log(self.metric("probe/loss"), loss, on_step=False, on_epoch=True, batch_size=1)
         return None
 
     # ------------------------------------------------------------------ validation
 
-    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Forget the scores of the validation before."""
-        self._metric = None
-
-    def on_validation_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Score a batch of whole images."""
-        if trainer.sanity_checking or dataloader_idx > 0:
-            return None
-        if not isinstance(outputs, Mapping) or "features" not in outputs:
-            return self._say("the validation step returns no features, so there is no probe/mAP.")
-        if "labels" not in outputs:
-            return self._say("the validation images have no labels, so there is no probe/mAP.")
+    def probabilities(self, trainer: L.Trainer, features: Tensor, labels: Tensor, image_ids: Tensor) -> Tensor | None:
+        """Classify a batch of whole images."""
         if self._probe is None and self._restored is None:
-            return self._say("nothing was learned before this validation, so there is no probe/mAP.")
-        features, labels = outputs["features"].float(), outputs["labels"]
-        probabilities = self._probe_for(features, labels, "validation images").logits(features).sigmoid()
-        if self._metric is None:
-            self._metric = MultiLabelScores().to(features.device)
-        self._metric.update(probabilities, labels, outputs["image_ids"])
-        return None
-
-    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Log the mean average precision over all devices."""
-        if self._metric is None:
+            self.say(f"nothing was learned before this validation, so there is no {self.metric('probe/mAP')}.")
             return None
-        scores = self._metric.compute()
-        self._metric = None
-        if scores["classes"] == 0:
-            return self._say("no label is known to be present in a validation image, so there is no probe/mAP.")
-        # All devices hold the same numbers; sync_dist only tells Lightning that they agree.
-        pl_module.log("probe/mAP", scores["mAP"], prog_bar=True, sync_dist=True)
-        pl_module.log("probe/classes", scores["classes"], sync_dist=True)
-        return None
+        return self._probe_for(features, labels, "validation images").logits(features).sigmoid()
 
     # What a test set says is asked in the same way.
-    on_test_epoch_start = on_validation_epoch_start
-    on_test_batch_end = on_validation_batch_end
-    on_test_epoch_end = on_validation_epoch_end
+    on_test_epoch_start = OnlineScores.on_validation_epoch_start
+    on_test_batch_end = OnlineScores.on_validation_batch_end
+    on_test_epoch_end = OnlineScores.on_validation_epoch_end
 
     # ------------------------------------------------------------------ checkpoints
 
@@ -201,11 +174,6 @@ class OnlineLinearProbe(L.Callback):
                 "wide: give it the features of one backbone, or start without this checkpoint."
             )
         return self._probe
-
-    def _say(self, what: str) -> None:
-        if what not in self._said:
-            self._said.add(what)
-            rank_zero_info(f"OnlineLinearProbe: {what}")
 
 
 class _Probe:
@@ -266,9 +234,3 @@ class _Probe:
         probe.num_steps = state["num_steps"]
         probe.optimizer.load_state_dict(state["optimizer"])
         return probe
-
-
-def _own_loader(trainer: L.Trainer) -> Any:
-    """Labelled whole images for the probe alone, or None; made anew for each pass, so that a resume sees the same."""
-    make = getattr(trainer.datamodule, "probe_dataloader", None)  # type: ignore[attr-defined]
-    return make() if make is not None else None

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.loggers import WandbLogger
-from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor, nn
 
+from mlssl.callbacks.networks import BACKBONE, NetworkCallback, batch_size_of, evaluation_data, workers_of
+from mlssl.contracts import EvaluationData
 from mlssl.data.records import Records
 from mlssl.distributed import is_sharded
 from mlssl.drawing.run import figure_of_classes, figure_of_cosines, figure_of_map
 from mlssl.evaluation.geometry import map_2d, pair_cosines
 from mlssl.report.measure import (
-    ProjectingNetwork,
     Snapshot,
     label_names,
     measure,
@@ -26,7 +29,6 @@ from mlssl.report.measure import (
     spread_lines,
     view_projections,
 )
-from mlssl.views.blocks import BlockViews
 
 NUM_QUERIES = 12
 NUM_NEAREST = 5
@@ -34,7 +36,7 @@ MAX_POINTS = 600
 BINS = 50
 
 
-class RepresentationLogger(L.Callback):
+class RepresentationLogger(NetworkCallback):
     """Show on Weights & Biases how the representation lies; without a ``WandbLogger`` it does nothing.
 
     At the start of a run and after each validation: ``similarity/same_block``, ``similarity/same_image`` and
@@ -43,22 +45,27 @@ class RepresentationLogger(L.Callback):
     training and the val set), ``representation/neighbors``, a table of a dozen images and their five nearest,
     ``representation/map``, places on the two directions along which features vary most, and a figure of each.
 
-    Weights, buffers and random state stay as they are. Needs a datamodule with ``train_records``, ``val_records``,
-    ``views`` and ``eval_size``, as `MultiLabelDataModule` is; with any other, and where FSDP shards the network, one
-    line says that nothing is shown.
+    Another `network` than the backbone is shown in the same way, with its features in place of the projections, as
+    ``similarity/<network>/same_block`` and so on.
+
+    Weights, buffers and random state stay as they are. Needs a datamodule that is an `mlssl.contracts.EvaluationData`,
+    as `MultiLabelDataModule` is; with any other, and where FSDP shards the network, one line says that nothing is
+    shown.
 
     Args:
         max_images: Training and val images that are looked at when the fit ends, at most; at least 2.
+        network: Name of the submodule that is shown, from normalised images to features (n, D).
 
     Raises:
-        ValueError: If max_images is below 2.
+        ValueError: If max_images is below 2; before the run, if there is no such network.
+        TypeError: If there is another network, and the model has no ``normalize`` for its images.
     """
 
-    def __init__(self, max_images: int = 2000) -> None:
+    def __init__(self, max_images: int = 2000, network: str = BACKBONE) -> None:
+        super().__init__(network)
         if max_images < 2:
             raise ValueError(f"max_images={max_images} was given: pass at least 2, or leave RepresentationLogger out.")
         self.max_images = max_images
-        self._said = False
         self._is_sharded = False
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -76,69 +83,85 @@ class RepresentationLogger(L.Callback):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Look at whole images, and show what is found."""
-        source = self._source(trainer)
-        if source is None:
+        data = self._source(trainer)
+        if data is None:
             return
-        train, val, views, eval_size = source
-        train = some_images(train, self.max_images)
-        val = None if val is None else some_images(val, self.max_images)
+        train, val = (
+            None if records is None else some_images(records, self.max_images)
+            for records in (data.train_records, data.val_records)
+        )
+        assert train is not None  # as _source has seen
         with isolate_rng():
             snapshot = measure(
-                _network(pl_module),
+                self._shown(pl_module),
                 train,
                 val,
-                views,
-                eval_size,
-                batch_size=_batch_size(trainer),
-                num_workers=_workers(trainer),
+                data.views,
+                data.eval_size,
+                batch_size=batch_size_of(trainer),
+                num_workers=workers_of(trainer),
             )
         for logger in _wandb_loggers(trainer):
-            _log_snapshot(logger, snapshot, trainer.global_step)
+            _log(logger, _snapshot_entries(snapshot), self.metric, trainer.global_step)
 
     def _log_cosines(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        source = self._source(trainer)
-        if source is None:
+        data = self._source(trainer)
+        if data is None or data.train_records is None:
             return
-        train, _, views, _ = source
         # On all devices, because synchronised batch norms wait for each other; only the first one logs.
         with isolate_rng():
-            cosines = pair_cosines(view_projections(_network(pl_module), train, views, _batch_size(trainer)))
+            z = view_projections(self._shown(pl_module), data.train_records, data.views, batch_size_of(trainer))
+            cosines = pair_cosines(z)
         for logger in _wandb_loggers(trainer):
-            _log_histograms(logger, cosines, trainer.global_step)
+            _log(logger, _histogram_entries(cosines), self.metric, trainer.global_step)
 
-    def _source(self, trainer: L.Trainer) -> tuple[Records, Records | None, BlockViews, tuple[int, int]] | None:
+    def _source(self, trainer: L.Trainer) -> EvaluationData | None:
         if not any(isinstance(logger, WandbLogger) for logger in trainer.loggers) or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return None
-        datamodule = trainer.datamodule  # type: ignore[attr-defined]
-        train, val, views, size = (
-            getattr(datamodule, name, None) for name in ("train_records", "val_records", "views", "eval_size")
-        )
+        data = evaluation_data(trainer)
         if self._is_sharded:
-            self._say("no device has the whole network.")
+            self.say("nothing is shown, because no device has the whole network.")
             return None
-        if not isinstance(train, Records) or not isinstance(views, BlockViews) or size is None:
-            self._say("the run has no datamodule with train_records, val_records, views and eval_size.")
+        if data is None or data.train_records is None:
+            self.say("nothing is shown, because the run has no datamodule with train_records, views and eval_size.")
             return None
-        return train, val if isinstance(val, Records) else None, views, size
+        return data
 
-    def _say(self, why: str) -> None:
-        if not self._said:
-            rank_zero_info(f"RepresentationLogger: nothing is shown, because {why}")
-            self._said = True
+    def _shown(self, pl_module: L.LightningModule) -> _Shown:
+        network = self.network_of(pl_module)
+        if network is None:
+            raise TypeError(
+                f"RepresentationLogger needs `backbone` and `normalize`, and {type(pl_module).__name__} lacks one: use "
+                "MultiLabelSSLModule, or leave the callback out."
+            )
+        projector = pl_module.get_submodule("projector") if self.is_of_backbone else nn.Identity()
+        return _Shown(network.backbone, network.normalize, projector)
 
 
-def _log_histograms(logger: WandbLogger, cosines: dict[str, torch.Tensor], step: int) -> None:
+@dataclass
+class _Shown:
+    """A network with what its views are compared behind."""
+
+    backbone: nn.Module
+    normalize: Callable[[Tensor], Tensor]
+    projector: nn.Module
+
+
+def _log(logger: WandbLogger, entries: dict[str, Any], metric: Callable[[str], str], step: int) -> None:
+    logger.experiment.log({**{metric(name): entry for name, entry in entries.items()}, "trainer/global_step": step})
+
+
+def _histogram_entries(cosines: dict[str, Tensor]) -> dict[str, Any]:
     import wandb
 
     edges = np.linspace(-1, 1, BINS + 1)
-    histograms = {
+    return {
         f"similarity/{kind}": wandb.Histogram(np_histogram=(torch.histc(values, BINS, -1, 1).long().numpy(), edges))
         for kind, values in cosines.items()
     }
-    logger.experiment.log({**histograms, "trainer/global_step": step})
 
 
-def _log_snapshot(logger: WandbLogger, snapshot: Snapshot, step: int) -> None:
+def _snapshot_entries(snapshot: Snapshot) -> dict[str, Any]:
     import wandb
 
     shown = snapshot.images
@@ -155,7 +178,7 @@ def _log_snapshot(logger: WandbLogger, snapshot: Snapshot, step: int) -> None:
         entries["representation/classes_figure"] = wandb.Image(figure_of_classes({"linear probe": precisions}))
     entries |= {"representation/neighbors": _neighbor_table(snapshot, shown), **_map_entries(snapshot, shown)}
     entries["representation/rank"] = snapshot.rank
-    logger.experiment.log({**entries, "trainer/global_step": step})
+    return entries
 
 
 def _neighbor_table(snapshot: Snapshot, shown: Records) -> Any:
@@ -199,16 +222,3 @@ def _wandb_loggers(trainer: L.Trainer) -> list[WandbLogger]:
     if not trainer.is_global_zero:
         return []
     return [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
-
-
-def _network(pl_module: L.LightningModule) -> ProjectingNetwork:
-    return cast(ProjectingNetwork, pl_module)
-
-
-def _batch_size(trainer: L.Trainer) -> int:
-    size = getattr(trainer.train_dataloader, "batch_size", None)
-    return size if isinstance(size, int) else 32
-
-
-def _workers(trainer: L.Trainer) -> int:
-    return getattr(trainer.train_dataloader, "num_workers", 0)

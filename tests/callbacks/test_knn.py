@@ -113,7 +113,7 @@ def test_where_there_is_nothing_to_vote_one_line_says_so(
     said = [message for message in caplog.messages if message.startswith("OnlineKNN")]
     sentence = {
         "no labels in the bank": "the images of the bank have no labels",
-        "no labels in the val set": "returns no features with labels",
+        "no labels in the val set": "the validation images have no labels",
         "nothing present": "no label is known to be present",
     }[kind]
     assert len(said) == 1

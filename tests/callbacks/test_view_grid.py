@@ -53,8 +53,10 @@ def test_a_picture_shows_the_image_its_blocks_and_its_views(
 
 def test_a_picture_shows_custom_branches_and_local_views(make_model: Make, make_data: Make, make_trainer: Make) -> None:
     data = make_data(branches="overhead", local_views={"count": 3, "size": 16})
+    data.setup()
     trainer = make_trainer(ViewGridLogger(1, seed=4))
-    trainer.fit(make_model(), data)
+    trainer.datamodule = data
+    trainer.callbacks[0].on_train_start(trainer, make_model())
     image = data.train_records.image(0)
     made = data.views.arrays(image, np.random.default_rng([4, 0]))
     title = data.train_records.path(0).name
