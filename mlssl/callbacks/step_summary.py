@@ -38,8 +38,8 @@ def describe_step(views: Tensor, devices: int) -> str:
     """Describe a step on views (B, A, K, C, S, S) per device.
 
     >>> import torch
-    >>> describe_step(torch.zeros(4, 2, 3, 3, 8, 8), 1)[:59]
-    'A step: 4 images on each of 1 device(s), 24 views; each anch'
+    >>> describe_step(torch.zeros(4, 2, 3, 3, 8, 8), 1).partition("; ")[0]
+    'A step: 4 images on each of 1 device(s), 24 views'
     """
     images, branches, blocks = views.shape[:3]
     anchors = 2 * images * blocks * devices  # of one set: the predictions of one branch, the projections of another
