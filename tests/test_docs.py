@@ -104,7 +104,7 @@ PARTS = {"trainer": L.Trainer, "model": mlssl.MultiLabelSSLModule, "data": mlssl
 def test_command_and_its_options_exist(words: list[str]) -> None:
     command, options = words[0], [word.lstrip("-") for word in words[1:] if re.match("--?[a-z]", word)]
     if command not in TRAINER_HELP:
-        assert set(options) <= {*command_parser(command).get_defaults(skip_validation=True).keys(), "o"}
+        assert set(options) <= {*command_parser(command).get_defaults().keys(), "o"}
         return
     for option in options:
         part, _, name = option.partition(".")

@@ -6,6 +6,7 @@ import difflib
 import json
 import re
 from argparse import ArgumentError
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -121,7 +122,7 @@ class RunCLI(OpenCLI):
         )
         parser.add_argument("--model_class", type=str | None, default=None, help="Import path that --model gave.")
         parser.add_argument("--data_class", type=str | None, default=None, help="Import path that --data gave.")
-        if "data.seed" in parser.get_defaults(skip_validation=True):
+        if "data.seed" in parser.get_defaults():
             parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
@@ -158,7 +159,10 @@ class RunCLI(OpenCLI):
         path = self.settings.get("ckpt_path")
         if not path or not Path(path).is_file():
             return
-        there = load_plain(Path(path)).get("hyper_parameters", {})
+        content = load_plain(Path(path))
+        there = content.get("hyper_parameters", {}) if isinstance(content, dict) else None
+        if not isinstance(there, Mapping):
+            raise ValueError(f"{path} holds no hyper-parameters: pass a checkpoint that mlssl fit has written.")
         asked, defaults = self.settings.model, self.command_parser.get_defaults()["model"]
         taken = {}
         for name, value in plain_hyper_parameters(there, self._model_kind, path).items():
@@ -172,7 +176,8 @@ class RunCLI(OpenCLI):
                     "leave the setting out, or the checkpoint."
                 )
         for name in FUNCTIONS:
-            if self.config.subcommand == "fit" and is_custom(there.get(name)) and asked[name] == defaults[name]:
+            is_default = asked.get(name) == defaults.get(name)
+            if self.config.subcommand == "fit" and is_custom(there.get(name)) and is_default:
                 raise ValueError(
                     f"The checkpoint was trained with {name}={there[name]!r}, a function that it does not hold: "
                     f"pass it again, --model.{name} {there[name].split()[-1]}."

@@ -18,6 +18,7 @@ from mlssl.runs import RUN_FOLDER_VARIABLE
 PACKAGE = '''
 """A method of a user's own."""
 
+from lightning import LightningDataModule
 from torch import nn
 
 from mlssl import MultiLabelDataModule, MultiLabelSSLModule
@@ -39,6 +40,10 @@ class MyModule(MultiLabelSSLModule):
 
 class MyData(MultiLabelDataModule):
     """Nothing else."""
+
+
+class WithoutSeed(LightningDataModule):
+    """Draws nothing."""
 
 
 class NoModule:
@@ -128,6 +133,12 @@ def test_a_command_for_a_class_builds_it_and_refuses_another(package: str, capsy
     assert config_of(only_run())["model_class"] == f"{package}.MyModule"
     assert main(["fit", *SMALL, "--model", "mlssl.MultiLabelSSLModule"], model=own) == 2
     assert f"this command is for the class {package}.MyModule, and --model for mlssl" in capsys.readouterr().err
+
+
+def test_a_datamodule_need_not_take_a_seed(package: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["fit", "--data", f"{package}.WithoutSeed", "--print_config"])
+    assert yaml.safe_load(capsys.readouterr().out)["data_class"] == f"{package}.WithoutSeed"
 
 
 @pytest.mark.slow

@@ -141,6 +141,13 @@ def test_code_in_a_received_checkpoint_is_refused_in_one_line(
         assert not Path("trapped").exists()
 
 
+def test_a_file_without_hyper_parameters_is_said(trap: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for content in ([1], {"hyper_parameters": [1]}):
+        torch.save(content, "other.ckpt")
+        assert main(["validate", *TRAINER, *DATA, "--ckpt_path", "other.ckpt"]) == 2
+        assert "other.ckpt holds no hyper-parameters: pass a checkpoint that mlssl fit" in capsys.readouterr().err
+
+
 def test_settings_of_a_checkpoint_yield_to_those_that_were_given(trap: str) -> None:
     path = received(base_lr=0.5, contrastive_weight=2.0)
     few = ["--trainer.limit_val_batches", "1", "--model.base_lr", "0.25"]
