@@ -1,4 +1,4 @@
-"""What holds for every input: the grid, the loss in its forms and at its extremes, and what readers give back."""
+"""What holds for every input: grid and views, the loss in its forms and at its extremes, and what readers give back."""
 
 from __future__ import annotations
 
@@ -15,13 +15,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from mlssl.data.batches import check_view_batch
 from mlssl.data.readers.coco import read_coco
 from mlssl.data.readers.manifest import read_manifest
 from mlssl.data.readers.python_sets import read_dataset
 from mlssl.data.readers.voc import VOC_CLASSES, read_voc
 from mlssl.data.records import Records
 from mlssl.losses import image_aware_contrastive_loss, negative_cosine_similarity
+from mlssl.views.blocks import BlockViews
 from mlssl.views.grid import MAX_OVERLAP, block_grid
+from mlssl.views.recipe import PRESETS
 
 PROPERTY = settings(deadline=None, derandomize=True, database=None, max_examples=100)
 
@@ -50,6 +53,31 @@ def test_blocks_are_equal_inside_and_in_order_and_leave_no_gap(
         if size * len(starts) >= side:  # as under any overlap that is not lost in rounding
             assert all(after <= before + size for before, after in pairwise(starts))
     assert [box[:2] for box in boxes] == [(top.top, left.left) for top in boxes[::cols] for left in boxes[:cols]]
+
+
+@settings(PROPERTY, max_examples=50)
+@given(
+    height=st.integers(1, 200),
+    width=st.integers(1, 200),
+    preset=st.sampled_from(sorted(PRESETS)),
+    seed=st.integers(0, 2**64),
+)
+def test_views_show_parts_of_their_block_and_local_views_parts_of_the_image(
+    height: int, width: int, preset: str, seed: int
+) -> None:
+    image = np.zeros((height, width, 3), np.uint8)
+    views = BlockViews(16, branches=preset, local_views={"count": 2, "size": 8})
+    made = views.arrays(image, np.random.default_rng(seed))
+    boxes, local_boxes = made["boxes"].astype(float), made["local_boxes"].astype(float)
+    assert (boxes[..., 2:] > 0).all()
+    assert (local_boxes[..., 2:] > 0).all()
+    blocks = np.array(views.boxes(height, width)) / (height, width, height, width)
+    assert (boxes[..., :2] >= blocks[:, :2] - 1e-6).all()
+    assert (boxes[..., :2] + boxes[..., 2:] <= blocks[:, :2] + blocks[:, 2:] + 1e-6).all()
+    assert (local_boxes[..., :2] >= 0).all()
+    assert (local_boxes[..., :2] + local_boxes[..., 2:] <= 1 + 1e-6).all()
+    optional = {name: torch.from_numpy(array)[None] for name, array in made.items()}
+    check_view_batch({**optional, "image_ids": torch.tensor([0])})
 
 
 @st.composite
