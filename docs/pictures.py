@@ -13,9 +13,9 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from mlssl.drawing.views import COLOURS, draw_view_grid
 from mlssl.views.blocks import BlockViews
 from mlssl.views.grid import block_grid
-from mlssl.visualize import COLOURS, draw_view_grid
 
 HEIGHT, WIDTH = 360, 540
 PAIRS = ("#e9ecef", "#495057", "#2b8a3e", "#8ce99a", "#ffc9c9")

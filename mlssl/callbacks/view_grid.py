@@ -10,8 +10,8 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from mlssl.data.decoding import BadImageError, ImageArray
 from mlssl.data.records import Records
+from mlssl.drawing.views import draw_view_grid
 from mlssl.views.blocks import BlockViews
-from mlssl.visualize import draw_view_grid
 
 
 class ViewGridLogger(L.Callback):

@@ -50,8 +50,8 @@ def views(
 
     from mlssl.commands.custom_code import make_importable
     from mlssl.data.decoding import decode_rgb
+    from mlssl.drawing.views import draw_view_grid
     from mlssl.views.blocks import BlockViews
-    from mlssl.visualize import draw_view_grid
 
     given: dict[str, Any] = {"size": size, "rows": rows, "cols": cols, "overlap": overlap}
     for name, text in (("branches", branches), ("regions", regions), ("local_views", local_views)):

@@ -238,7 +238,7 @@ class BlockViews:
         return {**self.__dict__, "_tools": None}
 
 
-_LOCAL_BRANCH = "the branch of local_views"
+_LOCAL_BRANCH = "the branch of local_views (the first branch where none is given)"
 
 
 def _check_size(size: int) -> None:

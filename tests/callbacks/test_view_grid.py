@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing import event_accumulator
 from mlssl.callbacks import ViewGridLogger
 from mlssl.data.decoding import decode_rgb
 from mlssl.data.readers.corel5k import read_corel5k
-from mlssl.visualize import draw_view_grid
+from mlssl.drawing.views import draw_view_grid
 
 Make = Callable[..., Any]
 

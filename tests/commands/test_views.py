@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import mlssl.visualize
+import mlssl.drawing.views
 from mlssl.cli import main
 
 MODULE = """
@@ -39,7 +39,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     def note(image: Any, views: Any, boxes: Any, **settings: Any) -> None:
         noted.update(image=image, views=views, boxes=boxes, **settings)
 
-    monkeypatch.setattr(mlssl.visualize, "draw_view_grid", note)
+    monkeypatch.setattr(mlssl.drawing.views, "draw_view_grid", note)
     return noted
 
 

@@ -19,9 +19,9 @@ from mlssl.data.datamodule import MultiLabelDataModule
 from mlssl.data.decoding import decode_rgb
 from mlssl.data.readers.folder import read_folder
 from mlssl.data.records import Records
+from mlssl.drawing.views import draw_view_grid
 from mlssl.module import MultiLabelSSLModule
 from mlssl.views.grid import Box
-from mlssl.visualize import draw_view_grid
 
 
 def read_bands(path: Path) -> np.ndarray:

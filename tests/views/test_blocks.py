@@ -219,7 +219,7 @@ package.__path__ = [{str(Path(sys.modules["mlssl"].__file__ or "").parent)!r}]
 sys.modules["mlssl"] = package
 import numpy as np
 from mlssl.data.decoding import decode_rgb
-from mlssl.visualize import draw_view_grid
+from mlssl.drawing.views import draw_view_grid
 from mlssl.views.blocks import BlockViews
 views = BlockViews(size=32, local_views={{"count": 3, "size": 16}})
 image = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
@@ -480,7 +480,11 @@ def test_a_local_branch_gets_the_crop_that_its_box_names() -> None:
             "the Recipe of the branch of local_views has no 'hu', did you mean",
         ),
         ({"count": 2, "branch": 3}, TypeError, "the branch of local_views is of type builtins.int"),
-        ({"count": 2, "size": 16, "branch": whole_block}, ValueError, r"the branch of local_views gives .*\(3, 8, 8\)"),
+        (
+            {"count": 2, "size": 16, "branch": whole_block},
+            ValueError,
+            r"the branch of local_views .the first branch where none is given. gives .*\(3, 8, 8\)",
+        ),
     ],
 )
 def test_wrong_local_views_are_refused(settings: Any, error: type[Exception], said: str) -> None:

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from mlssl.data.decoding import decode_rgb
+from mlssl.drawing.views import COLOURS, draw_view_grid
 from mlssl.views.blocks import BlockViews
 from mlssl.views.grid import Box, block_grid
-from mlssl.visualize import COLOURS, draw_view_grid
 
 GRAY = np.full((60, 90, 3), 128, np.uint8)
 

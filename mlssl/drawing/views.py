@@ -52,7 +52,7 @@ def draw_view_grid(
             None writes nothing.
         title: A line above the picture.
         channels: Which are drawn as red, green and blue where C is 3 or more; of fewer the first is drawn gray.
-        local_views: uint8 (V, C, s, s), drawn in further rows of K at their scale in the views.
+        local_views: uint8 (V, C, s, s), drawn in further rows of K, smaller than the views but half as large at least.
 
     Returns:
         The picture, RGB, uint8 (height, width, 3).
@@ -96,10 +96,10 @@ def draw_view_grid(
             y = top + branch * (CELL + GAP)
             draw.rectangle((x, y, x + CELL - 1, y + CELL - 1), colours[block])
             sheet.paste(_drawn(pixels[branch, block], CELL - 2 * FRAME), (x + FRAME, y + FRAME))
-    side = min(CELL, max(1, round(CELL * small.shape[-1] / pixels.shape[-1])))
+    side = min(CELL, max(CELL // 2, round(CELL * small.shape[-1] / pixels.shape[-1])))
     for number, view in enumerate(small):
         line, block = branches + number // blocks, number % blocks
-        sheet.paste(_drawn(view, side), (first + block * (CELL + GAP), top + line * (CELL + GAP)))
+        sheet.paste(_drawn(view, side), (first + block * (CELL + GAP), top + line * (CELL + GAP) + (CELL - side) // 2))
 
     if path is not None:
         with written_aside(path) as aside:
