@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mlssl.choices import DatasetName
 from mlssl.data.readers.coco import read_coco
@@ -37,6 +38,7 @@ def read_sets(
     train_split: str | None = None,
     val_split: str | None = None,
     min_images_per_class: tuple[int, int] | None = None,
+    **of_manifest: Any,
 ) -> tuple[Records, Records | None]:
     """Read the training set and, unless ``val_split`` is ``""`` or the format has none by default, the val set.
 
@@ -46,6 +48,7 @@ def read_sets(
         train_split: By default that of the format.
         val_split: Likewise.
         min_images_per_class: Keep only classes with at least so many train and so many val images.
+        **of_manifest: How the lists of a ``manifest`` are written, as `read_manifest` takes it.
 
     Raises:
         ValueError: On unknown splits, and if no class is frequent enough.
@@ -53,9 +56,19 @@ def read_sets(
     """
     source, root = _FORMATS[dataset], root or "."
     default = source.val(root) if callable(source.val) else source.val
-    val_split = default if val_split is None else val_split
-    train = source.read(root, source.train if train_split is None else train_split, None)
-    val = source.read(root, val_split, train.classes or None) if val_split else None
+    read = partial(source.read, **of_manifest)
+    train = read(root, source.train if train_split is None else train_split, None)
+    split = default if val_split is None else val_split
+    try:
+        val = read(root, split, train.classes or None) if split else None
+    except FileNotFoundError as error:
+        if val_split is not None:
+            raise
+        missing = str(error).rpartition(": ")[0]  # not the reader's advice, which might be the training set
+        raise FileNotFoundError(
+            f'there is no validation set {split!r} ({missing}): pass val_split="" (--data.val_split "") to train '
+            "without one, or a val_split whose images are not trained on"
+        ) from error
     if min_images_per_class is None:
         return train, val
     least_train, least_val = min_images_per_class
@@ -70,7 +83,7 @@ def read_sets(
 
 
 class _Format(NamedTuple):
-    read: Callable[[str, str, Sequence[str] | None], Records]
+    read: Callable[..., Records]
     """Root, split and, for a val set, the classes of the training set, which a manifest does not list itself."""
     train: str
     val: str | Callable[[str], str]
@@ -85,7 +98,9 @@ _FORMATS = {
     "voc": _Format(lambda root, split, _: read_voc(root, split), "2012/trainval", "2007/test"),
     "corel5k": _Format(lambda root, split, _: read_corel5k(root, split), "train", "test"),
     "manifest": _Format(
-        lambda root, split, classes: read_manifest(Path(root) / split, classes), "train.csv", "val.csv"
+        lambda root, split, classes, **written: read_manifest(Path(root) / split, classes, **written),
+        "train.csv",
+        "val.csv",
     ),
     "folder": _Format(lambda root, split, _: read_folder(Path(root) / split), "", ""),
     "shards": _Format(

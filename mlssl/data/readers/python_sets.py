@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from mlssl.data.absent import absent_values
 from mlssl.data.decoding import BadImageError, ImageArray, rgb_pixels
 from mlssl.data.records import Records
 
@@ -27,6 +28,7 @@ def read_dataset(
     target: Key | None = None,
     targets: Sequence[Any] | None = None,
     target_kind: Literal["class_ids", "multi_hot"] = "class_ids",
+    absent: int | None = None,
     channels: int = 3,
 ) -> Records:
     """Wrap a data set whose items are (image, target) or dictionaries, so that `MultiLabelDataModule` takes it.
@@ -45,6 +47,7 @@ def read_dataset(
         targets: The n targets themselves, instead of `target`.
         target_kind: Of "class_ids" a target is a list of ids in 0 … L − 1, or one id; of "multi_hot" it has L numbers,
             1 present, 0 absent, −1 unknown. Lists do not tell which they are, so nothing is guessed.
+        absent: −1 if it means absent in "multi_hot" targets; by default it means unknown.
         channels: C of the images.
 
     Returns:
@@ -85,6 +88,7 @@ def read_dataset(
         raise ValueError(f"{len(targets)} targets were given for {len(dataset)} images: pass one an image")
     if target_kind == "multi_hot":
         labels = np.stack([np.asarray(one) for one in targets])
+        labels = np.where(labels == -1, absent_values(absent)["-1"], labels) if absent is not None else labels
         return Records(names, labels, classes or [str(column) for column in range(labels.shape[-1])], **settings)
     if target_kind != "class_ids":
         raise ValueError(f"target_kind={target_kind!r} is unknown: pass 'class_ids' or 'multi_hot'")
@@ -146,7 +150,8 @@ def _item_at(item: Any, key: Key, what: str) -> Any:
 
 def _targets(dataset: Any, key: Key) -> Iterator[Any]:
     if hasattr(dataset, "select_columns"):  # of Hugging Face: without decoding images
-        for item in dataset.select_columns([key]):
+        # A transform of its images may need columns that are not selected.
+        for item in dataset.with_format(None).select_columns([key]):
             yield item[key]
         return
     for index in tqdm(range(len(dataset)), desc="reading targets", unit="item", disable=None):
