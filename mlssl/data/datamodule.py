@@ -1,5 +1,6 @@
 """From records on disk to the batches that the module trains on and the callbacks evaluate."""
 
+import math
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -29,8 +30,11 @@ from mlssl.views.regions import plain_regions
 
 AnyLoader = TypeVar("AnyLoader", ResumableLoader, PartialLoader)
 
-OF_MANIFEST = ("separator", "path_column", "label_columns", "absent")
-"""Arguments that say how the lists of a manifest are written."""
+OF_FILES = {
+    **dict.fromkeys(("separator", "path_column", "label_columns", "absent"), ("manifest",)),
+    "white": ("coco", "manifest", "folder", "shards"),
+}
+"""Arguments that say how files are written → the formats that they are for."""
 
 MAX_WORKERS = 8
 """Worker processes at most, where the user does not say, so that a run does not take all of a large machine."""
@@ -71,6 +75,7 @@ class MultiLabelDataModule(L.LightningDataModule):
         label_columns: Column of a ``manifest`` that holds names of classes, or the columns of 1, 0 and −1 that each
             stand for a class; by default ``labels``, or all columns if they hold nothing else.
         absent: What else than 0 means absent in such columns of classes: −1, ``blank``, or a list of both.
+        white: Value > 0 that is white in gray images of more than 8 bits, such as 4095 for 12 bits; 65535 by default.
         seed: Of order and augmentation, at least 0.
         on_bad_image: ``stop`` at the first image that cannot be decoded, or ``skip`` it: another takes its place in a
             training batch, evaluation goes on without it, and all of them are counted and named at the end.
@@ -109,6 +114,7 @@ class MultiLabelDataModule(L.LightningDataModule):
         path_column: str | None = None,
         label_columns: str | Sequence[str] | None = None,
         absent: int | str | Sequence[int | str] | None = None,
+        white: float | None = None,
         seed: int = 0,
         on_bad_image: Literal["stop", "skip"] = "stop",
         check_images: bool = False,  # noqa: ARG002  read from the hyper-parameters
@@ -121,17 +127,20 @@ class MultiLabelDataModule(L.LightningDataModule):
         _check_numbers(batch_size=(batch_size, 1), seed=(seed, 0), num_workers=(num_workers, 0), timeout=(timeout, 0))
         if on_bad_image not in ("stop", "skip"):
             raise ValueError(f"on_bad_image={on_bad_image!r} was given: pass 'stop' or 'skip'.")
-        of_manifest = {
+        of_files = {
             "separator": separator,
             "path_column": path_column,
             "label_columns": label_columns,
             "absent": absent,
+            "white": white,
         }
+        if white is not None and not 0 < white < math.inf:
+            raise ValueError(f"white={white} was given: pass the value above 0 that is white.")
         if train is None:
             if val is not None or probe_train is not None:
                 raise ValueError("val or probe_train was given without train: pass train=Records(…) too.")
             check_source(dataset, root)
-            _check_manifest(dataset, of_manifest)
+            _check_of_files(dataset, of_files)
         else:
             _check_own(
                 {"train": train, "val": val, "probe_train": probe_train},
@@ -139,7 +148,7 @@ class MultiLabelDataModule(L.LightningDataModule):
                 train_split=train_split,
                 val_split=val_split,
                 min_images_per_class=min_images_per_class,
-                **of_manifest,
+                **of_files,
             )
         absent_values(absent)
         channels = 3 if train is None else train.channels
@@ -183,8 +192,8 @@ class MultiLabelDataModule(L.LightningDataModule):
             return
         if self.train_records is None:
             wanted = ("dataset", "root", "train_split", "val_split", "min_images_per_class")
-            of_manifest = {name: self.hparams[name] for name in OF_MANIFEST if self.hparams[name] is not None}
-            train, val = read_sets(*(self.hparams[name] for name in wanted), **of_manifest)
+            of_files = {name: self.hparams[name] for name in OF_FILES if self.hparams[name] is not None}
+            train, val = read_sets(*(self.hparams[name] for name in wanted), **of_files)
             _check_classes({"train": train, "val": val})
             self.train_records, self.val_records = train, val
         else:  # readers have looked for the files already
@@ -420,13 +429,13 @@ def _check_own(sets: dict[str, Records | None], **of_files: object) -> None:
     _check_classes(sets)
 
 
-def _check_manifest(dataset: str, settings: dict[str, Any]) -> None:
-    given = [name for name, value in settings.items() if value is not None]
-    if given and dataset != "manifest":
-        raise ValueError(
-            f"{given[0]}={settings[given[0]]!r} and dataset={dataset!r} were given: it says how a manifest is written, "
-            "leave it out."
-        )
+def _check_of_files(dataset: str, settings: dict[str, Any]) -> None:
+    for name, value in settings.items():
+        if value is not None and dataset not in OF_FILES[name]:
+            raise ValueError(
+                f"{name}={value!r} and dataset={dataset!r} were given: {name} is for {', '.join(OF_FILES[name])}, "
+                "leave it out."
+            )
 
 
 def _check_presence(name: str, records: Records) -> None:

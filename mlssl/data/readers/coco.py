@@ -16,20 +16,25 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from mlssl.data.decoding import decode_rgb
 from mlssl.data.paths import check_files, check_names, first_repeated
-from mlssl.data.records import Records
+from mlssl.data.records import Decode, Records
 
 _Ids: TypeAlias = npt.NDArray[np.int64]
 
 _PREFIX, _SUFFIX = "instances_", ".json"
 
 
-def read_coco(root: str | os.PathLike[str], split: str = "train2017") -> Records:
+def read_coco(
+    root: str | os.PathLike[str], split: str = "train2017", *, decode: Decode = decode_rgb, channels: int = 3
+) -> Records:
     """Read a split of COCO: which categories each image shows, by its boxes.
 
     Args:
         root: Folder that holds `annotations` and the folders of images.
         split: Such as "train2017", "val2017", "train2014" or "val2014".
+        decode: From a path to pixels uint8 (H, W, C), as for `Records`.
+        channels: C that `decode` gives.
 
     Returns:
         Every image in the order of the annotation file, with COCO's image ids; one without an object has a row of
@@ -61,7 +66,16 @@ def read_coco(root: str | os.PathLike[str], split: str = "train2017") -> Records
     labels[rows, columns] = 1
     files = check_files(folder / split, names, path)
     classes = [categories[column]["name"] for column in by_id]
-    return Records(files.names, labels, classes, image_ids=image_ids, root=folder / split, left_out=files.left_out)
+    return Records(
+        files.names,
+        labels,
+        classes,
+        image_ids=image_ids,
+        root=folder / split,
+        decode=decode,
+        channels=channels,
+        left_out=files.left_out,
+    )
 
 
 def _annotation_file(folder: Path, split: str) -> Path:

@@ -158,9 +158,9 @@ def test_signed_labels_are_refused_until_it_is_said_what_they_mean(photos: Path)
 def test_signed_labels_of_python_likewise() -> None:
     draws = np.random.default_rng(0)
     items = [(np.zeros((40, 40, 3), np.uint8), np.where(draws.random(3) < 0.4, 1, -1)) for _ in range(8)]
-    signed = read_dataset(items, ["a", "b", "c"], target_kind="multi_hot")
+    signed, pixels = read_dataset(items, ["a", "b", "c"], target_kind="multi_hot"), items[0][0]
     with pytest.raises(ValueError, match=r"The labels of val are 1 and -1 and never 0"):
-        MultiLabelDataModule(train=Records(["0.jpg"] * 4, decode=np.zeros), val=signed).setup()
+        MultiLabelDataModule(train=Records(["0.jpg"] * 4, decode=lambda _: pixels), val=signed).setup()
     records = read_dataset(items, ["a", "b", "c"], target_kind="multi_hot", absent=-1)
     assert records.labels is not None
     assert np.array_equal(records.labels, [np.maximum(target, 0) for _, target in items])
@@ -222,7 +222,9 @@ def test_settings_of_a_manifest_are_refused_elsewhere(photos: Path) -> None:
     path = table(photos, '{"path": "0.jpg", "labels": ["a"]}', name="train.jsonl")
     with pytest.raises(ValueError, match=r"separator=';' was given, and .* has named fields: leave separator out"):
         read_manifest(path, separator=";")
-    with pytest.raises(ValueError, match=r"separator=';' and dataset='coco' were given: it says how a manifest is"):
+    with pytest.raises(
+        ValueError, match=r"separator=';' and dataset='coco' were given: separator is for manifest, leave"
+    ):
         MultiLabelDataModule("coco", photos, separator=";")
     with pytest.raises(ValueError, match=r"absent='none' was given: pass -1, 'blank'"):
         MultiLabelDataModule("manifest", photos, absent="none")
