@@ -7,6 +7,7 @@ help comes at once.
 from __future__ import annotations
 
 import difflib
+import io
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -68,6 +69,8 @@ def main(
     Returns:
         Exit code: 0, 2 where the input was wrong, or 130 where the user interrupted.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be any bytes
     words = list(sys.argv[1:] if argv is None else argv)
     traceback = "--traceback" in words
     words = [word for word in words if word != "--traceback"]

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from mlssl.atomic import written_aside
+from mlssl.drawing.words import plain
 from mlssl.runs import new_run_folder
 
 MOST_NAMED_CLASSES = 100
@@ -96,7 +97,7 @@ def draw_average_precision(
         last = number == len(sources) - 1
         mean = values[there].nanmean().item()
         color = "#1f4e79" if last else shades[number % len(shades)]
-        axes.bar(places, values[there].tolist(), width, color=color, label=f"{_short(source)}  (mAP {mean:.3f})")
+        axes.bar(places, values[there].tolist(), width, color=color, label=plain(f"{_short(source)}  (mAP {mean:.3f})"))
     axes.set_xlim(-0.8, len(there) - 0.2)
     axes.set_ylim(0, 1)
     axes.set_ylabel("average precision")
@@ -105,7 +106,7 @@ def draw_average_precision(
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     if len(there) <= MOST_NAMED_CLASSES:
-        axes.set_xticks(range(len(there)), [classes[index] for index in there], rotation=90, fontsize=8)
+        axes.set_xticks(range(len(there)), [plain(classes[index]) for index in there], rotation=90, fontsize=8)
     else:
         axes.set_xlabel(f"{len(there)} classes")
     axes.legend(frameon=False)
@@ -113,7 +114,7 @@ def draw_average_precision(
 
 
 def _write_csv(path: Path, header: list[str], rows: list[list[Any]]) -> None:
-    with written_aside(path) as aside, aside.open("w", newline="") as file:
+    with written_aside(path) as aside, aside.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file)
         writer.writerow(header)
         writer.writerows(rows)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from mlssl.data.decoding import BadImageError
+from mlssl.data.decoding import BadImageError, DamagedImageWarning
 from mlssl.data.records import Records
 
 
@@ -39,7 +40,9 @@ class BadImages:
 def find_bad_images(
     records: Records, indices: Sequence[int] | None = None, *, num_workers: int = 0, name: str = "images"
 ) -> dict[int, str]:
-    """Decode images, every pixel of them, and tell which cannot be decoded; a bar shows images/s and the time left.
+    """Decode images, every pixel of them, and tell which cannot be decoded, or are damaged.
+
+    A bar shows images/s and the time left.
 
     Args:
         records: The set.
@@ -48,7 +51,7 @@ def find_bad_images(
         name: What the bar calls them.
 
     Returns:
-        Place in the set → why, for those that cannot be decoded or are not there.
+        Place in the set → why, for those that cannot be decoded, have damaged pixels or are not there.
     """
     places = range(len(records)) if indices is None else indices
     dataset = _Trials(records, places)
@@ -62,7 +65,7 @@ def find_bad_images(
 
 
 class _Trials(Dataset[tuple[int, str]]):
-    """Place of an image, and why it cannot be decoded; nothing for one that can."""
+    """Place of an image, and why it cannot be decoded as it was stored; nothing for one that can."""
 
     def __init__(self, records: Records, places: Sequence[int]) -> None:
         self.records = records
@@ -74,7 +77,11 @@ class _Trials(Dataset[tuple[int, str]]):
     def __getitem__(self, position: int) -> tuple[int, str]:
         index = self.places[position]
         try:
-            self.records.image(index)
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", DamagedImageWarning)
+                self.records.image(index)
+        except DamagedImageWarning as damage:
+            return index, str(damage)
         except (BadImageError, FileNotFoundError, PermissionError) as error:
             return index, str(error)
         return index, ""

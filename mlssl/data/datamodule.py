@@ -1,5 +1,6 @@
 """From records on disk to the batches that the module trains on and the callbacks evaluate."""
 
+import math
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -13,9 +14,11 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from mlssl.choices import DatasetName
+from mlssl.data.absent import absent_values
 from mlssl.data.bad_images import BadImages, find_bad_images
 from mlssl.data.datasets import EpochSampler, ImageDataset, ViewDataset, collated
 from mlssl.data.decoding import BadImageError
+from mlssl.data.described import describe
 from mlssl.data.formats import check_source, read_sets
 from mlssl.data.loader import PartialLoader, ResumableLoader
 from mlssl.data.records import Records
@@ -26,6 +29,12 @@ from mlssl.views.local_views import plain_local_views
 from mlssl.views.regions import plain_regions
 
 AnyLoader = TypeVar("AnyLoader", ResumableLoader, PartialLoader)
+
+OF_FILES = {
+    **dict.fromkeys(("separator", "path_column", "label_columns", "absent"), ("manifest",)),
+    "white": ("coco", "manifest", "folder", "shards"),
+}
+"""Arguments that say how files are written → the formats that they are for."""
 
 MAX_WORKERS = 8
 """Worker processes at most, where the user does not say, so that a run does not take all of a large machine."""
@@ -61,6 +70,12 @@ class MultiLabelDataModule(L.LightningDataModule):
             of Corel-5K and the drawn scenes, the manifest ``val.csv``, ``val`` of shards that have it, none of a
             ``folder``.
         min_images_per_class: Keep only classes with at least so many train and so many val images, e.g. (40, 4).
+        separator: Between the names in a field of a ``manifest``, such as ";", or " " for blanks; by default "|".
+        path_column: Column of a ``manifest`` that holds the paths, by default ``path`` or a header like it.
+        label_columns: Column of a ``manifest`` that holds names of classes, or the columns of 1, 0 and −1 that each
+            stand for a class; by default ``labels``, or all columns if they hold nothing else.
+        absent: What else than 0 means absent in such columns of classes: −1, ``blank``, or a list of both.
+        white: Value > 0 that is white in gray images of more than 8 bits, such as 4095 for 12 bits; 65535 by default.
         seed: Of order and augmentation, at least 0.
         on_bad_image: ``stop`` at the first image that cannot be decoded, or ``skip`` it: another takes its place in a
             training batch, evaluation goes on without it, and all of them are counted and named at the end.
@@ -95,6 +110,11 @@ class MultiLabelDataModule(L.LightningDataModule):
         train_split: str | None = None,
         val_split: str | None = None,
         min_images_per_class: tuple[int, int] | None = None,
+        separator: str | None = None,
+        path_column: str | None = None,
+        label_columns: str | Sequence[str] | None = None,
+        absent: int | str | Sequence[int | str] | None = None,
+        white: float | None = None,
         seed: int = 0,
         on_bad_image: Literal["stop", "skip"] = "stop",
         check_images: bool = False,  # noqa: ARG002  read from the hyper-parameters
@@ -107,10 +127,20 @@ class MultiLabelDataModule(L.LightningDataModule):
         _check_numbers(batch_size=(batch_size, 1), seed=(seed, 0), num_workers=(num_workers, 0), timeout=(timeout, 0))
         if on_bad_image not in ("stop", "skip"):
             raise ValueError(f"on_bad_image={on_bad_image!r} was given: pass 'stop' or 'skip'.")
+        of_files = {
+            "separator": separator,
+            "path_column": path_column,
+            "label_columns": label_columns,
+            "absent": absent,
+            "white": white,
+        }
+        if white is not None and not 0 < white < math.inf:
+            raise ValueError(f"white={white} was given: pass the value above 0 that is white.")
         if train is None:
             if val is not None or probe_train is not None:
                 raise ValueError("val or probe_train was given without train: pass train=Records(…) too.")
             check_source(dataset, root)
+            _check_of_files(dataset, of_files)
         else:
             _check_own(
                 {"train": train, "val": val, "probe_train": probe_train},
@@ -118,7 +148,9 @@ class MultiLabelDataModule(L.LightningDataModule):
                 train_split=train_split,
                 val_split=val_split,
                 min_images_per_class=min_images_per_class,
+                **of_files,
             )
+        absent_values(absent)
         channels = 3 if train is None else train.channels
         self.views = BlockViews(size, rows, cols, overlap, branches, regions, local_views, channels)
         custom = {
@@ -160,7 +192,8 @@ class MultiLabelDataModule(L.LightningDataModule):
             return
         if self.train_records is None:
             wanted = ("dataset", "root", "train_split", "val_split", "min_images_per_class")
-            train, val = read_sets(*(self.hparams[name] for name in wanted))
+            of_files = {name: self.hparams[name] for name in OF_FILES if self.hparams[name] is not None}
+            train, val = read_sets(*(self.hparams[name] for name in wanted), **of_files)
             _check_classes({"train": train, "val": val})
             self.train_records, self.val_records = train, val
         else:  # readers have looked for the files already
@@ -168,6 +201,7 @@ class MultiLabelDataModule(L.LightningDataModule):
                 records.check_files()
         for name, records in self._sets():
             _check_presence(name, records)
+            rank_zero_info(f"{name}: {describe(records)}")
         if self.hparams["on_bad_image"] == "skip":
             self._bad = {name: BadImages(len(records)) for name, records in self._sets()}
         if self.hparams["check_images"]:
@@ -395,6 +429,15 @@ def _check_own(sets: dict[str, Records | None], **of_files: object) -> None:
     _check_classes(sets)
 
 
+def _check_of_files(dataset: str, settings: dict[str, Any]) -> None:
+    for name, value in settings.items():
+        if value is not None and dataset not in OF_FILES[name]:
+            raise ValueError(
+                f"{name}={value!r} and dataset={dataset!r} were given: {name} is for {', '.join(OF_FILES[name])}, "
+                "leave it out."
+            )
+
+
 def _check_presence(name: str, records: Records) -> None:
     """Refuse labels that say nothing, and name the classes that a set has no image of."""
     if records.labels is None:
@@ -404,6 +447,18 @@ def _check_presence(name: str, records: Records) -> None:
         raise ValueError(
             f"No image of {name} shows any of its {len(records.classes)} classes, all of its labels are absent or "
             "unknown: correct the labels, or leave them out."
+        )
+    is_known_absent = (records.labels == 0).any(axis=0)
+    if not is_known_absent.any() and (records.labels == -1).any():
+        raise ValueError(
+            f"The labels of {name} are 1 and -1 and never 0, and -1 means unknown, so that no class can be scored: "
+            "pass absent=-1 (--data.absent -1; in Python, to read_dataset) if it means absent, or 0 for what is absent."
+        )
+    always = [one for one, there in zip(records.classes, is_known_absent, strict=True) if not there]
+    if always:
+        rank_zero_info(
+            f"{len(always)} of {len(records.classes)} classes are absent from no image of {name} and are left out of "
+            f"its mAP: {', '.join(always[:5])}{', …' if len(always) > 5 else ''}"
         )
     absent = [one for one, is_shown in zip(records.classes, shown, strict=True) if not is_shown]
     if absent:

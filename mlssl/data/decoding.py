@@ -2,18 +2,42 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
+import warnings
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from mlssl.data.decoder_messages import decoder_messages
+from mlssl.data.paths import IMAGE_EXTENSIONS
+
 ImageArray: TypeAlias = npt.NDArray[np.uint8]
 
 _ORIENTATION = ExifTags.Base.Orientation
-_END_OF_JPEG = b"\xff\xd9"
+_START_OF_JPEG, _END_OF_JPEG = b"\xff\xd8", b"\xff\xd9"
+_OF_LIBJPEG = ("Corrupt JPEG data", "Premature end of JPEG", "Invalid JPEG", "Inconsistent progression")
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+WHITE = 0xFFFF
+"""Value that is white in images of more than 8 bits, unless another one is given."""
+
+FEW_BITS = 14
+"""Of 16 bits: an image that uses no more keeps a quarter of its 256 grays, or fewer, and a warning says so."""
+
+MOST_WARNINGS = 3
+"""Warnings of one process about images that use few of their bits: in such a set all do."""
 
 
 class BadImageError(ValueError):
@@ -27,8 +51,29 @@ class BadImageError(ValueError):
         super().__init__(message)
 
 
-def decode_rgb(path: Path) -> ImageArray:
+class DamagedImageWarning(UserWarning):
+    """An image was decoded, and some of its pixels are not those that were once stored."""
+
+
+class FewBitsWarning(UserWarning):
+    """An image of 16 bits uses so few of them that little is left of it at 8 bits."""
+
+
+def readable_extensions() -> tuple[str, ...]:
+    """Ends of names of image files that can be decoded here: AVIF needs Pillow 11.3, HEIC needs pillow-heif."""
+    missing = [] if _reads_avif() else [".avif"]
+    missing += [] if importlib.util.find_spec("pillow_heif") else [".heic", ".heif"]
+    return tuple(one for one in IMAGE_EXTENSIONS if one not in missing)
+
+
+def decode_rgb(path: Path, *, white: float | None = None) -> ImageArray:
     """Read an image file of any mode that Pillow knows, upright; see `rgb_pixels`.
+
+    A `DamagedImageWarning` names a JPEG file whose pixels are not all there.
+
+    Args:
+        path: The file.
+        white: Value that is white in images of more than 8 bits, as for `rgb_pixels`.
 
     Returns:
         RGB pixels (H, W, 3), 0–255, in an array of its own.
@@ -44,15 +89,16 @@ def decode_rgb(path: Path) -> ImageArray:
         raise
     except (OSError, ValueError) as error:  # a folder, a name that no file can have, a disk that fails
         raise _not_decoded(str(path), error) from error
-    return decode_rgb_bytes(content, str(path))
+    return decode_rgb_bytes(content, str(path), white=white)
 
 
-def decode_rgb_bytes(content: bytes, name: str) -> ImageArray:
+def decode_rgb_bytes(content: bytes, name: str, *, white: float | None = None) -> ImageArray:
     """Decode what stands in an image file; `decode_rgb` for files that lie elsewhere than in a folder.
 
     Args:
         content: The whole file.
-        name: What to call it in an error.
+        name: What to call it in an error or a warning.
+        white: As for `rgb_pixels`.
 
     Returns:
         RGB pixels (H, W, 3), 0–255, in an array of its own.
@@ -60,48 +106,131 @@ def decode_rgb_bytes(content: bytes, name: str) -> ImageArray:
     Raises:
         BadImageError: As for `decode_rgb`.
     """
+    _register_heif(content)
     try:
-        with Image.open(io.BytesIO(content)) as file:
-            _check_size(file)
-            if file.format == "JPEG" and file.mode in ("RGB", "L") and file.getexif().get(_ORIENTATION, 1) == 1:
-                pixels = _decoded_jpeg(content)
-                if pixels is not None:
-                    return pixels
-            return rgb_pixels(file)
+        with decoder_messages(name, kept=_OF_LIBJPEG) as messages:
+            pixels = _decoded(content, name, white)
     except MemoryError:
         raise
     except Exception as error:  # a broken file makes Pillow's plugins raise almost anything
-        raise _not_decoded(name, error) from error
+        raise _not_decoded(name, error, content) from error
+    said = next((line for line in messages if line.startswith(_OF_LIBJPEG)), None)
+    if said is not None:
+        warnings.warn(
+            f"{name!r} is damaged ({said}), and some of its pixels are not the picture's: replace the file or leave it "
+            "out of the data set",
+            DamagedImageWarning,
+            stacklevel=2,
+        )
+    return pixels
 
 
-def rgb_pixels(image: Image.Image) -> ImageArray:
+def rgb_pixels(image: Image.Image, *, white: float | None = None, name: str = "an image") -> ImageArray:
     """Convert an image of Pillow's.
 
     Its EXIF orientation is applied, transparency is dropped, gray becomes three equal channels, and of 16 bits the
     upper 8 are kept: 65,535 becomes 255 and 256 becomes 1.
 
+    Args:
+        image: Of any mode.
+        white: Value > 0 that becomes 255 in gray images of more than 8 bits, 4095 for 12 bits in a 16-bit file; then
+            floating-point numbers and wider integers are read as well. None: 65,535, and a `FewBitsWarning` for an
+            image that does not come near it.
+        name: What to call it in a warning.
+
     Returns:
         RGB pixels (H, W, 3), 0–255, in an array of its own.
 
     Raises:
-        ValueError: Floating-point pixels, or integers outside 0–65,535: nothing says which value is white.
+        ValueError: A pixel is negative, above `white` or not finite, or has a type without a known white: floating
+            point without `white`.
     """
     upright = ImageOps.exif_transpose(image)
     if upright.mode == "P" and "transparency" in upright.info:
         upright = upright.convert("RGBA")  # Pillow warns when a palette's alpha is dropped in one step
-    if upright.mode == "F":
-        raise ValueError("its pixels are floating-point numbers of no known range, read them by a decode of your own")
-    if upright.mode.startswith("I"):  # Pillow would turn all above 255 to white
-        deep = np.asarray(upright)
-        if deep.min() < 0 or deep.max() > 0xFFFF:
-            raise ValueError("its pixels lie outside 0-65535, read them by a decode of your own")
-        upright = Image.fromarray((deep >> 8).astype(np.uint8))
+    if upright.mode == "F" and white is None:
+        raise ValueError(
+            "its pixels are floating-point numbers of no known range, pass the value that is white (--data.white) or "
+            "read them by a decode of your own"
+        )
+    if upright.mode == "F" or upright.mode.startswith("I"):  # Pillow would turn all above 255 to white
+        upright = Image.fromarray(_eight_bits(np.asarray(upright), white, name))
     return np.array(upright.convert("RGB"))
 
 
-def _not_decoded(name: str, error: Exception) -> BadImageError:
-    # Pillow's own words name the buffer that it read from.
-    reason = "it is of no format that Pillow knows" if isinstance(error, UnidentifiedImageError) else error
+def _eight_bits(deep: npt.NDArray[Any], white: float | None, name: str) -> ImageArray:
+    least, most = float(deep.min()), float(deep.max())
+    if not (least >= 0 and most <= (WHITE if white is None else white)):
+        raise ValueError(
+            f"its pixels lie outside 0-{WHITE}, pass the value that is white (--data.white) or read them by a decode "
+            "of your own"
+            if white is None
+            else f"its pixels lie between {least:g} and {most:g} and white={white:g}, pass the highest value there is"
+        )
+    if white is not None:
+        return np.asarray(np.rint(deep.astype(np.float32) * (255 / white)), dtype=np.uint8)
+    bits = int(most).bit_length()
+    if 0 < bits <= FEW_BITS and len(_told) < MOST_WARNINGS and name not in _told:
+        _told.add(name)
+        warnings.warn(
+            f"{name!r} has no value above {most:.0f} of {WHITE}, which leaves it {(int(most) >> 8) + 1} of 256 grays: "
+            f"if the images have {bits} bits, pass white={2**bits - 1} (--data.white {2**bits - 1})",
+            FewBitsWarning,
+            stacklevel=4,
+        )
+    return np.asarray(deep >> 8).astype(np.uint8)
+
+
+_told: set[str] = set()
+
+
+def _decoded(content: bytes, name: str, white: float | None) -> ImageArray:
+    with Image.open(io.BytesIO(content)) as file:
+        _check_size(file)
+        if file.format == "JPEG" and file.mode in ("RGB", "L"):
+            pixels = _decoded_jpeg(content)
+            if pixels is not None:
+                turn = _UPRIGHT.get(file.getexif().get(_ORIENTATION, 1))
+                return pixels if turn is None else np.array(Image.fromarray(pixels).transpose(turn))
+        if content.startswith(_START_OF_JPEG):
+            _print_messages_of_libjpeg(content)
+        return rgb_pixels(file, white=white, name=name)
+
+
+def _reads_avif() -> bool:
+    try:
+        from PIL import AvifImagePlugin
+    except ImportError:  # Pillow before 11.3
+        return False
+    return bool(AvifImagePlugin.SUPPORTED)
+
+
+def _brand(content: bytes) -> bytes:
+    """Four letters that tell AVIF and HEIC apart; nothing of another format."""
+    return content[8:12] if content[4:8] == b"ftyp" else b""
+
+
+def _register_heif(content: bytes) -> None:
+    if _brand(content) in _HEIF and importlib.util.find_spec("pillow_heif"):
+        pillow_heif = importlib.import_module(
+            "pillow_heif"
+        )  # changes what Pillow opens, which nothing but such a file should
+
+        pillow_heif.register_heif_opener()
+
+
+_HEIF = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
+_AVIF = (b"avif", b"avis")
+
+
+def _not_decoded(name: str, error: Exception, content: bytes = b"") -> BadImageError:
+    reason: object = error
+    if isinstance(error, UnidentifiedImageError):  # Pillow's own words name the buffer that it read from
+        reason = "it is of no format that Pillow knows"
+        if _brand(content) in _AVIF:
+            reason = "it is AVIF, which Pillow reads from version 11.3 on"
+        elif _brand(content) in _HEIF:
+            reason = "it is HEIC, which needs the package pillow-heif"
     return BadImageError(
         f"cannot decode {name!r} as an image ({reason}): replace the file or leave it out of the data set"
     )
@@ -128,3 +257,10 @@ def _decoded_jpeg(content: bytes) -> ImageArray | None:
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
     pixels: ImageArray | None = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
     return pixels
+
+
+def _print_messages_of_libjpeg(content: bytes) -> None:
+    """Decode a small image for the remarks that Pillow keeps to itself."""
+    import cv2
+
+    cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_REDUCED_GRAYSCALE_8)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mlssl.choices import DatasetName
+from mlssl.data.decoding import decode_rgb, decode_rgb_bytes
 from mlssl.data.readers.coco import read_coco
 from mlssl.data.readers.corel5k import frequent_labels, read_corel5k
 from mlssl.data.readers.folder import read_folder
@@ -37,6 +39,7 @@ def read_sets(
     train_split: str | None = None,
     val_split: str | None = None,
     min_images_per_class: tuple[int, int] | None = None,
+    **of_files: Any,
 ) -> tuple[Records, Records | None]:
     """Read the training set and, unless ``val_split`` is ``""`` or the format has none by default, the val set.
 
@@ -46,16 +49,32 @@ def read_sets(
         train_split: By default that of the format.
         val_split: Likewise.
         min_images_per_class: Keep only classes with at least so many train and so many val images.
+        **of_files: How the lists of a ``manifest`` are written, as `read_manifest` takes it, and what is ``white``
+            in images of more than 8 bits.
 
     Raises:
         ValueError: On unknown splits, and if no class is frequent enough.
         FileNotFoundError: If a folder or file is missing.
     """
     source, root = _FORMATS[dataset], root or "."
+    white = of_files.pop("white", None)
+    if white is not None:
+        decode = decode_rgb_bytes if dataset == "shards" else decode_rgb
+        of_files["decode"] = partial(decode, white=white)
     default = source.val(root) if callable(source.val) else source.val
-    val_split = default if val_split is None else val_split
-    train = source.read(root, source.train if train_split is None else train_split, None)
-    val = source.read(root, val_split, train.classes or None) if val_split else None
+    read = partial(source.read, **of_files)
+    train = read(root, source.train if train_split is None else train_split, None)
+    split = default if val_split is None else val_split
+    try:
+        val = read(root, split, train.classes or None) if split else None
+    except FileNotFoundError as error:
+        if val_split is not None:
+            raise
+        missing = str(error).rpartition(": ")[0]  # not the reader's advice, which might be the training set
+        raise FileNotFoundError(
+            f'there is no validation set {split!r} ({missing}): pass val_split="" (--data.val_split "") to train '
+            "without one, or a val_split whose images are not trained on"
+        ) from error
     if min_images_per_class is None:
         return train, val
     least_train, least_val = min_images_per_class
@@ -70,7 +89,7 @@ def read_sets(
 
 
 class _Format(NamedTuple):
-    read: Callable[[str, str, Sequence[str] | None], Records]
+    read: Callable[..., Records]
     """Root, split and, for a val set, the classes of the training set, which a manifest does not list itself."""
     train: str
     val: str | Callable[[str], str]
@@ -81,14 +100,18 @@ _FORMATS = {
     "synthetic": _Format(
         lambda _root, split, _: synthetic_scenes(split, count=NUM_SCENES.get(split, 1)), "train", "test"
     ),
-    "coco": _Format(lambda root, split, _: read_coco(root, split), "train2017", "val2017"),
+    "coco": _Format(lambda root, split, _, **how: read_coco(root, split, **how), "train2017", "val2017"),
     "voc": _Format(lambda root, split, _: read_voc(root, split), "2012/trainval", "2007/test"),
     "corel5k": _Format(lambda root, split, _: read_corel5k(root, split), "train", "test"),
     "manifest": _Format(
-        lambda root, split, classes: read_manifest(Path(root) / split, classes), "train.csv", "val.csv"
+        lambda root, split, classes, **how: read_manifest(Path(root) / split, classes, **how),
+        "train.csv",
+        "val.csv",
     ),
-    "folder": _Format(lambda root, split, _: read_folder(Path(root) / split), "", ""),
+    "folder": _Format(lambda root, split, _, **how: read_folder(Path(root) / split, **how), "", ""),
     "shards": _Format(
-        lambda root, split, _: read_shards(root, split), "train", lambda root: "val" if has_split(root, "val") else ""
+        lambda root, split, _, **how: read_shards(root, split, **how),
+        "train",
+        lambda root: "val" if has_split(root, "val") else "",
     ),
 }

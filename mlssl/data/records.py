@@ -7,7 +7,8 @@ buffer instead of one Python object an image, so that copying it into loader wor
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -32,10 +33,11 @@ class Records:
         decode: From a path to pixels uint8 (H, W, C). It must be picklable to reach loader workers, and raises
             `BadImageError` for an image that may be skipped where the user asks for that.
         channels: C, at least 1, that `decode` gives; three are taken as RGB.
+        left_out: Extension → number of image files that a reader found and left out, kept under the same name.
 
     Raises:
-        ValueError: No images, an id twice, labels of another shape or value, class names that do not fit them, or
-            another number of channels than three without a `decode` that gives so many.
+        ValueError: No images, an id or a class twice, a class without a name, labels of another shape or value, class
+            names that do not fit them, or another number of channels than three without a `decode` that gives so many.
         TypeError: Labels or ids that are neither bool nor integer, or a single path.
 
     An image without any object is a row of zeros; a class that no image shows is a column of zeros.
@@ -55,6 +57,7 @@ class Records:
         root: str | os.PathLike[str] | None = None,
         decode: Decode = decode_rgb,
         channels: int = 3,
+        left_out: Mapping[str, int] | None = None,
     ) -> None:
         if isinstance(paths, (str, bytes)):
             raise TypeError(f"the paths are one string, {paths!r}: pass a list of paths, or read_folder(root)")
@@ -71,6 +74,7 @@ class Records:
         self.root = None if root is None else Path(root)
         self.decode = decode
         self.channels = channels
+        self.left_out = dict(left_out or {})
         self.classes = tuple(classes)
         self.labels = _checked_labels(labels, len(names), self.classes)
         self.image_ids = _checked_ids(image_ids, len(names))
@@ -150,6 +154,7 @@ class Records:
             root=self.root,
             decode=self.decode,
             channels=self.channels,
+            left_out=self.left_out,
         )
 
     def with_classes(self, indices: Sequence[int] | npt.NDArray[Any]) -> Records:
@@ -175,6 +180,7 @@ class Records:
             root=self.root,
             decode=self.decode,
             channels=self.channels,
+            left_out=self.left_out,
         )
 
     def _name(self, index: int) -> str:
@@ -199,10 +205,23 @@ def _checked_labels(
         raise ValueError(
             f"{len(classes)} class names were given for {array.shape[1]} columns of labels: name each column"
         )
+    _check_class_names(classes)
     if array.max() > 1 or array.min() < -1:
         other = np.unique(array[(array < -1) | (array > 1)]).tolist()
         raise ValueError(f"labels hold the values {_shortened(other)}: use 1 present, 0 absent, -1 unknown alone")
     return array.astype(np.int8)
+
+
+def _check_class_names(classes: Sequence[str]) -> None:
+    composed: dict[str, int] = {}
+    for column, name in enumerate(classes):
+        if not isinstance(name, str) or not name.strip():
+            raise ValueError(f"class {column} has the name {name!r}: give each class a name that is not empty")
+        first = composed.setdefault(unicodedata.normalize("NFC", name), column)
+        if first != column:
+            raise ValueError(
+                f"classes {first} and {column} are both named {name!r}: merge their columns, or give each its own name"
+            )
 
 
 def _checked_ids(image_ids: npt.ArrayLike | None, num_images: int) -> npt.NDArray[np.int64]:

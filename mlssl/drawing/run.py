@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from mlssl.drawing.words import plain
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -50,8 +52,8 @@ def figure_of_curves(
     at = [place for x, _ in curves.values() for place in x]
     if at and min(at) == max(at):
         axes.set_xlim(at[0] - 1, at[0] + 1)
-    axes.set_xlabel(xlabel)
-    axes.set_ylabel(ylabel)
+    axes.set_xlabel(plain(xlabel))
+    axes.set_ylabel(plain(ylabel))
     _legend(axes)
     return figure
 
@@ -69,7 +71,7 @@ def figure_of_cosines(moments: Mapping[str, Mapping[str, Tensor]]) -> Figure:
             edges = torch.linspace(-1, 1, 51).tolist()
             axes.stairs(shares.tolist(), edges, color=SERIES[number], label=KINDS[kind], linewidth=1.4)
             axes.stairs(shares.tolist(), edges, color=SERIES[number], alpha=0.16, fill=True)
-        axes.set_ylabel(f"share, {moment}")
+        axes.set_ylabel(plain(f"share, {moment}"))
         axes.set_xlim(-1, 1)
     figure.axes[-1].set_xlabel("cosine")
     _legend(first)
@@ -194,10 +196,12 @@ def _figure(rows: int = 1, size: tuple[float, float] = SIZE) -> tuple[Figure, Ax
 
 
 def _legend(axes: Axes, columns: int | None = None) -> None:
-    _, labels = axes.get_legend_handles_labels()
+    handles, labels = axes.get_legend_handles_labels()
     if labels:
         columns = columns or (len(labels) if sum(map(len, labels)) < 48 else 2)
         axes.legend(
+            handles,
+            [plain(label) for label in labels],
             loc="lower center",
             bbox_to_anchor=(0.5, 1.0),
             ncols=columns,

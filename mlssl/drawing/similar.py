@@ -11,6 +11,7 @@ import numpy as np
 from mlssl.atomic import written_aside
 from mlssl.data.decoding import ImageArray
 from mlssl.data.records import Records
+from mlssl.drawing.words import plain
 from mlssl.evaluation.similar import Similar, Similarities
 from mlssl.views.grid import Box
 
@@ -49,7 +50,7 @@ def draw_similarities(
         figsize=(panel * (columns + 1.25), panel * rows * min(1.3, height / width) + 0.9), layout="constrained"
     )
     if title:
-        figure.suptitle(title, fontsize=10)
+        figure.suptitle(plain(title), fontsize=10)
     parts: Any = figure.subfigures(1, 2, width_ratios=(1.25, columns))
     table_part, maps_part = parts
     table = table_part.subplots()
@@ -125,7 +126,7 @@ def draw_similar(
         axes.set_axis_off()
     for place, (axes, (pixels, frame, words)) in enumerate(zip(figure.axes, pictures, strict=False)):
         axes.imshow(pixels)
-        axes.set_title(words[:26], fontsize=8, fontweight="bold" if place == 0 else "normal")
+        axes.set_title(plain(words[:26]), fontsize=8, fontweight="bold" if place == 0 else "normal")
         if frame:
             corner, width, height = (frame.left, frame.top), frame.width - 1, frame.height - 1
             axes.add_patch(Rectangle(corner, width, height, fill=False, edgecolor="#f07800", linewidth=2.5))

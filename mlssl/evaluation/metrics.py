@@ -23,14 +23,15 @@ def average_precision(scores: Tensor, targets: Tensor) -> Tensor:
     """Non-interpolated average precision of each label: the sum over thresholds of (recall gained) × precision.
 
     Images with equal scores share one threshold, so the order of the images does not matter; the result is that of
-    `sklearn.metrics.average_precision_score` on the images whose target is known.
+    `sklearn.metrics.average_precision_score` on the images whose target is known. A label that no image is known to
+    lack has none: any scores would rank it perfectly.
 
     Args:
         scores: (n, L) or (n,), any real numbers, higher means more likely; infinities are fine.
         targets: same shape, bool or integer: 1 present, 0 absent, −1 unknown (the image is left out for that label).
 
     Returns:
-        (L,) or scalar, float64, in 0–1; NaN for a label without a positive (n = 0 included).
+        (L,) or scalar, float64, in 0–1; NaN for a label without a positive or without a negative (n = 0 included).
 
     Raises:
         ValueError: If the shapes differ, a score is NaN or a target is none of 1, 0, −1.
@@ -49,18 +50,19 @@ def average_precision(scores: Tensor, targets: Tensor) -> Tensor:
     ranked = _ranked(scores, targets)
     found = ranked.positive.cumsum(0)
     precision = found.double() / ranked.known.cumsum(0).clamp(min=1)
-    return (precision.gather(0, ranked.tie_end) * ranked.positive).sum(0) / found[-1]
+    scores = (precision.gather(0, ranked.tie_end) * ranked.positive).sum(0) / found[-1]
+    return scores.where((targets == 0).any(0), torch.nan)
 
 
 def mean_average_precision(scores: Tensor, targets: Tensor) -> tuple[float, int]:
-    """Mean over the labels of `average_precision`; a label without a positive is left out.
+    """Mean over the labels of `average_precision`; a label without a positive or without a negative is left out.
 
     Args:
         scores: (n, L), higher means more likely.
         targets: (n, L), bool or integer: 1 present, 0 absent, −1 unknown.
 
     Returns:
-        mAP in 0–1 and the number of labels in the mean; (NaN, 0) where no label has a positive.
+        mAP in 0–1 and the number of labels in the mean; (NaN, 0) where no label has a positive and a negative.
 
     Raises:
         ValueError: If the arguments are not (n, L), or as in `average_precision`.
@@ -87,8 +89,8 @@ def bootstrap_interval(
     The percentile interval (B. Efron and R. Tibshirani, "An Introduction to the Bootstrap", 1993, ch. 13) over images
     drawn with replacement, all labels of an image together, less the bootstrap's estimate of bias (ch. 10): a positive
     that is drawn twice retrieves itself, which lifts the average precision of rare classes in every draw. It says
-    nothing of other seeds of a training. A class without a positive among the drawn images is left out of the mean of
-    that draw.
+    nothing of other seeds of a training. A class without a positive or without a negative among the drawn images is
+    left out of the mean of that draw.
 
     Args:
         scores: (n, L), higher means more likely.
@@ -98,7 +100,7 @@ def bootstrap_interval(
         seed: Of the draws.
 
     Returns:
-        Lower and upper end, in 0–1; NaN without any positive.
+        Lower and upper end, in 0–1; NaN where no label has a positive and a negative.
 
     Raises:
         ValueError: If a number is out of its range, and as `mean_average_precision`.
@@ -112,7 +114,7 @@ def bootstrap_interval(
     if scores.ndim != 2:
         raise ValueError(f"scores of shape {tuple(scores.shape)} have no label axis: give (n, L)")
     targets = _checked_targets(scores, targets)
-    if not (targets == 1).any():
+    if not ((targets == 1).any(0) & (targets == 0).any(0)).any():
         return float("nan"), float("nan")
     ranked = _ranked(scores, targets)
     generator = torch.Generator().manual_seed(seed)
@@ -128,7 +130,7 @@ def bootstrap_interval(
             positive = counts * ranked.positive[:, label]
             found, seen = positive.cumsum(1), (counts * ranked.known[:, label]).cumsum(1)
             precision = (found / seen.clamp(min=1))[:, ranked.tie_end[:, label]]
-            there = found[:, -1] > 0
+            there = (found[:, -1] > 0) & (seen[:, -1] > found[:, -1])
             total[rows] += torch.where(there, (precision * positive).sum(1) / found[:, -1].clamp(min=1), 0.0)
             classes[rows] += there
     means = (total / classes)[classes > 0]
@@ -158,9 +160,9 @@ def multilabel_scores(
 
     Returns:
         Fractions "mAP", "OP", "OR", "OF1", "CP", "CR", "CF1", "OP@3", "OR@3", "OF1@3", "CP@3", "CR@3", "CF1@3" (with
-        `top_k` behind the @), and "classes", the number of classes with a positive: mAP, CP and CR are means over
-        these, and NaN where there is none. The precision of a class that is never predicted is 0, as are OP and OR
-        without a prediction or a present label, and the harmonic mean of two zeros.
+        `top_k` behind the @), and "classes", the number of classes with a positive and a negative: mAP, CP and CR
+        are means over these, and NaN where there is none. The precision of a class that is never predicted is 0, as
+        are OP and OR without a prediction or a present label, and the harmonic mean of two zeros.
 
     Raises:
         ValueError: If the shapes differ or are not (n, L), a value lies outside its range or is NaN.
@@ -185,8 +187,8 @@ def multilabel_scores(
     predicted = (probabilities >= threshold) & known
     ranked = torch.where(known, probabilities, -1.0).argsort(dim=1, descending=True, stable=True)
     among_first = torch.zeros_like(known).scatter(1, ranked[:, :top_k], True)
-    scores = _precision_and_recall(predicted, targets == 1, "")
-    scores |= _precision_and_recall(predicted & among_first, targets == 1, f"@{top_k}")
+    scores = _precision_and_recall(predicted, targets, "")
+    scores |= _precision_and_recall(predicted & among_first, targets, f"@{top_k}")
     return {"mAP": mean, **scores, "classes": classes}
 
 
@@ -269,11 +271,12 @@ class MultiLabelAveragePrecision(_ByImage):
     """`average_precision` of each class for a whole set that comes in batches, on one process or several.
 
     `update(probabilities, targets, image_ids)`, where any scores will do; `compute()` gives (L,) float32, NaN for a
-    class without a positive. Images are gathered and those of one id counted once.
+    class without a positive or a negative. Images are gathered and those of one id counted once.
 
     Example:
         >>> metric = MultiLabelAveragePrecision()
         >>> metric.update(torch.tensor([[0.9, 0.6]]), torch.tensor([[1, 0]]), torch.tensor([7]))
+        >>> metric.update(torch.tensor([[0.2, 0.7]]), torch.tensor([[0, 0]]), torch.tensor([8]))
         >>> metric.compute()
         tensor([1., nan])
     """
@@ -317,9 +320,10 @@ def _ranked(scores: Tensor, targets: Tensor) -> _Ranked:
     return _Ranked(order, targets == 1, targets >= 0, tie_end)
 
 
-def _precision_and_recall(predicted: Tensor, present: Tensor, suffix: str) -> dict[str, float]:
+def _precision_and_recall(predicted: Tensor, targets: Tensor, suffix: str) -> dict[str, float]:
+    present = targets == 1
     right, all_predicted, all_present = ((predicted & present).sum(0), predicted.sum(0), present.sum(0))
-    counted = all_present > 0
+    counted = (all_present > 0) & (targets == 0).any(0)
     overall = [_share(right.sum(), all_predicted.sum()).item(), _share(right.sum(), all_present.sum()).item()]
     by_class = [_share(right, other)[counted].mean().item() for other in (all_predicted, all_present)]
     return {

@@ -89,7 +89,7 @@ def write_page(page: Page, path: Path) -> None:
     )
     text = environment.get_template("page.html").render(page=page, zip_columns=_rows)
     with written_aside(path) as aside:
-        aside.write_text(text, encoding="utf-8")
+        aside.write_text(text, encoding="utf-8", errors="backslashreplace")  # names of files may be any bytes
 
 
 def data_address(pixels: ImageArray, side: int | None = None, quality: int = 80) -> str:

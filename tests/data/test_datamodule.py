@@ -24,6 +24,7 @@ from torch import Tensor
 
 from mlssl.data.batches import check_image_batch, check_view_batch
 from mlssl.data.datamodule import MAX_WORKERS, MultiLabelDataModule
+from mlssl.data.described import describe
 from mlssl.data.readers.corel5k import read_corel5k
 from mlssl.data.readers.folder import read_folder
 from mlssl.data.records import Records
@@ -656,3 +657,42 @@ def test_a_run_on_data_that_are_wrong_ends_before_training(tmp_path: Path, coco:
         with pytest.raises(error, match=sentence):
             L.Trainer(max_epochs=1, default_root_dir=tmp_path, num_sanity_val_steps=0, **QUIET).fit(recorder, data)
         assert recorder.seen == {}
+
+
+@pytest.mark.parametrize("dataset", ["coco", "manifest", "voc"])
+def test_without_a_validation_set_the_advice_is_to_train_without_one(coco: Path, dataset: Any) -> None:
+    (coco / "annotations" / "instances_val2017.json").unlink()
+    (coco / "train.csv").write_text("path,labels\ntrain2017/0.jpg,a\ntrain2017/1.jpg,b\n")
+    voc = coco / "VOC2012"
+    for folder, name, text in (
+        ("ImageSets/Main", "trainval.txt", "1\n"),
+        ("Annotations", "1.xml", "<annotation><object><name>dog</name></object></annotation>"),
+        ("JPEGImages", "1.jpg", ""),
+    ):
+        (voc / folder).mkdir(parents=True)
+        (voc / folder / name).write_text(text)
+    with pytest.raises(FileNotFoundError, match=r"there is no validation set .*: pass val_split=\"\" \(") as caught:
+        from_disk(dataset, coco).setup()
+    assert "train2017" not in str(caught.value)
+    data = from_disk(dataset, coco, val_split="")
+    data.setup()
+    assert data.val_records is None
+    with pytest.raises(FileNotFoundError) as named:
+        from_disk(dataset, coco, val_split="2007/nowhere" if dataset == "voc" else "nowhere").setup()
+    assert "there is no validation set" not in str(named.value)
+
+
+def test_the_start_says_images_classes_and_frequencies(coco: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (coco / "train2017" / "extra.HEIC").touch()
+    with caplog.at_level("INFO"):
+        from_disk("coco", coco).setup()
+    assert (
+        "train: 6 images (6 .jpg), left out 1 .heic, 3 classes, 1.2 labels per image; "
+        "most frequent: person 6, dog 1, cat 0" in caplog.text
+    )
+    assert "classes are absent from no image of train and are left out of its mAP: person" in caplog.text
+    many = Records(["a"] * 4, np.tri(4, 12, dtype=int), [f"c{column}" for column in range(12)])
+    assert describe(many).endswith(
+        "most frequent: c0 4, c1 3, c2 2, c3 1, c4 0; least frequent: c7 0, c8 0, c9 0, c10 0, c11 0"
+    )
+    assert describe(Records(["a.jpg"])) == "1 images (1 .jpg), unlabelled"

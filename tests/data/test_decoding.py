@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.machinery
+import os
 import pickle
+import re
 import struct
+import sys
+import types
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-from mlssl.data.decoding import BadImageError, decode_rgb, rgb_pixels
+from mlssl.data.bad_images import find_bad_images
+from mlssl.data.datamodule import MultiLabelDataModule
+from mlssl.data.decoder_messages import decoder_messages
+from mlssl.data.decoding import (
+    BadImageError,
+    DamagedImageWarning,
+    FewBitsWarning,
+    decode_rgb,
+    readable_extensions,
+    rgb_pixels,
+)
+from mlssl.data.readers.folder import read_folder
 from mlssl.views.blocks import BlockViews
 
 COLOUR = (200, 60, 10)
@@ -140,3 +159,186 @@ def test_refuses_a_file_that_would_unpack_to_a_huge_image_with_its_size(
 def test_the_error_survives_the_way_out_of_a_worker() -> None:
     error = pickle.loads(pickle.dumps(BadImageError("cannot decode 'a.jpg'")))
     assert (type(error), str(error)) == (BadImageError, "cannot decode 'a.jpg'")
+
+
+# ---------------------------------------------------------------------- pixels that are not all there
+
+
+def photograph(path: Path, **settings: object) -> bytes:
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8)
+    Image.fromarray(pixels).resize((128, 96)).save(path, "JPEG", quality=90, **settings)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"progressive": True}, {"subsampling": 0}, {"orientation": 6}, {"mode": "CMYK"}]
+)
+@pytest.mark.parametrize("damage", ["cut and closed", "a hole", "a block of zeros"])
+def test_a_damaged_jpeg_is_named(tmp_path: Path, settings: dict[str, object], damage: str) -> None:
+    path, settings = tmp_path / "torn.jpg", dict(settings)
+    if "orientation" in settings:
+        exif = Image.Exif()
+        exif[0x0112] = settings.pop("orientation")
+        settings["exif"] = exif
+    if settings.pop("mode", None):
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (96, 128, 4), np.uint8), "CMYK").save(path)
+        whole = path.read_bytes()
+    else:
+        whole = photograph(path, **settings)
+    decode_rgb(path)  # without a warning
+    third = len(whole) // 3
+    path.write_bytes(
+        {
+            "cut and closed": whole[: 2 * third] + b"\xff\xd9",
+            "a hole": whole[: 2 * third] + whole[2 * third + 400 :],
+            "a block of zeros": whole[: 2 * third] + bytes(len(whole) - 2 * third - 2) + b"\xff\xd9",
+        }[damage]
+    )
+    with pytest.warns(
+        DamagedImageWarning, match=r"'.*torn.jpg' is damaged \(.* JPEG .*\), and some of its pixels are not"
+    ):
+        pixels = decode_rgb(path)
+    assert pixels.shape in ((96, 128, 3), (128, 96, 3))
+    (tmp_path / "1.jpg").write_bytes(whole)
+    ((index, reason),) = find_bad_images(read_folder(tmp_path)).items()
+    assert index == 1
+    assert "torn.jpg' is damaged" in reason
+
+
+def test_a_check_of_the_images_refuses_them_or_skips_them(tmp_path: Path) -> None:
+    for number in range(3):
+        whole = photograph(tmp_path / f"{number}.jpg")
+    (tmp_path / "3.jpg").write_bytes(whole[:3000] + b"\xff\xd9")
+    settings: dict[str, Any] = {"batch_size": 2, "size": 16, "num_workers": 0, "check_images": True}
+    with pytest.raises(BadImageError, match=r"1 of 4 train images cannot be decoded: .*'.*3\.jpg' is damaged"):
+        MultiLabelDataModule("folder", tmp_path, **settings).setup()
+    data = MultiLabelDataModule("folder", tmp_path, on_bad_image="skip", **settings)
+    data.setup()
+    assert [path.name for path in data.skipped_images["train"]] == ["3.jpg"]
+
+
+def test_turned_jpegs_are_pillows_own_pixels(tmp_path: Path) -> None:
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        photograph(tmp_path / "a.jpg", exif=exif)
+        expected = np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / "a.jpg")))
+        assert np.array_equal(decode_rgb(tmp_path / "a.jpg"), expected)
+
+
+def test_what_decoders_print_names_the_file(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with decoder_messages("a.tif", kept=("Corrupt",)) as lines:
+        os.write(2, b"TIFFReadDirectory: Warning\nCorrupt JPEG data\n")
+    assert lines == ["TIFFReadDirectory: Warning", "Corrupt JPEG data"]
+    assert capfd.readouterr().err == "a.tif: TIFFReadDirectory: Warning\n"
+    with contextlib.suppress(KeyError), decoder_messages("b.tif", kept=()):
+        os.write(2, b"before the error\n")
+        raise KeyError
+    assert capfd.readouterr().err == "b.tif: before the error\n"
+    with ThreadPoolExecutor(1) as pool:
+        photograph(tmp_path / "a.jpg")
+        assert pool.submit(decode_rgb, tmp_path / "a.jpg").result().shape == (96, 128, 3)
+
+
+# ---------------------------------------------------------------------- more than 8 bits
+
+
+@pytest.fixture
+def x_rays(tmp_path: Path) -> Path:
+    for number in range(5):
+        values = np.random.default_rng(number).integers(0, 4096, (48, 64)).astype(np.uint16)
+        values[0, 0] = 4095
+        Image.fromarray(values).save(tmp_path / f"{number}.png")
+    return tmp_path
+
+
+def test_12_bits_in_16_are_named_three_times_and_scaled_by_a_word(
+    x_rays: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlssl.data.decoding._told", set())
+    with pytest.warns(FewBitsWarning) as told:
+        few = [decode_rgb(path) for path in sorted(x_rays.iterdir())]
+    assert len(told) == 3
+    assert re.search(
+        r"'.*0\.png' has no value above 4095 of 65535, which leaves it 16 of 256 grays: if the images have 12 bits, "
+        r"pass white=4095 \(--data.white 4095\)",
+        str(told[0].message),
+    )
+    assert few[0].max() == 15
+    data = MultiLabelDataModule("folder", x_rays, batch_size=2, size=16, white=4095, num_workers=0)
+    data.setup()
+    assert data.train_records is not None
+    assert len(np.unique(data.train_records.image(0))) == 256
+    assert pickle.loads(pickle.dumps(data.train_records)).image(0).max() == 255
+
+
+@pytest.mark.parametrize(
+    ("pixels", "white", "expected"),
+    [
+        (np.array([[0, 2048, 4095]], np.uint16), 4095, [0, 128, 255]),
+        (np.array([[0, 50_000, 100_000]], np.int32), 100_000, [0, 128, 255]),
+        (np.array([[0, 0.5, 1]], np.float32), 1, [0, 128, 255]),
+        (np.array([[0, 255]], np.uint16), 255, [0, 255]),
+    ],
+)
+def test_white_scales_what_has_more_than_8_bits(
+    tmp_path: Path, pixels: np.ndarray, white: float, expected: list[int]
+) -> None:
+    Image.fromarray(pixels).save(tmp_path / "a.tif")
+    assert decode_rgb(tmp_path / "a.tif", white=white)[0, :, 0].tolist() == expected
+    with pytest.raises(BadImageError, match=rf"pixels lie between 0 and .* and white={white / 2:g}, pass the highest"):
+        decode_rgb(tmp_path / "a.tif", white=white / 2)
+
+
+def test_white_is_refused_where_it_means_nothing(tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"white=4095 and dataset='voc' were given: white is for coco, manifest, folder"
+    ):
+        MultiLabelDataModule("voc", tmp_path, white=4095)
+    for white in (0, -1, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match=f"white={white} was given: pass the value above 0 that is white"):
+            MultiLabelDataModule("folder", tmp_path, white=white)
+
+
+# ---------------------------------------------------------------------- AVIF, JFIF and HEIC
+
+
+def test_avif_and_jfif_are_read_and_what_is_left_out_is_counted(tmp_path: Path) -> None:
+    image = Image.new("RGB", (64, 48), COLOUR)
+    for name, kind in (("0.jpg", "JPEG"), ("1.jfif", "JPEG"), ("2.JPG", "JPEG"), ("3.jpe", "JPEG"), ("4.avif", "AVIF")):
+        if kind == "JPEG" or ".avif" in readable_extensions():
+            image.save(tmp_path / name, kind)
+    for name in ("7.heic", "8.HEIC", "notes.txt", "README"):
+        (tmp_path / name).write_bytes(bytes(4) + b"ftypheic" + bytes(20))
+    records = read_folder(tmp_path)
+    assert len(records) == 4 + (".avif" in readable_extensions())
+    assert all(np.abs(records.image(index)[0, 0].astype(int) - COLOUR).max() < 8 for index in range(len(records)))
+    assert records.left_out == {".heic": 2, ".txt": 1, "": 1}
+    with pytest.raises(BadImageError, match="it is HEIC, which needs the package pillow-heif"):
+        decode_rgb(tmp_path / "7.heic")
+
+
+def test_without_avif_in_pillow_the_version_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlssl.data.decoding._reads_avif", lambda: False)
+    assert ".avif" not in readable_extensions()
+    (tmp_path / "a.avif").write_bytes(bytes(3) + b" ftypavif" + bytes(20))
+    monkeypatch.setattr(Image, "open", not_identified)
+    with pytest.raises(BadImageError, match=r"it is AVIF, which Pillow reads from version 11.3 on"):
+        decode_rgb(tmp_path / "a.avif")
+
+
+def not_identified(*_: object) -> None:
+    raise UnidentifiedImageError
+
+
+def test_heic_is_read_where_pillow_heif_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[bool] = []
+    fake = types.ModuleType("pillow_heif")
+    fake.__spec__ = importlib.machinery.ModuleSpec("pillow_heif", None)
+    fake.register_heif_opener = lambda: opened.append(True)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "pillow_heif", fake)
+    monkeypatch.setattr(Image, "open", lambda *_: Image.new("RGB", (4, 3), COLOUR))
+    (tmp_path / "a.HEIC").write_bytes(bytes(4) + b"ftypheic" + bytes(20))
+    records = read_folder(tmp_path)
+    assert records.image(0)[0, 0].tolist() == list(COLOUR)
+    assert opened

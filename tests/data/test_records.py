@@ -221,3 +221,19 @@ def test_names_the_file_that_is_missing_or_broken(tmp_path: Path) -> None:
     for name in ("text.jpg", "cut.jpg"):
         with pytest.raises(ValueError, match=rf"cannot decode '.*{name}' as an image .*: replace the file"):
             decode_rgb(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("classes", "sentence"),
+    [
+        (["sky", "sky"], "classes 0 and 1 are both named 'sky': merge their columns, or give each its own name"),
+        (["caf\u00e9", "cafe\u0301"], "classes 0 and 1 are both named"),
+        (["sky", ""], "class 1 has the name '': give each class a name that is not empty"),
+        (["sky", "\t"], "class 1 has the name"),
+        (["sky", None], "class 1 has the name None"),
+        ([1, "sky"], "class 0 has the name 1"),
+    ],
+)
+def test_refuses_class_names_that_are_empty_or_come_twice(classes: Any, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        records(classes=classes)

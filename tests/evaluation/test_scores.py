@@ -15,6 +15,7 @@ from mlssl.evaluation.metrics import (
     MultiLabelAveragePrecision,
     MultiLabelScores,
     average_precision,
+    bootstrap_interval,
     first_places,
     multilabel_scores,
 )
@@ -92,9 +93,26 @@ def test_cf1_is_the_harmonic_mean_of_the_means() -> None:
 
 
 def test_overall_scores_keep_classes_without_positives_and_class_scores_leave_them_out() -> None:
-    probabilities, targets = torch.tensor([[0.9, 0.8]]), torch.tensor([[1, 0]])
+    probabilities, targets = torch.tensor([[0.9, 0.8], [0.1, 0.2]]), torch.tensor([[1, 0], [0, 0]])
     scores = multilabel_scores(probabilities, targets)
     assert (scores["OP"], scores["CP"], scores["classes"]) == (0.5, 1.0, 1)
+
+
+def test_class_scores_leave_out_a_class_that_no_image_is_known_to_lack() -> None:
+    draws = torch.Generator().manual_seed(0)
+    for absent in (1, -1):  # noise scores 1.0 on a class that is 1 or unknown, whatever the scores are
+        probabilities = torch.rand(20, 3, generator=draws)
+        targets = torch.where(torch.rand(20, 3, generator=draws) < 0.5, 1, absent)
+        assert average_precision(probabilities, targets).isnan().all()
+        scores = multilabel_scores(probabilities, targets)
+        assert scores["classes"] == 0
+        assert all(math.isnan(scores[name]) for name in ("mAP", "CP", "CR"))
+        assert all(math.isnan(end) for end in bootstrap_interval(probabilities, targets, num_resamples=10))
+        targets[:, 0] = torch.arange(20) % 2
+        expected = average_precision(probabilities[:, 0], targets[:, 0]).item()
+        assert multilabel_scores(probabilities, targets)["mAP"] == pytest.approx(expected)
+        low, high = bootstrap_interval(probabilities, targets, num_resamples=100)
+        assert low <= expected <= high
 
 
 def test_the_top_hold_no_unknown_label_and_ties_take_the_first_columns() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -15,20 +16,25 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from mlssl.data.paths import check_files, check_names
-from mlssl.data.records import Records
+from mlssl.data.decoding import decode_rgb
+from mlssl.data.paths import check_files, check_names, first_repeated
+from mlssl.data.records import Decode, Records
 
 _Ids: TypeAlias = npt.NDArray[np.int64]
 
 _PREFIX, _SUFFIX = "instances_", ".json"
 
 
-def read_coco(root: str | os.PathLike[str], split: str = "train2017") -> Records:
+def read_coco(
+    root: str | os.PathLike[str], split: str = "train2017", *, decode: Decode = decode_rgb, channels: int = 3
+) -> Records:
     """Read a split of COCO: which categories each image shows, by its boxes.
 
     Args:
         root: Folder that holds `annotations` and the folders of images.
         split: Such as "train2017", "val2017", "train2014" or "val2014".
+        decode: From a path to pixels uint8 (H, W, C), as for `Records`.
+        channels: C that `decode` gives.
 
     Returns:
         Every image in the order of the annotation file, with COCO's image ids; one without an object has a row of
@@ -36,22 +42,40 @@ def read_coco(root: str | os.PathLike[str], split: str = "train2017") -> Records
 
     Raises:
         FileNotFoundError: The folder, the annotation file or an image that it names is missing.
-        ValueError: The annotation file is not JSON or not of COCO's format.
+        ValueError: The annotation file is not JSON or not of COCO's format, lists an image twice, or has two categories
+            of one name or one without a name.
     """
     folder = Path(root)
     path = _annotation_file(folder, split)
     images, annotations, categories = _parse(path)
     image_ids = _unique_ids([image_id for image_id, _ in images], "images", path)
     names = check_names([name for _, name in images], path)
+    repeated = first_repeated(names)
+    if repeated:
+        first, again = repeated
+        raise ValueError(
+            f"{str(path)!r} lists the image {names[again]!r} twice, under the ids {image_ids[first]} and "
+            f"{image_ids[again]}: keep one of them, with the annotations of both"
+        )
+    _check_categories(categories, path)
     category_ids = _unique_ids([category["id"] for category in categories], "categories", path)
     by_id = np.argsort(category_ids)
     rows = _positions([image_id for image_id, _ in annotations], image_ids, "image_id", path)
     columns = _positions([category_id for _, category_id in annotations], category_ids[by_id], "category_id", path)
     labels = np.zeros((len(images), len(categories)), dtype=np.int8)
     labels[rows, columns] = 1
-    check_files(folder / split, names, path)
-    classes = [str(categories[column]["name"]) for column in by_id]
-    return Records(names, labels, classes, image_ids=image_ids, root=folder / split)
+    files = check_files(folder / split, names, path)
+    classes = [categories[column]["name"] for column in by_id]
+    return Records(
+        files.names,
+        labels,
+        classes,
+        image_ids=image_ids,
+        root=folder / split,
+        decode=decode,
+        channels=channels,
+        left_out=files.left_out,
+    )
 
 
 def _annotation_file(folder: Path, split: str) -> Path:
@@ -99,6 +123,21 @@ def _parse(path: Path) -> tuple[list[tuple[Any, Any]], list[tuple[Any, Any]], li
             "of each annotation, id and name of each category"
         )
     return images, annotations, categories
+
+
+def _check_categories(categories: Sequence[dict[str, Any]], path: Path) -> None:
+    by_name: dict[str, Any] = {}
+    for category in categories:
+        name = category["name"]
+        if not isinstance(name, str) or not name.strip():
+            raise ValueError(f"{str(path)!r} has the name {name!r} for category {category['id']}: write a name")
+        composed = unicodedata.normalize("NFC", name)
+        if composed in by_name:
+            raise ValueError(
+                f"{str(path)!r} has two categories named {name!r}, with the ids {by_name[composed]} and "
+                f"{category['id']}: give the annotations of both one id, or each category its own name"
+            )
+        by_name[composed] = category["id"]
 
 
 class _Image(tuple[Any, Any]):

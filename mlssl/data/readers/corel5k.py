@@ -76,8 +76,8 @@ def read_corel5k(root: str | os.PathLike[str], split: str = "train") -> Records:
         numbers[row] = number
         labels[row, np.array(present, dtype=np.int64) - 1] = 1
     names = [f"{number}.jpeg" for number in numbers]
-    check_files(folder / image_folder, names, label_path)
-    return Records(names, labels, words, image_ids=numbers, root=folder / image_folder)
+    files = check_files(folder / image_folder, names, label_path)
+    return Records(files.names, labels, words, image_ids=numbers, root=folder / image_folder, left_out=files.left_out)
 
 
 def frequent_labels(train: Records, test: Records, min_train: int = 40, min_test: int = 4) -> list[int]:

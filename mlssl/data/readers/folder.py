@@ -7,15 +7,14 @@ from collections import deque
 from collections.abc import Collection
 from pathlib import Path
 
-from mlssl.data.decoding import decode_rgb
+from mlssl.data.decoding import decode_rgb, readable_extensions
+from mlssl.data.paths import count_extensions
 from mlssl.data.records import Decode, Records
-
-IMAGE_EXTENSIONS = (".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
 def read_folder(
     root: str | os.PathLike[str],
-    extensions: Collection[str] = IMAGE_EXTENSIONS,
+    extensions: Collection[str] | None = None,
     *,
     decode: Decode = decode_rgb,
     channels: int = 3,
@@ -25,7 +24,8 @@ def read_folder(
     Args:
         root: The folder. Files and folders whose names begin with a dot are passed over; links to folders are
             followed, but no folder is entered twice.
-        extensions: Ends of names to look for, upper or lower case, with or without the dot.
+        extensions: Ends of names to look for, upper or lower case, with or without the dot. None: those of all images
+            that can be decoded here, see `readable_extensions`.
         decode: From a path to pixels uint8 (H, W, C), as for `Records`.
         channels: C that `decode` gives.
 
@@ -44,7 +44,7 @@ def read_folder(
         raise NotADirectoryError(f"{str(folder)!r} is a file: pass the folder that holds the images")
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {str(folder)!r}: pass a folder of images")
-    wanted = tuple("." + extension.lower().lstrip(".") for extension in extensions)
+    wanted = tuple("." + extension.lower().lstrip(".") for extension in extensions or readable_extensions())
     files = _files_below(folder)
     images = sorted(file for file in files if file.lower().endswith(wanted))
     if not images:
@@ -52,7 +52,8 @@ def read_folder(
             f"no image below {str(folder)!r}, which holds {len(files)} other files: looked for {', '.join(wanted)}; "
             "pass another folder or other extensions"
         )
-    return Records(images, root=folder, decode=decode, channels=channels)
+    left_out = count_extensions(set(files) - set(images))
+    return Records(images, root=folder, decode=decode, channels=channels, left_out=left_out)
 
 
 def _files_below(folder: Path) -> list[str]:

@@ -13,10 +13,14 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from mlssl.data.absent import absent_values
 from mlssl.data.decoding import BadImageError, ImageArray, rgb_pixels
 from mlssl.data.records import Records
 
 Key = int | str
+
+_OF_OBJECTS = ("category", "category_id", "categories", "label", "labels")
+"""Where a detection target keeps the class ids of its objects."""
 
 
 def read_dataset(
@@ -27,6 +31,7 @@ def read_dataset(
     target: Key | None = None,
     targets: Sequence[Any] | None = None,
     target_kind: Literal["class_ids", "multi_hot"] = "class_ids",
+    absent: int | None = None,
     channels: int = 3,
 ) -> Records:
     """Wrap a data set whose items are (image, target) or dictionaries, so that `MultiLabelDataModule` takes it.
@@ -43,8 +48,10 @@ def read_dataset(
             Pillow's, uint8 (H, W) or (H, W, C) of numpy, or a tensor (C, H, W) of uint8 or of floats in 0–1.
         target: Key of the target in an item: 1 of a pair by default, in a dictionary none, which is unlabelled.
         targets: The n targets themselves, instead of `target`.
-        target_kind: Of "class_ids" a target is a list of ids in 0 … L − 1, or one id; of "multi_hot" it has L numbers,
-            1 present, 0 absent, −1 unknown. Lists do not tell which they are, so nothing is guessed.
+        target_kind: Of "class_ids" a target is a list of ids in 0 … L − 1, one id, or a dictionary as detection sets
+            have it, with the ids of the objects under "category" or "label"; of "multi_hot" it has L numbers, 1
+            present, 0 absent, −1 unknown. Lists do not tell which they are, so nothing is guessed.
+        absent: −1 if it means absent in "multi_hot" targets; by default it means unknown.
         channels: C of the images.
 
     Returns:
@@ -85,6 +92,7 @@ def read_dataset(
         raise ValueError(f"{len(targets)} targets were given for {len(dataset)} images: pass one an image")
     if target_kind == "multi_hot":
         labels = np.stack([np.asarray(one) for one in targets])
+        labels = np.where(labels == -1, absent_values(absent)["-1"], labels) if absent is not None else labels
         return Records(names, labels, classes or [str(column) for column in range(labels.shape[-1])], **settings)
     if target_kind != "class_ids":
         raise ValueError(f"target_kind={target_kind!r} is unknown: pass 'class_ids' or 'multi_hot'")
@@ -104,7 +112,9 @@ class _Item:
     def __call__(self, path: Path) -> ImageArray:
         try:
             image = self.dataset[int(path.name)][self.image_key]
-            return _pixels(image)
+            pixels = _pixels(image)
+            is_gray = self.channels == 3 and pixels.shape[2] == 1
+            return np.repeat(pixels, 3, axis=2) if is_gray else pixels
         except (MemoryError, KeyError):
             raise
         except Exception as error:  # data sets decode by many libraries
@@ -146,18 +156,32 @@ def _item_at(item: Any, key: Key, what: str) -> Any:
 
 def _targets(dataset: Any, key: Key) -> Iterator[Any]:
     if hasattr(dataset, "select_columns"):  # of Hugging Face: without decoding images
-        for item in dataset.select_columns([key]):
-            yield item[key]
+        # A transform of its images may need columns that are not selected.
+        for item in dataset.with_format(None).select_columns([key]):
+            yield _categories(item[key])
         return
     for index in tqdm(range(len(dataset)), desc="reading targets", unit="item", disable=None):
-        yield dataset[index][key]
+        yield _categories(dataset[index][key])
 
 
 def _named_classes(dataset: Any, key: Key) -> Sequence[str] | None:
     """What Hugging Face calls a ClassLabel, alone or in a list."""
     feature = getattr(dataset, "features", {}).get(key) if hasattr(dataset, "features") else None
+    feature = getattr(feature, "feature", feature)
+    if isinstance(feature, dict):
+        feature = next((feature[name] for name in _OF_OBJECTS if name in feature), None)
     names: Sequence[str] | None = getattr(getattr(feature, "feature", feature), "names", None)
     return names
+
+
+def _categories(target: Any) -> Any:
+    """The ids of a detection target's objects, each once; any other target as it is."""
+    if not isinstance(target, dict):
+        return target
+    name = next((one for one in _OF_OBJECTS if one in target), None)
+    if name is None:
+        raise KeyError(f"a target has {', '.join(map(repr, target))}: expected the objects' ids under 'category'")
+    return sorted({int(one) for one in target[name]})
 
 
 def _labels_of_ids(targets: Sequence[Any], num_classes: int) -> npt.NDArray[np.int8]:

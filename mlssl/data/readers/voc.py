@@ -12,6 +12,8 @@ the archives:
 from __future__ import annotations
 
 import os
+import re
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
@@ -19,13 +21,15 @@ from xml.etree import ElementTree
 import numpy as np
 import numpy.typing as npt
 
-from mlssl.data.paths import check_files, check_names
+from mlssl.data.paths import check_files, check_names, first_repeated
 from mlssl.data.records import Records
 
 VOC_CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
+
+_ENCODING = re.compile(rb"""(?:\xef\xbb\xbf)?\s*<\?xml[^>]*?encoding\s*=\s*["']([\w.:-]+)["'][^>]*\?>""")
 
 
 def read_voc(
@@ -47,7 +51,8 @@ def read_voc(
 
     Raises:
         FileNotFoundError: The folder, the list, an annotation or an image is missing.
-        ValueError: A split of another form, an empty list, or an annotation that is broken or names another class.
+        ValueError: A split of another form, a list that is empty or names an image twice, or an annotation that is
+            broken or names another class.
     """
     year, _, name = split.partition("/")
     if not (year and name):
@@ -59,14 +64,18 @@ def read_voc(
         )
     list_file = folder / "ImageSets" / "Main" / f"{name}.txt"
     stems = check_names(_stems(list_file, name), list_file)
-    check_files(folder / "JPEGImages", [f"{stem}.jpg" for stem in stems], list_file)
+    repeated = first_repeated(stems)
+    if repeated:
+        raise ValueError(f"{str(list_file)!r} lists {stems[repeated[1]]!r} twice: keep one of its lines")
+    files = check_files(folder / "JPEGImages", [f"{stem}.jpg" for stem in stems], list_file)
     check_files(folder / "Annotations", [f"{stem}.xml" for stem in stems], list_file)
     column_of = {one: column for column, one in enumerate(classes)}
     labels = np.zeros((len(stems), len(classes)), dtype=np.int8)
     for row, stem in enumerate(stems):
         _read_objects(folder / "Annotations" / f"{stem}.xml", column_of, labels[row])
-    paths = [f"{stem}.jpg" for stem in stems]
-    return Records(paths, labels, classes, image_ids=_ids(stems), root=folder / "JPEGImages")
+    return Records(
+        files.names, labels, classes, image_ids=_ids(stems), root=folder / "JPEGImages", left_out=files.left_out
+    )
 
 
 def _stems(path: Path, name: str) -> list[str]:
@@ -76,7 +85,7 @@ def _stems(path: Path, name: str) -> list[str]:
             f"no list of images {str(path)!r} for split {name!r}: use one that is there, {', '.join(there) or 'none'}"
         )
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise ValueError(f"{str(path)!r} is no text in UTF-8 ({error}): fetch the data set again") from error
     # A list of a single class has 1, 0 or -1 behind each name.
@@ -88,12 +97,11 @@ def _stems(path: Path, name: str) -> list[str]:
 
 def _read_objects(path: Path, column_of: dict[str, int], labels: npt.NDArray[np.int8]) -> None:
     """Set the labels (L,) of an image: 1 outlasts −1, because one plain object is enough."""
-    try:
-        objects = ElementTree.parse(path).getroot().findall("object")
-    except ElementTree.ParseError as error:
-        raise ValueError(f"{str(path)!r} is not XML ({error}): fetch the annotation again") from error
-    for one in objects:
-        name, difficult = (one.findtext(tag, "").strip() for tag in ("name", "difficult"))
+    for one in _parsed(path).iter():
+        if _local(one.tag) != "object":
+            continue
+        texts = {_local(part.tag): (part.text or "").strip() for part in reversed(one)}
+        name, difficult = unicodedata.normalize("NFC", texts.get("name", "")), texts.get("difficult")
         if name not in column_of:
             raise ValueError(
                 f"{str(path)!r} has an object of the class {name!r}, expected one of {', '.join(column_of)}: "
@@ -103,6 +111,26 @@ def _read_objects(path: Path, column_of: dict[str, int], labels: npt.NDArray[np.
             labels[column_of[name]] = 1
         elif labels[column_of[name]] == 0:
             labels[column_of[name]] = -1
+
+
+def _parsed(path: Path) -> ElementTree.Element:
+    content = path.read_bytes()
+    try:
+        try:
+            return ElementTree.fromstring(content)
+        except ValueError:  # expat knows no encoding of several bytes a letter but UTF-8 and UTF-16
+            declared = _ENCODING.match(content)
+            if declared is None:
+                raise
+            text = content.decode(declared[1].decode("ascii"))
+            return ElementTree.fromstring(text[text.index("?>") + 2 :].lstrip())
+    except (ElementTree.ParseError, ValueError, LookupError) as error:
+        raise ValueError(f"{str(path)!r} is not XML ({error}): fetch the annotation again") from error
+
+
+def _local(tag: object) -> str:
+    """A tag without its namespace; nothing of a comment, whose tag is a function."""
+    return tag.rpartition("}")[2] if isinstance(tag, str) else ""
 
 
 def _ids(stems: list[str]) -> list[int] | None:

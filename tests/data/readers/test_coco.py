@@ -203,3 +203,30 @@ def test_a_name_may_hold_dots(root: Path, split: str) -> None:
     changed["images"][2]["file_name"] = "a..b.jpg"
     Image.new("RGB", (4, 4)).save(root / split / "a..b.jpg")
     assert read_coco(write(root, split, changed), split).path(2).name == "a..b.jpg"
+
+
+@pytest.mark.parametrize("other", ["a.jpg", "./a.jpg", ".//a.jpg", "cafe\u0301.jpg"])
+def test_an_image_twice_is_refused_in_any_spelling(tmp_path: Path, other: str) -> None:
+    first = "caf\u00e9.jpg" if "caf" in other else "a.jpg"
+    images = [{"id": 1, "file_name": first}, {"id": 2, "file_name": "b.jpg"}, {"id": 100, "file_name": other}]
+    write(tmp_path, "train2017", {"images": images, "annotations": [], "categories": CATEGORIES})
+    with pytest.raises(ValueError, match=r"lists the image '.*' twice, under the ids 1 and 100: keep one of them"):
+        read_coco(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("dog", "has two categories named 'dog', with the ids 18 and 7: give the annotations of both one id"),
+        ("", "has the name '' for category 7: write a name"),
+        (" ", "has the name ' ' for category 7"),
+        (None, "has the name None for category 7"),
+        (3, "has the name 3 for category 7"),
+    ],
+)
+def test_a_class_twice_or_without_a_name_is_refused(tmp_path: Path, name: Any, sentence: str) -> None:
+    categories = [*CATEGORIES, {"id": 7, "name": name}]
+    images = [{"id": 1, "file_name": "a.jpg"}]
+    write(tmp_path, "train2017", {"images": images, "annotations": [], "categories": categories})
+    with pytest.raises(ValueError, match=sentence):
+        read_coco(tmp_path)

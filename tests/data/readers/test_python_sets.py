@@ -182,3 +182,38 @@ def test_real_photographs_are_wrapped_with_their_labels(corel5k: Path) -> None:
     wrapped = read_dataset(items, expected.classes, target="words")
     assert np.array_equal(wrapped.labels, expected.labels)
     assert np.array_equal(wrapped.image(19), expected.image(19))
+
+
+def test_a_transform_of_the_images_is_not_asked_for_the_labels() -> None:
+    import datasets  # takes seconds
+
+    photos = [Image.fromarray(np.full((12, 16), value, np.uint8)) for value in (0, 90, 180)]
+    names = datasets.ClassLabel(names=["sky", "sea"])
+    boxes = datasets.Sequence({"bbox": datasets.Sequence(datasets.Value("float32")), "category": names})
+    features = datasets.Features({"image": datasets.Image(), "labels": datasets.Sequence(names), "objects": boxes})
+    rows = {
+        "image": photos,
+        "labels": [[0], [0, 1], []],
+        "objects": [{"bbox": [[0.0] * 4] * len(ids), "category": ids} for ids in ([0, 0], [1, 0, 1], [])],
+    }
+    dataset = datasets.Dataset.from_dict(rows, features=features)
+
+    def to_rgb(batch: dict[str, Any]) -> dict[str, Any]:
+        batch["image"] = [image.convert("RGB") for image in batch["image"]]
+        return batch
+
+    for given in (dataset, dataset.with_transform(to_rgb), dataset.with_format("torch", columns=["image", "labels"])):
+        records = read_dataset(given, target="labels")
+        assert records.labels is not None
+        assert (records.classes, records.labels.tolist()) == (("sky", "sea"), [[1, 0], [1, 1], [0, 0]])
+        assert records.image(1).shape == (12, 16, 3)
+    for given in (dataset, dataset.with_transform(to_rgb)):
+        records = read_dataset(given, target="objects")
+        assert records.labels is not None
+        assert (records.classes, records.labels.tolist()) == (("sky", "sea"), [[1, 0], [1, 1], [0, 0]])
+
+
+def test_a_detection_target_without_ids_is_refused() -> None:
+    items: list[Any] = [(np.zeros((4, 5, 3), np.uint8), {"boxes": []})]
+    with pytest.raises(KeyError, match="a target has 'boxes': expected the objects' ids under 'category'"):
+        read_dataset(items, ["sky"])

@@ -142,3 +142,58 @@ def test_the_config_trains(devkit: Path, tmp_path: Path, monkeypatch: pytest.Mon
     assert main(["fit", "--config", str(config), "--data.root", str(devkit), *small]) == 0
     (folder,) = Path("runs").iterdir()
     assert "probe/mAP" in (folder / "metrics.csv").read_text()
+
+
+# ---------------------------------------------------------------------- as annotation tools write it
+
+DOG = "<object><name>dog</name><difficult>0</difficult></object>"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        f'<annotation xmlns="http://www.example.org/voc">{DOG}</annotation>'.encode(),
+        f'<v:annotation xmlns:v="urn:voc">{DOG.replace("</", "</v:").replace("<", "<v:").replace("<v:/v:", "</v:")}'
+        "</v:annotation>".encode(),
+        f"<annotation><objects>{DOG}</objects></annotation>".encode(),
+        f"<annotation><!-- a remark -->{DOG}</annotation>".encode(),
+        f'<?xml version="1.0" encoding="gb2312"?>\n<annotation><folder>图</folder>{DOG}</annotation>'.encode("gb2312"),
+        f'<?xml version="1.0" encoding="Shift_JIS"?><annotation><folder>図</folder>{DOG}</annotation>'.encode(
+            "shift_jis"
+        ),
+        f"<?xml version='1.0' encoding='latin-1'?><annotation><folder>é</folder>{DOG}</annotation>".encode("latin-1"),
+        f'<?xml version="1.0"?><annotation>{DOG}</annotation>'.encode("utf-8-sig"),
+        f'<?xml version="1.0" encoding="utf-16"?><annotation>{DOG}</annotation>'.encode("utf-16"),
+    ],
+    ids=["namespace", "prefix", "list of objects", "comment", "gb2312", "shift_jis", "latin-1", "mark", "utf-16"],
+)
+def test_namespaces_lists_and_encodings_are_read(tmp_path: Path, content: bytes) -> None:
+    folder = make(tmp_path, "2012", "all", {"1": []})
+    (folder / "Annotations" / "1.xml").write_bytes(content)
+    (folder / "ImageSets" / "Main" / "all.txt").write_bytes(b"\xef\xbb\xbf1\r\n")
+    labels = read_voc(tmp_path, "2012/all").labels
+    assert labels is not None
+    assert [VOC_CLASSES[column] for column in np.flatnonzero(labels[0])] == ["dog"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        f'<?xml version="1.0" encoding="x-nope"?><annotation>{DOG}</annotation>'.encode(),
+        f'<?xml version="1.0" encoding="gb2312"?><annotation>\xff\xff{DOG}</annotation>'.encode("latin-1"),
+        f'<?xml version="1.0" encoding="hex"?><annotation>{DOG}</annotation>'.encode(),
+    ],
+    ids=["an encoding that is none", "bytes of another", "a codec of bytes"],
+)
+def test_encodings_that_cannot_be_read_are_named_with_the_file(tmp_path: Path, content: bytes) -> None:
+    folder = make(tmp_path, "2012", "all", {"1": []})
+    (folder / "Annotations" / "1.xml").write_bytes(content)
+    with pytest.raises(ValueError, match=r"'.*1\.xml' is not XML \(.*\): fetch the annotation again"):
+        read_voc(tmp_path, "2012/all")
+
+
+def test_an_image_twice_is_refused(tmp_path: Path) -> None:
+    folder = make(tmp_path, "2012", "all", {"1": [], "2": []})
+    (folder / "ImageSets" / "Main" / "all.txt").write_text("1\n2\n1\n")
+    with pytest.raises(ValueError, match=r"all\.txt' lists '1' twice: keep one of its lines"):
+        read_voc(tmp_path, "2012/all")
