@@ -240,6 +240,63 @@ def test_a_run_goes_on_for_more_epochs_and_nothing_of_it_is_lost(run: Path) -> N
     assert settings["ckpt_path"] is None  # run again, it starts from the beginning
 
 
+def steps_of_last(folder: Path) -> int:
+    return int(torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"])
+
+
+def test_a_run_that_was_moved_copied_or_linked_goes_on_from_its_newest_checkpoint(run: Path) -> None:
+    places = [shutil.copytree(run, Path("copied")), run.rename("moved"), Path("linked")]
+    places[2].symlink_to("moved")
+    logged = {name: [row["step"] for row in rows(Path(name))] for name in ("moved", "copied")}
+    for epochs, place in ((2, Path("moved")), (3, Path("linked")), (4, Path("moved").resolve())):
+        assert main(["fit", "--resume", str(place), "--trainer.max_epochs", str(epochs)]) == 0
+        assert sorted(file.name for file in Path("moved/checkpoints").iterdir()) == [
+            f"epoch={epochs - 1}-step={3 * epochs}.ckpt",
+            "last.ckpt",
+        ]
+        assert steps_of_last(Path("moved")) == 3 * epochs
+    assert len(rows(Path("moved"))) == 4 * len(logged["moved"])
+    assert [row["step"] for row in rows(Path("copied"))] == logged["copied"]
+    assert steps_of_last(Path("copied")) == 3
+
+
+def test_a_saver_of_the_best_checkpoint_saves_in_addition_also_after_a_move(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("run.yaml").write_text(
+        "trainer: {callbacks: [{class_path: ModelCheckpoint, init_args: "
+        "{monitor: probe/mAP, mode: max, filename: best, save_last: true}}]}\n"
+    )
+    folder = fit("--config", "run.yaml", "--trainer.max_epochs", "1", "--trainer.logger", "false")
+    files = sorted(file.name for file in (folder / "checkpoints").iterdir())
+    assert files == ["best.ckpt", "last.ckpt", "last_of_callback.ckpt", "run-epoch=0-step=3.ckpt"]
+    summary = json.loads((folder / "summary.json").read_text())
+    assert Path(summary["run/checkpoint"]).name == "last.ckpt"
+    assert Path(summary["run/best_checkpoint"]).name == "best.ckpt"
+
+    step = MultiLabelSSLModule.training_step
+    for came, signum in ((4, signal.SIGTERM), (7, signal.SIGINT)):
+
+        def sends(self: Any, batch: Any, batch_idx: int, came: int = came, signum: int = signum) -> Any:
+            if self.global_step == came:
+                os.kill(os.getpid(), signum)
+            return step(self, batch, batch_idx)
+
+        folder = folder.rename(f"moved-{came}")
+        with monkeypatch.context() as patch:
+            patch.setattr(MultiLabelSSLModule, "training_step", sends)
+            assert main(["fit", "--resume", str(folder), "--trainer.max_epochs", "3"]) == 130
+        assert steps_of_last(folder) == came + 1
+    assert main(["fit", "--resume", str(folder), "--trainer.max_epochs", "3"]) == 0
+    assert steps_of_last(folder) == 9
+    scores = {
+        name: state["best_model_score"]
+        for name, state in torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"].items()
+        if "probe/mAP" in name
+    }
+    best = max(float(row["probe/mAP"]) for row in rows(folder) if "probe/mAP" in row)
+    assert [float(score) for score in scores.values()] == [pytest.approx(best)]
+    assert not [file.name for file in (folder / "checkpoints").iterdir() if "-v" in file.name]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
