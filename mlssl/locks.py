@@ -29,7 +29,7 @@ _HELD: set[int] = set()
 
 
 @contextmanager
-def locked(path: str | os.PathLike[str], what: str | os.PathLike[str], *, wait: bool) -> Iterator[None]:
+def locked(path: str | os.PathLike[str], what: str | os.PathLike[str], *, wait: bool) -> Iterator[bool]:
     """Hold the lock file `path` while the block runs, so that no other process is in such a block.
 
     The lock is the operating system's (``flock``): that of a process that was killed is free at once, and forked loader
@@ -41,6 +41,9 @@ def locked(path: str | os.PathLike[str], what: str | os.PathLike[str], *, wait: 
         path: Lock file, in an existing folder.
         what: What it protects, as the user knows it.
         wait: Whether to wait for the other process, with one warning, or to raise.
+
+    Yields:
+        Whether there is a lock, and so no other process.
 
     Raises:
         OSError: If another process holds the lock and `wait` is False.
@@ -55,7 +58,7 @@ def locked(path: str | os.PathLike[str], what: str | os.PathLike[str], *, wait: 
         while (descriptor := _acquired(path)) is None:
             time.sleep(SECONDS_BETWEEN_TRIES)
     try:
-        yield
+        yield descriptor in _HELD
     finally:
         if descriptor in _HELD:  # a forked process does not hold it
             _HELD.remove(descriptor)

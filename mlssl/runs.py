@@ -15,6 +15,7 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
 
 from mlssl.callbacks import (
     BackboneExport,
@@ -45,6 +46,9 @@ _FOLDERS = itertools.count()
 _STORES: list[Any] = []
 """Kept by the first process for those that ask later."""
 
+_RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "OMPI_COMM_WORLD_RANK")
+"""Variables of torchrun, of Lightning and of MPI; Lightning itself knows SLURM's and LSF's."""
+
 _LAST_OF_USER = "last_of_callback"
 """What ``save_last`` of a user's ModelCheckpoint writes: ``last.ckpt`` is the library's, to go on from."""
 
@@ -70,6 +74,13 @@ def new_run_folder(parent: str | os.PathLike[str] = "runs", name: str = "fit") -
         folder = str(_made_folder(parent, name))
     os.environ[RUN_FOLDER_VARIABLE] = folder
     return Path(folder)
+
+
+def is_first_process() -> bool:
+    """Whether this process is the first of its run, or the only one, by the variables of whatever started it."""
+    by_lightning = rank_zero_only.rank  # type: ignore[attr-defined]
+    ranks = (by_lightning, *(os.environ.get(name) for name in _RANKS))
+    return not any(int(rank or 0) for rank in ranks)
 
 
 def run_settings(

@@ -85,8 +85,8 @@ def test_the_lock_of_a_process_that_was_killed_is_free(how: str, tmp_path: Path)
         process.kill()
         process.wait()
         assert path.exists()
-        with locked(path, "it", wait=False):
-            pass
+        with locked(path, "it", wait=False) as is_alone:
+            assert is_alone
         assert not path.exists()
 
 
@@ -132,9 +132,9 @@ def test_a_file_system_without_locks_is_said_and_used(tmp_path: Path, monkeypatc
     monkeypatch.setattr(fcntl, "flock", failing(errno.EOPNOTSUPP))
     with (
         pytest.warns(match=r"cannot be locked \(.*\): make sure that no other process writes to it"),
-        locked(tmp_path / ".lock", "it", wait=False),
+        locked(tmp_path / ".lock", "it", wait=False) as is_alone,
     ):
-        pass
+        assert not is_alone
 
 
 def test_another_error_of_the_file_system_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,7 +146,7 @@ def test_another_error_of_the_file_system_is_raised(tmp_path: Path, monkeypatch:
 def test_a_folder_that_cannot_be_written_to_needs_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(os, "open", failing(errno.EROFS))
-        with locked(tmp_path / ".lock", "it", wait=False):
-            pass
+        with locked(tmp_path / ".lock", "it", wait=False) as is_alone:
+            assert not is_alone
     with pytest.raises(FileNotFoundError), locked(tmp_path / "none" / ".lock", "it", wait=False):
         pass

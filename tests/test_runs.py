@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import WandbLogger
 from mlssl.callbacks import BackboneExport, CollapseMonitor, OnlineLinearProbe, RandomState, SmallMaps
 from mlssl.checkpoint import AtomicCheckpointIO, RunCheckpoint
 from mlssl.metrics_file import MetricsFile
-from mlssl.runs import RUN_FOLDER_VARIABLE, default_precision, new_run_folder, run_settings
+from mlssl.runs import RUN_FOLDER_VARIABLE, default_precision, is_first_process, new_run_folder, run_settings
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +39,16 @@ def test_the_other_processes_of_a_run_get_the_folder_of_the_first(tmp_path, monk
     first = new_run_folder(tmp_path)
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert new_run_folder(tmp_path) == first
+
+
+def test_the_first_process_is_known_by_the_variables_of_what_started_it(monkeypatch):
+    for name in ("RANK", "NODE_RANK", "OMPI_COMM_WORLD_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    assert is_first_process()
+    for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "OMPI_COMM_WORLD_RANK"):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, "1")
+            assert not is_first_process()
 
 
 def test_a_folder_that_cannot_be_made_is_an_error(tmp_path):

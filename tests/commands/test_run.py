@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import struct
 import tempfile
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ from wandb.proto.wandb_internal_pb2 import Record
 import mlssl.atomic
 from mlssl.cli import main
 from mlssl.data.records import Records
+from mlssl.locks import locked
 from mlssl.module import MultiLabelSSLModule
 from mlssl.run_folder import read_log
 from mlssl.runs import RUN_FOLDER_VARIABLE, logger_in_folder
@@ -258,6 +260,41 @@ def test_a_run_that_was_moved_copied_or_linked_goes_on_from_its_newest_checkpoin
     assert len(rows(Path("moved"))) == 4 * len(logged["moved"])
     assert [row["step"] for row in rows(Path("copied"))] == logged["copied"]
     assert steps_of_last(Path("copied")) == 3
+
+
+def test_a_run_that_another_process_is_in_is_refused_and_nothing_of_it_changes(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with locked(run / ".run.lock", "the run", wait=False):
+        assert main(["fit", "--resume", str(run), "--trainer.max_epochs", "3"]) == 2
+    said = f"the run {run} is in use by process {os.getpid()} on {socket.gethostname()}: wait until it has ended, or"
+    assert said in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_is_locked_while_it_trains_and_what_killed_ones_left_is_removed(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in (
+        "checkpoints/.last.0a1b2c3d.ckpt",
+        "checkpoints/.epoch=1-step=6.0a1b2c3d.ckpt",
+        ".metrics.0a1b2c3d.csv",
+    ):
+        (run / name).write_bytes(bytes(500_000))
+    step, seen = MultiLabelSSLModule.training_step, []
+
+    def looks(self: Any, batch: Any, batch_idx: int) -> Any:
+        with pytest.raises(OSError, match="is in use by process"), locked(run / ".run.lock", "it", wait=False):
+            pass
+        seen.append([path.name for path in run.rglob(".*")])
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(MultiLabelSSLModule, "training_step", looks)
+    assert main(["fit", "--resume", str(run), "--trainer.max_epochs", "2"]) == 0
+    assert seen == [[".run.lock"]] * 3
+    assert "removed 1.5 MB of files that were half-written when the run was killed" in capsys.readouterr().out
+    assert not list(run.rglob(".*"))
 
 
 def test_a_saver_of_the_best_checkpoint_saves_in_addition_also_after_a_move(monkeypatch: pytest.MonkeyPatch) -> None:
