@@ -4,22 +4,44 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from mlssl.locks import locked
 
 
 class FullDiskError(OSError):
     """No space, no quota, or a file larger than allowed; says what became of the files."""
 
+    kept = "nothing new was kept, and a file that stood there is whole"
+    """What became of them."""
+
     def __str__(self) -> str:
-        return f"{super().__str__()}: nothing new was kept, and a file that stood there is whole; free some space"
+        return f"{super().__str__()}: {self.kept}; free some space"
+
+
+class NotWritableError(PermissionError):
+    """No permission, or a disk that is read-only."""
+
+    def __str__(self) -> str:
+        return f"{super().__str__()}: nothing was changed; choose another place, or see to its permissions"
 
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Error numbers of a `FullDiskError`."""
+
+_NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
+"""Those of a `NotWritableError`."""
+
+_ASIDE = re.compile(r"\.(?:.+\.)?[0-9a-f]{8}(?:\.[^.]+)?")
+"""Names of `written_aside`, and of the folders of the other two."""
+
+_EXPORT_ASIDE = ".mlssl-"
+"""Beginning of the names of `files_written_aside`, whose folders hold files of others."""
 
 
 @contextmanager
@@ -41,14 +63,16 @@ def written_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
         path: Where the whole file shall stand; replaced if it exists.
 
     Raises:
-        FullDiskError: If there is no space for the file.
-        OSError: If it cannot be written otherwise (no permission), naming `path`.
+        FullDiskError: If there is no space for the file, naming `path`.
+        NotWritableError: If there is no permission, likewise.
+        OSError: If it cannot be written otherwise, likewise.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
+    with errors_named(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with _errors_named(path, aside):
+        with errors_named(path, aside):
             yield aside
             _flush(aside)
             aside.replace(path)
@@ -62,7 +86,8 @@ def files_written_aside(folder: str | os.PathLike[str], *, overwrite: bool = Fal
     """Give a new folder in `folder` to write files to, and move them to `folder` once the block has ended well.
 
     Where the block raises, `folder` stays as it was, and is taken away again if it was made for this. Other files in it
-    are never touched. A process killed between two moves leaves whole files, some old and some new.
+    are never touched. A process killed between two moves leaves whole files, some old and some new. A second process
+    that writes to the folder in this way waits for the first, and removes what a killed one left aside.
 
     Args:
         folder: Made if missing.
@@ -75,28 +100,38 @@ def files_written_aside(folder: str | os.PathLike[str], *, overwrite: bool = Fal
     """
     folder = Path(folder)
     missing = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
-    aside = folder / f".{secrets.token_hex(4)}"
-    aside.mkdir()
+    with errors_named(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    aside = folder / f"{_EXPORT_ASIDE}{secrets.token_hex(4)}"
     try:
-        with _errors_named(folder, aside):
-            yield aside
-            files = sorted(aside.iterdir())
-            for file in files:
-                there = folder / file.name
-                if there.exists() and not overwrite and there.read_bytes() != file.read_bytes():
-                    raise FileExistsError(
-                        f"{there} exists: choose another folder or name, or pass overwrite=True (--overwrite true) to "
-                        "replace it."
-                    )
-                _flush(file)
-            for file in files:
-                file.replace(folder / file.name)
-            _flush(folder)
+        with locked(folder / ".export.lock", folder, wait=True) as is_alone:
+            if is_alone:
+                _remove(path for path in folder.iterdir() if path.name.startswith(_EXPORT_ASIDE))
+            try:
+                with errors_named(folder, aside):
+                    aside.mkdir()
+                    yield aside
+                    _move(aside, folder, overwrite)
+            finally:
+                shutil.rmtree(aside, ignore_errors=True)
     finally:
-        shutil.rmtree(aside)
         if missing and not any(folder.iterdir()):
             folder.rmdir()
+
+
+def _move(aside: Path, folder: Path, overwrite: bool) -> None:
+    files = sorted(aside.iterdir())
+    for file in files:
+        there = folder / file.name
+        if there.exists() and not overwrite and there.read_bytes() != file.read_bytes():
+            raise FileExistsError(
+                f"{there} exists: choose another folder or name, or pass overwrite=True (--overwrite true) to "
+                "replace it."
+            )
+        _flush(file)
+    for file in files:
+        file.replace(folder / file.name)
+    _flush(folder)
 
 
 def check_free(path: str | os.PathLike[str]) -> None:
@@ -110,45 +145,106 @@ def folder_written_aside(folder: str | os.PathLike[str]) -> Iterator[Path]:
     """Give a new folder beside `folder` to write to, however deep, and rename it once the block has ended well.
 
     Where the block raises, what was written is removed. A process killed inside the block leaves its folder aside
-    behind, whose name starts with a dot, never a part of `folder`.
+    behind, whose name starts with a dot, never a part of `folder`; the next one removes it.
 
     Args:
         folder: Where the whole folder shall stand; folders above it are made if missing.
 
     Raises:
         FileExistsError: If there is something at `folder`, before anything is written, or at the end.
+        OSError: If another process writes it.
         FullDiskError: If there is no space for the files.
         OSError: If a file cannot be written otherwise.
     """
     folder = Path(folder)
     check_free(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    with errors_named(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
     aside = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
-    aside.mkdir()
-    try:
-        with _errors_named(folder, aside):
-            yield aside
-            for path in (aside, *aside.rglob("*")):
-                _flush(path)
-            check_free(folder)
-            aside.rename(folder)
-    finally:
-        if aside.exists():
-            shutil.rmtree(aside)
+    with locked(folder.with_name(f".{folder.name}.lock"), folder, wait=False) as is_alone:
+        if is_alone:
+            _remove(path for path in folder.parent.iterdir() if _is_aside_of(folder, path))
+        try:
+            with errors_named(folder, aside):
+                aside.mkdir()
+                yield aside
+                for path in (aside, *aside.rglob("*")):
+                    _flush(path)
+                check_free(folder)
+                aside.rename(folder)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
     _flush(folder.parent)
 
 
+def remove_leftovers(folder: str | os.PathLike[str]) -> int:
+    """Remove the files that killed processes have left aside in `folder`, which nobody else may be writing to.
+
+    Returns:
+        Their bytes.
+    """
+    folder = Path(folder)
+    found = [path for path in folder.iterdir() if _ASIDE.fullmatch(path.name)] if folder.is_dir() else []
+    return _remove(path for path in found if path.is_file() and not path.is_symlink())
+
+
+def _is_aside_of(folder: Path, path: Path) -> bool:
+    return path.name.startswith(f".{folder.name}.") and bool(
+        re.fullmatch("[0-9a-f]{8}", path.name[len(folder.name) + 2 :])
+    )
+
+
+def _remove(paths: Iterable[Path]) -> int:
+    """Remove files and folders; gives their bytes."""
+    size = 0
+    for path in list(paths):
+        size += sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file())
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    return size
+
+
 @contextmanager
-def _errors_named(path: Path, aside: Path) -> Iterator[None]:
-    """Give errors the name `path` where they have none or that of `aside`, and that of a full disk its own type."""
+def errors_named(path: Path, aside: Path | None = None) -> Iterator[None]:
+    """Give errors the name `path` where they have none or that of `aside`, and those of full disks their own type.
+
+    Raises:
+        FullDiskError: If the disk was full, in whatever words of torch or safetensors.
+        NotWritableError: If there was no permission.
+    """
     try:
         yield
     except OSError as error:
-        if error.filename in (None, str(aside)) and error.errno is not None:
-            error.filename = str(path)
+        if error.errno is None:
+            raise
+        error.filename = _named(error.filename, path, aside)
         if error.errno in FULL_DISK:
             raise FullDiskError(error.errno, error.strerror, error.filename) from error
+        if error.errno in _NOT_WRITABLE and _is_about(Path(error.filename), path):
+            raise NotWritableError(error.errno, error.strerror, error.filename) from error
         raise
+    except Exception as error:
+        number = re.search(r"os error (\d+)", str(error))  # of safetensors, which raises a type of its own
+        if number is None or int(number[1]) not in FULL_DISK:
+            raise
+        raise FullDiskError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+
+
+def _is_about(name: Path, path: Path) -> bool:
+    """Whether one of the two lies in the other, or is the other."""
+    return path == name or path in name.parents or name in path.parents
+
+
+def _named(given: str | bytes | None, path: Path, aside: Path | None) -> str:
+    """The user's name of a file that an error names, or does not name."""
+    name = os.fsdecode(given or path)
+    if aside is not None and name == str(aside):
+        return str(path)
+    if aside is not None and aside in Path(name).parents:
+        return str(path / Path(name).relative_to(aside))
+    return name
 
 
 def _flush(path: Path) -> None:

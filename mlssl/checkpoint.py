@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import signal
 import threading
 from pathlib import Path
@@ -59,6 +60,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 class RunCheckpoint(ModelCheckpoint):
     """A ModelCheckpoint that also saves a run which is ended from outside (SIGTERM) or by an error.
 
+    A run that goes on from a checkpoint in this folder goes on with its files too, wherever the folder was moved or
+    copied: ``last.ckpt`` is replaced, and no ``last-v1.ckpt`` appears beside it. The best scores of the other
+    ModelCheckpoints with this folder are found again as well. A new run leaves the files of another as they are.
+
     With ``save_on_exception=True``, the default here. Nothing is saved before the first step, nor after a number that
     is not finite, which is in the running statistics already, nor on a full disk, nor where one of several
     processes fails: the others would be waited for. Where one of several gets SIGTERM, all end before the same step.
@@ -67,6 +72,7 @@ class RunCheckpoint(ModelCheckpoint):
     def __init__(self, *args: Any, save_on_exception: bool = True, **settings: Any) -> None:
         super().__init__(*args, save_on_exception=save_on_exception, **settings)  # type: ignore[misc]
         self._began = False
+        self._last = ""
         self.is_asked_to_end = False
         """Whether SIGTERM came to this process, one of several; on a single one it is the Trainer that knows."""
 
@@ -74,6 +80,33 @@ class RunCheckpoint(ModelCheckpoint):
         """Each run has to begin anew."""
         super().setup(trainer, pl_module, stage)
         self._began = False
+        if stage != "fit":
+            return
+        last, self._last = self.format_checkpoint_name({}, self.CHECKPOINT_NAME_LAST), ""
+        if _goes_on_in(self.dirpath, trainer.ckpt_path):
+            source = Path(str(trainer.ckpt_path))
+            is_last = source.name.startswith(self.CHECKPOINT_NAME_LAST)
+            self._last = str(Path(last).with_name(source.name)) if is_last else last
+        else:
+            self._last = "" if super().file_exists(last, trainer) else last
+
+    def file_exists(self, filepath: str | Path, trainer: L.Trainer) -> bool:
+        """Whether there is a file of others, which Lightning leaves and numbers its own: of this run's last one not."""
+        return str(filepath) != self._last and super().file_exists(filepath, trainer)
+
+    def on_load_checkpoint(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,  # noqa: ARG002
+        checkpoint: dict[str, Any],
+    ) -> None:
+        """Find the files of a folder that was moved: Lightning keeps their paths, and forgets the scores with them."""
+        for saver in trainer.checkpoint_callbacks:
+            state = checkpoint["callbacks"].get(saver.state_key)
+            if not (isinstance(saver, ModelCheckpoint) and state and state.get("dirpath")):
+                continue
+            if _goes_on_in(saver.dirpath, trainer.ckpt_path):
+                checkpoint["callbacks"][saver.state_key] = _moved(state, str(saver.dirpath))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """From here on all states are restored, and what is saved is whole."""
@@ -134,3 +167,22 @@ class RunCheckpoint(ModelCheckpoint):
             for epochs in (begun.current, begun.total):
                 epochs.ready += stepless
                 epochs.started += stepless
+
+
+def _goes_on_in(folder: Any, source: Any) -> bool:
+    """Whether the checkpoint `source` that a run goes on from lies in `folder`, by whatever path."""
+    if not (folder and source) or "://" in f"{folder}{source}":
+        return False
+    return bool(os.path.realpath(folder) == os.path.realpath(Path(source).parent))
+
+
+def _moved(state: dict[str, Any], folder: str) -> dict[str, Any]:
+    """State of a ModelCheckpoint whose folder lies at `folder` now."""
+
+    def now(path: str) -> str:
+        inside = os.path.relpath(path, state["dirpath"]) if path else ""
+        return os.path.normpath(Path(folder) / inside) if inside and not inside.startswith("..") else path
+
+    paths = {name: now(state.get(name, "")) for name in ("best_model_path", "kth_best_model_path", "last_model_path")}
+    best = {now(path): score for path, score in state.get("best_k_models", {}).items()}
+    return {**state, **paths, "best_k_models": best, "dirpath": folder}

@@ -13,8 +13,9 @@ import torch
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
-from lightning.pytorch.callbacks import Callback, Checkpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
 
 from mlssl.callbacks import (
     BackboneExport,
@@ -45,6 +46,12 @@ _FOLDERS = itertools.count()
 _STORES: list[Any] = []
 """Kept by the first process for those that ask later."""
 
+_RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "OMPI_COMM_WORLD_RANK")
+"""Variables of torchrun, of Lightning and of MPI; Lightning itself knows SLURM's and LSF's."""
+
+_LAST_OF_USER = "last_of_callback"
+"""What ``save_last`` of a user's ModelCheckpoint writes: ``last.ckpt`` is the library's, to go on from."""
+
 LOG_EVERY_N_STEPS = 10
 """Steps between two lines of the log; a run that is limited to fewer logs at its last."""
 
@@ -69,6 +76,13 @@ def new_run_folder(parent: str | os.PathLike[str] = "runs", name: str = "fit") -
     return Path(folder)
 
 
+def is_first_process() -> bool:
+    """Whether this process is the first of its run, or the only one, by the variables of whatever started it."""
+    by_lightning = rank_zero_only.rank  # type: ignore[attr-defined]
+    ranks = (by_lightning, *(os.environ.get(name) for name in _RANKS))
+    return not any(int(rank or 0) for rank in ranks)
+
+
 def run_settings(
     folder: Path, trainer_settings: dict[str, Any], *, checkpoint: str | os.PathLike[str] | None = None
 ) -> dict[str, Any]:
@@ -76,6 +90,8 @@ def run_settings(
 
     Added are: ``metrics.csv`` beside whatever loggers there are, checkpoints in ``checkpoints/`` with the last one kept
     and written whole or not at all, the library's callbacks where none of their kind is given, the machine's precision.
+    A ModelCheckpoint of the user's saves in addition, also to ``checkpoints/`` where it has no ``dirpath``; its own
+    last checkpoint is called ``last_of_callback.ckpt`` there.
 
     Args:
         folder: Of :func:`new_run_folder`.
@@ -84,6 +100,9 @@ def run_settings(
 
     Returns:
         New arguments of ``lightning.Trainer``.
+
+    Raises:
+        ValueError: If a RunCheckpoint was given that saves nothing to go on from.
     """
     settings = dict(trainer_settings)
     settings["default_root_dir"] = str(folder)
@@ -132,14 +151,17 @@ def run_summary(folder: Path, trainer: L.Trainer) -> dict[str, Any]:
     log = read_log(folder)
     last = {name: logged.values[-1] for name, logged in log.items()}
     best = {"probe/best_mAP": max(log["probe/mAP"].values)} if "probe/mAP" in log else {}
-    saver = trainer.checkpoint_callback
+    savers = [one for one in trainer.checkpoint_callbacks if isinstance(one, ModelCheckpoint)]
+    last_checkpoint = next((one.last_model_path for one in savers if isinstance(one, RunCheckpoint)), "")
+    best_checkpoint = next((one.best_model_path for one in savers if one.monitor), "")
     return {
         **last,
         **best,
         "run/folder": str(folder),
         "run/epochs": trainer.current_epoch,
         "run/steps": trainer.global_step,
-        "run/checkpoint": str(getattr(saver, "last_model_path", "") or getattr(saver, "best_model_path", "")),
+        "run/checkpoint": last_checkpoint,
+        **({"run/best_checkpoint": best_checkpoint} if best_checkpoint else {}),
         "run/exports": [str(path) for path in sorted(folder.glob("exports/*"))],
     }
 
@@ -258,16 +280,39 @@ def _with_defaults(folder: Path, given: list[Callback], settings: dict[str, Any]
         RandomState(),
         RepresentationLogger(),
     ]
-    has_own = any(isinstance(one, Checkpoint) for one in given)
-    if settings.get("enable_checkpointing") is not False and not has_own:
-        defaults.append(RunCheckpoint(dirpath=folder / "checkpoints", filename="{epoch}-{step}", save_last=True))
+    if settings.get("enable_checkpointing") is not False:
+        defaults.append(_saver(folder / "checkpoints", given))
     if _on_processor(settings.get("accelerator", "auto")):
         defaults.append(SmallMaps())
     return given + [default for default in defaults if not any(_stands_for(one, default) for one in given)]
 
 
+def _saver(checkpoints: Path, given: list[Callback]) -> RunCheckpoint:
+    """What keeps ``last.ckpt``, in addition to savers of the user's, which get the run's folder where they name none.
+
+    Raises:
+        ValueError: If a RunCheckpoint was given that saves nothing to go on from.
+    """
+    others = [one for one in given if isinstance(one, ModelCheckpoint)]
+    place = os.path.realpath(checkpoints)
+    for saver in others:
+        saver.dirpath = saver.dirpath or place
+        if isinstance(saver, RunCheckpoint):
+            if not saver.save_last or saver.save_weights_only or saver.dirpath != place:
+                raise ValueError(
+                    f"A RunCheckpoint with save_last={saver.save_last}, save_weights_only={saver.save_weights_only}, "
+                    f"dirpath={str(saver.dirpath)!r} was given, and a run goes on from the last.ckpt of its own "
+                    "folder: pass save_last=True and leave the other two out, or pass a ModelCheckpoint."
+                )
+        elif saver.dirpath == place:
+            saver.CHECKPOINT_NAME_LAST = _LAST_OF_USER
+    return RunCheckpoint(checkpoints, filename="run-{epoch}-{step}" if others else "{epoch}-{step}", save_last=True)
+
+
 def _stands_for(given: Callback, default: Callback) -> bool:
-    """Whether a callback is of the default's kind and looks at the same network."""
+    """Whether a callback is of the default's kind and looks at the same network; a saver: at the same times."""
+    if isinstance(given, RunCheckpoint) and isinstance(default, RunCheckpoint):
+        return given.state_key == default.state_key
     networks = {getattr(one, "network", "backbone") for one in (given, default)}
     return isinstance(given, type(default)) and len(networks) == 1
 

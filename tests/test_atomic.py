@@ -8,16 +8,26 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import mlssl.atomic
-from mlssl.atomic import files_written_aside, written_aside
+from mlssl.atomic import (
+    FullDiskError,
+    NotWritableError,
+    errors_named,
+    files_written_aside,
+    folder_written_aside,
+    remove_leftovers,
+    written_aside,
+)
 
 ALONE = (
-    f"import sys; sys.path.insert(0, {str(Path(mlssl.atomic.__file__).parent)!r}); from atomic import written_aside\n"
+    f"import sys; sys.path.insert(0, {str(Path(mlssl.atomic.__file__).parents[1])!r})\n"
+    "from mlssl.atomic import files_written_aside, folder_written_aside, written_aside\n"
 )
-"""Imports the module without the package, which takes seconds."""
+"""Of which none imports torch."""
 
 
 def names(folder: Path) -> list[str]:
@@ -154,3 +164,117 @@ def test_a_folder_that_was_made_for_files_goes_when_they_fail(tmp_path: Path) ->
     with pytest.raises(ValueError, match="no"):
         write_files(tmp_path / "new", {"a.txt": "a"}, fail=True)
     assert names(tmp_path) == []
+
+
+# ---------------------------------------------------------------------- what killed processes leave
+
+
+def killed_inside(block: str) -> None:
+    """Run a process that is killed inside one of the blocks, once it has written a megabyte."""
+    program = (
+        ALONE + f"import os, signal\nwith {block} as aside:\n    file = aside / 'a' if aside.is_dir() else aside\n"
+    )
+    program += "    file.write_bytes(bytes(1_000_000)); os.kill(os.getpid(), signal.SIGKILL)"
+    assert subprocess.run([sys.executable, "-c", program], timeout=60, check=False).returncode == -9
+
+
+def test_files_that_killed_processes_left_are_removed_and_no_others(tmp_path: Path) -> None:
+    others = {".hidden", ".a.yaml", "deadbeef", ".last.deadbee.ckpt", "a.deadbeef.ckpt", "folder"}
+    (tmp_path / "folder").mkdir()
+    for name in others - {"folder"}:
+        (tmp_path / name).write_text("")
+    for name in ("last.ckpt", "epoch=0-step=3.ckpt", "metrics"):
+        killed_inside(f"written_aside({str(tmp_path / name)!r})")
+    assert len(names(tmp_path)) == len(others) + 3
+    assert remove_leftovers(tmp_path) == 3_000_000
+    assert set(names(tmp_path)) == others
+    assert remove_leftovers(tmp_path / "none") == 0
+
+
+def test_folders_that_killed_processes_left_are_removed_by_the_next(tmp_path: Path) -> None:
+    killed_inside(f"files_written_aside({str(tmp_path / 'exports')!r})")
+    killed_inside(f"folder_written_aside({str(tmp_path / 'packed')!r})")
+    (tmp_path / ".packed.mine").mkdir()
+    assert len(names(tmp_path)) == 4  # with the lock of a dead process
+    write_files(tmp_path / "exports", {"a.txt": "a"})
+    with folder_written_aside(tmp_path / "packed") as aside:
+        (aside / "a.txt").write_text("a")
+    assert names(tmp_path) == [".packed.mine", "exports", "packed"]
+    assert names(tmp_path / "exports") == ["a.txt"]
+
+
+def test_a_second_process_is_refused_or_waits(tmp_path: Path) -> None:
+    with folder_written_aside(tmp_path / "packed") as aside:
+        (aside / "a.txt").write_text("a")
+        block = f"with folder_written_aside({str(tmp_path / 'packed')!r}): pass"
+        second = subprocess.run([sys.executable, "-c", ALONE + block], capture_output=True, text=True, check=False)
+        assert f"packed is in use by process {os.getpid()} on " in second.stderr
+    with files_written_aside(tmp_path / "exports") as aside:
+        block = f"with files_written_aside({str(tmp_path / 'exports')!r}) as one: (one / 'a.txt').write_text('second')"
+        second = subprocess.Popen([sys.executable, "-c", ALONE + block], stderr=subprocess.PIPE, text=True)
+        assert second.stderr is not None
+        assert f"exports is in use by process {os.getpid()} on " in second.stderr.readline()
+        (aside / "a.txt").write_text("first")
+    _, said = second.communicate(timeout=60)
+    assert "a.txt exists: choose another folder or name" in said
+    assert names(tmp_path / "exports") == ["a.txt"]
+    assert (tmp_path / "exports" / "a.txt").read_text() == "first"
+
+
+# ---------------------------------------------------------------------- the file that an error names
+
+
+def fail(error: Exception, path: Path, aside: Path | None = None) -> None:
+    with errors_named(path, aside):
+        raise error
+
+
+@pytest.mark.parametrize("given", [None, "/a/.x.0.txt", "/a/x.txt"])
+@pytest.mark.parametrize(
+    ("number", "kind", "advice"),
+    [
+        (errno.ENOSPC, FullDiskError, "file that stood there is whole; free some space"),
+        (errno.EDQUOT, FullDiskError, "file that stood there is whole; free some space"),
+        (errno.EROFS, NotWritableError, "nothing was changed; choose another place, or see to its permissions"),
+        (errno.EACCES, NotWritableError, "nothing was changed; choose another place, or see to its permissions"),
+    ],
+)
+def test_errors_name_the_file_of_the_user_and_what_to_do(
+    given: str | None, number: int, kind: type[OSError], advice: str
+) -> None:
+    with pytest.raises(kind, match=f"'/a/x.txt': .*{advice}"):
+        fail(OSError(number, os.strerror(number), given), Path("/a/x.txt"), Path("/a/.x.0.txt"))
+
+
+def test_errors_of_files_in_a_folder_aside_name_those_of_the_folder() -> None:
+    with pytest.raises(FullDiskError, match=r"'/a/exports/x\.pth'"):
+        fail(OSError(errno.ENOSPC, "No space left", "/a/exports/.0/x.pth"), Path("/a/exports"), Path("/a/exports/.0"))
+
+
+def test_a_full_disk_in_the_words_of_safetensors_is_one() -> None:
+    with pytest.raises(FullDiskError, match=r"No space left on device: '/a/x\.safetensors'"):
+        fail(Exception("I/O error: No space left on device (os error 28)"), Path("/a/x.safetensors"))
+    with pytest.raises(ValueError, match="another"):
+        fail(ValueError("another"), Path("/a/x.safetensors"))
+
+
+def test_another_file_without_permission_and_an_error_without_a_number_stay_as_they_are() -> None:
+    with pytest.raises(PermissionError, match=r"'/b/y\.txt'$"):
+        fail(OSError(errno.EACCES, "Permission denied", "/b/y.txt"), Path("/a/x.txt"))
+    with pytest.raises(OSError, match=r"^in words$"):
+        fail(OSError("in words"), Path("/a/x.txt"))
+
+
+@pytest.mark.parametrize("block", [written_aside, files_written_aside, folder_written_aside])
+def test_a_place_where_nothing_can_be_made_is_named(
+    block: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_only(self: Path, *_: Any, **__: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(self))
+
+    monkeypatch.setattr(Path, "mkdir", read_only)
+    with (
+        pytest.raises(NotWritableError, match=r"Read-only file system: '.*new.*nothing was changed"),
+        block(tmp_path / "new" / "a.txt"),
+    ):
+        pass

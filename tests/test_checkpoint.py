@@ -207,3 +207,26 @@ def test_a_full_disk_at_the_end_is_said_beside_the_error(tmp_path: Path, monkeyp
     with pytest.warns(match="could not be saved .*No space left"), pytest.raises(RuntimeError, match="out of memory"):
         ending(tmp_path).fit(Fails(RuntimeError("out of memory")))
     assert file_names(tmp_path) == []
+
+
+@pytest.mark.filterwarnings("ignore:.*your dataloader is not resumable")
+def test_a_folder_that_was_moved_goes_on_in_last_ckpt_and_a_new_run_leaves_it(tmp_path: Path) -> None:
+    ending(tmp_path / "here").fit(BoringModel())
+    (tmp_path / "here").rename(tmp_path / "there")
+    last = tmp_path / "there" / "last.ckpt"
+    for epochs in (3, 4):
+        longer = ending(tmp_path / "there")
+        longer.fit_loop.max_epochs = epochs
+        longer.fit(BoringModel(), ckpt_path=last, weights_only=True)
+        assert file_names(tmp_path / "there") == ["last.ckpt", f"step={5 * epochs}.ckpt"]
+        assert AtomicCheckpointIO().load_checkpoint(last)["global_step"] == 5 * epochs
+    before = last.read_bytes()
+    ending(tmp_path / "there").fit(BoringModel())
+    assert last.read_bytes() == before
+    other = tmp_path / "there" / "last-v1.ckpt"
+    assert AtomicCheckpointIO().load_checkpoint(other)["global_step"] == 10
+    longer = ending(tmp_path / "there")
+    longer.fit_loop.max_epochs = 3
+    longer.fit(BoringModel(), ckpt_path=other, weights_only=True)
+    assert last.read_bytes() == before
+    assert AtomicCheckpointIO().load_checkpoint(other)["global_step"] == 15

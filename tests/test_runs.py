@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import WandbLogger
 from mlssl.callbacks import BackboneExport, CollapseMonitor, OnlineLinearProbe, RandomState, SmallMaps
 from mlssl.checkpoint import AtomicCheckpointIO, RunCheckpoint
 from mlssl.metrics_file import MetricsFile
-from mlssl.runs import RUN_FOLDER_VARIABLE, default_precision, new_run_folder, run_settings
+from mlssl.runs import RUN_FOLDER_VARIABLE, default_precision, is_first_process, new_run_folder, run_settings
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +39,16 @@ def test_the_other_processes_of_a_run_get_the_folder_of_the_first(tmp_path, monk
     first = new_run_folder(tmp_path)
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert new_run_folder(tmp_path) == first
+
+
+def test_the_first_process_is_known_by_the_variables_of_what_started_it(monkeypatch):
+    for name in ("RANK", "NODE_RANK", "OMPI_COMM_WORLD_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    assert is_first_process()
+    for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "OMPI_COMM_WORLD_RANK"):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, "1")
+            assert not is_first_process()
 
 
 def test_a_folder_that_cannot_be_made_is_an_error(tmp_path):
@@ -92,7 +102,7 @@ def test_what_the_user_gave_stays_and_metrics_csv_is_written_beside_it(tmp_path)
     settings = run_settings(tmp_path, given)
     assert given["callbacks"] == [probe, saver]
     assert [callback for callback in settings["callbacks"] if isinstance(callback, OnlineLinearProbe)] == [probe]
-    assert [callback for callback in settings["callbacks"] if isinstance(callback, ModelCheckpoint)] == [saver]
+    assert [callback for callback in settings["callbacks"] if type(callback) is ModelCheckpoint] == [saver]
     assert [type(logger) for logger in settings["logger"]] == [MetricsFile, WandbLogger]
     assert settings["precision"] == "32-true"
     assert settings["log_every_n_steps"] == 7
@@ -151,3 +161,41 @@ def test_bfloat16_is_chosen_where_the_gpu_has_it(monkeypatch, supported, precisi
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: supported)
     assert default_precision() == precision
+
+
+# ---------------------------------------------------------------------- what a run goes on from
+
+
+def test_a_saver_of_the_user_saves_in_addition_and_leaves_last_ckpt_to_the_run(tmp_path):
+    best = ModelCheckpoint(monitor="probe/mAP", mode="max", save_last=True)
+    elsewhere = ModelCheckpoint(dirpath=tmp_path / "elsewhere", save_last=True, every_n_train_steps=5)
+    savers = [
+        one
+        for one in run_settings(tmp_path, {"callbacks": [best, elsewhere]})["callbacks"]
+        if isinstance(one, ModelCheckpoint)
+    ]
+    assert savers[:2] == [best, elsewhere]
+    assert [type(one) for one in savers[2:]] == [RunCheckpoint]
+    assert [Path(one.dirpath) for one in savers] == [
+        tmp_path / "checkpoints",
+        tmp_path / "elsewhere",
+        tmp_path / "checkpoints",
+    ]
+    assert [one.CHECKPOINT_NAME_LAST for one in savers] == ["last_of_callback", "last", "last"]
+
+
+@pytest.mark.parametrize(("settings", "count"), [({}, 1), ({"every_n_epochs": 1}, 1), ({"every_n_train_steps": 5}, 2)])
+def test_a_run_checkpoint_of_the_user_stands_for_the_librarys_where_it_saves_at_the_same_times(
+    tmp_path, settings, count
+):
+    own = RunCheckpoint(save_last=True, **settings)
+    callbacks = run_settings(tmp_path, {"callbacks": [own]})["callbacks"]
+    assert len([one for one in callbacks if isinstance(one, RunCheckpoint)]) == count
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"save_last": True, "save_weights_only": True}, {"save_last": True, "dirpath": "elsewhere"}]
+)
+def test_a_run_checkpoint_that_saves_nothing_to_go_on_from_is_refused(tmp_path, settings):
+    with pytest.raises(ValueError, match=r"A RunCheckpoint with save_last=.* was given, and a run goes on from the"):
+        run_settings(tmp_path, {"callbacks": [RunCheckpoint(**settings)]})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +85,11 @@ class BackboneExport(NetworkCallback):
             return
         format = fitting_format(pl_module, self.format, self.network)
         folder = Path(self.directory or Path(trainer.default_root_dir) / "exports")
-        path = _free_path(folder, stem, EXPORT_SUFFIXES[format][0])
-        report = export_backbone(pl_module, path, format, self.network)
+        report = None
+        while report is None:
+            path = _free_path(folder, stem, EXPORT_SUFFIXES[format][0])
+            with suppress(FileExistsError):  # which another process wrote meanwhile
+                report = export_backbone(pl_module, path, format, self.network)
         rank_zero_info(f"{self.network.capitalize()} exported to {report.path} ({format})")
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):

@@ -40,8 +40,12 @@ class FiniteLoss(L.Callback):
     ) -> None:
         """Note the images, and the last checkpoint, as its callback names the next one before that is saved."""
         self._image_ids = batch.get("image_ids") if isinstance(batch, Mapping) else None
-        saver = trainer.checkpoint_callback
-        self._last_checkpoint = getattr(saver, "last_model_path", "") or getattr(saver, "best_model_path", "")
+        paths = [
+            getattr(saver, name, "")
+            for name in ("best_model_path", "last_model_path")
+            for saver in trainer.checkpoint_callbacks
+        ]
+        self._last_checkpoint = next((path for path in reversed(paths) if path), "")
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
         """Look at the loss of the step before, and send this one on its way to the host."""

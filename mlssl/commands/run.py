@@ -7,7 +7,7 @@ import json
 import re
 from argparse import ArgumentError
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,14 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, SaveConfigC
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from safetensors.torch import save_file
 
-from mlssl.atomic import written_aside
+from mlssl.atomic import remove_leftovers, written_aside
 from mlssl.commands.custom_code import imported, is_import_path, make_importable
 from mlssl.commands.hyper_parameters import is_custom, plain_hyper_parameters
 from mlssl.commands.interrupts import Interrupts
 from mlssl.commands.lightning_private import OpenCLI
 from mlssl.commands.run_words import read_words
-from mlssl.runs import logger_in_folder, new_run_folder, run_settings, run_summary
+from mlssl.locks import locked
+from mlssl.runs import is_first_process, logger_in_folder, new_run_folder, run_settings, run_summary
 from mlssl.weights.checkpoints import load_plain
 
 FUNCTIONS = ("form", "positives")
@@ -55,6 +56,7 @@ class RunCLI(OpenCLI):
         self.resumed: Path | None = None
         """Checkpoint that the run of the folder goes on from."""
         self._functions: dict[str, Any] = {}
+        self._lock = ExitStack()
         self._interrupts = Interrupts()
         with self._interrupts:
             self._run(words, model, data)
@@ -67,6 +69,8 @@ class RunCLI(OpenCLI):
             read = read_words(words, model, data)
             self.folder, self.resumed, self._recipe_callbacks = read.folder, read.checkpoint, read.callbacks
             self._model_kind = read.model
+            if self.folder is not None:
+                self._have_alone(self.folder)
             super().__init__(
                 read.model,
                 read.data,
@@ -95,6 +99,7 @@ class RunCLI(OpenCLI):
             ) from error
         finally:
             self._end_wandb()
+            self._lock.close()
             self._leave_no_empty_folder()
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -198,6 +203,7 @@ class RunCLI(OpenCLI):
         if self.resumed is None:
             name = self.settings.name or str(self.subcommand)
             self.folder = new_run_folder(self.settings.runs, name)
+            self._have_alone(self.folder)
         else:  # not in self.config, which is saved: the run itself did not begin with its own checkpoint
             self.config_init[self.subcommand]["ckpt_path"] = str(self.resumed)
         assert self.folder is not None
@@ -206,6 +212,19 @@ class RunCLI(OpenCLI):
         trainer: Any = super().instantiate_trainer(**run_settings(self.folder, given, checkpoint=self.resumed))
         trainer.callbacks.insert(0, self._interrupts)
         return trainer
+
+    def _have_alone(self, folder: Path) -> None:
+        """Keep other processes out of the run until this one ends, and remove what killed ones left half-written.
+
+        Raises:
+            OSError: If another process is in it.
+        """
+        if not is_first_process():
+            return
+        is_alone = self._lock.enter_context(locked(folder / ".run.lock", f"the run {folder}", wait=False))
+        freed = sum(remove_leftovers(place) for place in (folder, folder / "checkpoints")) if is_alone else 0
+        if freed:
+            print(f"{folder}: removed {freed / 1e6:.1f} MB of files that were half-written when the run was killed")
 
     def _loggers_in_folder(self, folder: Path, loggers: Any) -> Any:
         configs = self.settings.trainer.logger

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +14,30 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mlssl.atomic import written_aside
+from mlssl.atomic import FullDiskError, errors_named, remove_leftovers, written_aside
+from mlssl.locks import locked
 
 SECONDS_BETWEEN_NOTES = 10.0
 """How often it is noted how far the files are: what a killed pass loses at most."""
 
 _ARRAYS = {"features": "features.npy", "image_ids": "image_ids.npy", "labels": "labels.npy"}
 _PROGRESS = "progress.json"
+
+
+@contextmanager
+def cache_alone(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Have no other process in the cache of this folder, which is made if missing: a second one waits for the first.
+
+    Raises:
+        OSError: If the folder cannot be made.
+    """
+    folder = Path(folder)
+    with errors_named(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder / ".cache.lock", folder, wait=True) as is_alone:
+        if is_alone:
+            remove_leftovers(folder)
+        yield
 
 
 class FeatureCache:
@@ -54,8 +73,17 @@ class FeatureCache:
 
         Raises:
             ValueError: If labels came or went, or have another width than before.
-            OSError: If they cannot be written (disk full, no permission).
+            FullDiskError: If there is no space for them; those before stay, and a later pass goes on.
+            OSError: If they cannot be written otherwise (no permission).
         """
+        try:
+            with errors_named(self.folder):
+                self._append(features, image_ids, labels)
+        except FullDiskError as error:
+            error.kept = f"{self.done} of {self.num_images} images are done, and the same command goes on from there"
+            raise
+
+    def _append(self, features: Tensor, image_ids: Tensor, labels: Tensor | None) -> None:
         arrays = {"features": features, "image_ids": image_ids} | ({} if labels is None else {"labels": labels})
         if not self._row_bytes:
             self._create(arrays)
@@ -94,28 +122,33 @@ class FeatureCache:
 
     def _create(self, arrays: dict[str, Tensor]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._row_bytes = {name: tensor[:1].numpy().nbytes for name, tensor in arrays.items()}
+        self._write_progress()  # first: without it the arrays would be somebody else's
         for name, tensor in arrays.items():
             rows = tensor.numpy()
-            self._row_bytes[name] = rows[:1].nbytes
             shape = (self.num_images, *rows.shape[1:])
             header = {"descr": np.lib.format.dtype_to_descr(rows.dtype), "fortran_order": False, "shape": shape}
             with (self.folder / _ARRAYS[name]).open("wb") as file:
                 np.lib.format.write_array_header_2_0(file, header)
-        self._note()
 
     def _note(self) -> None:
         for name in self._row_bytes:
             with (self.folder / _ARRAYS[name]).open("rb+") as file:
                 os.fsync(file.fileno())
+        self._write_progress()
+        self._noted = time.monotonic()
+
+    def _write_progress(self) -> None:
         content = {**self._about, "row_bytes": self._row_bytes, "done": self.done}
         with written_aside(self.folder / _PROGRESS) as aside:
             aside.write_text(json.dumps(content, indent=1))
-        self._noted = time.monotonic()
 
     def _resume(self) -> None:
         try:
             found = json.loads((self.folder / _PROGRESS).read_text())
             self.done, self._row_bytes = found.pop("done"), found.pop("row_bytes")
+            if not self.done:  # the headers may not be there yet: all is made anew
+                self._row_bytes = {}
             starts = {name: self._data_start(name) for name in self._row_bytes}
         except (ValueError, KeyError, AttributeError, OSError) as error:
             raise ValueError(f"the features in {self.folder} are damaged ({error}): remove that folder") from error
@@ -128,12 +161,13 @@ class FeatureCache:
             )
         for name, start in starts.items():
             path, wanted = self.folder / _ARRAYS[name], start + self.done * self._row_bytes[name]
-            if path.stat().st_size < wanted:
+            size = path.stat().st_size
+            if size < wanted:
                 raise ValueError(
-                    f"{path} holds {path.stat().st_size} of {wanted} bytes that were written: it is cut off, "
-                    "remove its folder"
+                    f"{path} holds {size} of {wanted} bytes that were written: it is cut off, remove its folder"
                 )
-            os.truncate(path, wanted)  # what was written after the last note is written again
+            if size > wanted:
+                os.truncate(path, wanted)  # what was written after the last note is written again
 
     def _data_start(self, name: str) -> int:
         with (self.folder / _ARRAYS[name]).open("rb") as file:

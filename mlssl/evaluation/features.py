@@ -16,7 +16,7 @@ from mlssl.backbones import check_image_size, pooled_features
 from mlssl.choices import Pooling
 from mlssl.contracts import FeatureNetwork
 from mlssl.data.batches import check_image_batch
-from mlssl.evaluation.cache import FeatureCache
+from mlssl.evaluation.cache import FeatureCache, cache_alone
 from mlssl.evaluation.metrics import first_places
 from mlssl.modes import eval_mode
 
@@ -55,8 +55,9 @@ def extract_features(
         pooling: Over the last feature map: average, maximum, or the mean of both (as in published linear evaluation).
         dtype: Of the features that are kept: float32, or float16 in half the room.
         cache: Folder that holds features on disk, see `FeatureCache`: the result is then mapped into memory as it is
-            read, a pass that was stopped goes on, and one that is done is not repeated. Needs a `DataLoader` that is
-            not shuffled. Images are not compared with those of an earlier pass, but for the first and the last of it.
+            read, a pass that was stopped goes on, one that is done is not repeated, and a second process waits for the
+            first. Needs a `DataLoader` that is not shuffled. Images are not compared with those of an earlier pass, but
+            for the first and the last of it.
         progress: Whether to show a bar with images a second and the time left.
 
     Returns:
@@ -78,12 +79,26 @@ def extract_features(
         )
     if dtype not in (torch.float32, torch.float16):
         raise TypeError(f"dtype={dtype} was given: features are kept as torch.float32 or torch.float16")
+    if cache is None:
+        return _pass(model, loader, _Memory(), pooling, dtype, progress)
+    ordered = _in_fixed_order(loader)
+    with cache_alone(cache):
+        store = _open_cache(cache, backbone, normalize, ordered, pooling, dtype)
+        return _pass(model, _without_first(ordered, store.done), store, pooling, dtype, progress)
+
+
+def _pass(
+    model: FeatureNetwork,
+    loader: Iterable[Mapping[str, Tensor]],
+    store: _Memory | FeatureCache,
+    pooling: Pooling,
+    dtype: torch.dtype,
+    progress: bool,
+) -> Features:
+    """Add the features of the loader's images to what the store has."""
+    backbone, normalize = model.backbone, model.normalize
     images = getattr(loader, "dataset", None)
-    total = len(images) if isinstance(images, Sized) else None
-    store: _Memory | FeatureCache = _Memory()
-    if cache is not None:
-        store = _open_cache(cache, backbone, normalize, loader, pooling, dtype)
-        loader = _without_first(cast(DataLoader[Any], loader), store.done)
+    total = store.done + len(images) if isinstance(images, Sized) else None
     owner = model if isinstance(model, nn.Module) else backbone
     before = {name: buffer.clone() for name, buffer in owner.named_buffers()}
     num_labels, num_batches, num_labelled = None, 0, 0
@@ -150,20 +165,25 @@ class _Memory:
         return torch.cat(features), torch.cat(image_ids), None if labels[0] is None else torch.cat(labels)
 
 
-def _open_cache(
-    folder: str | os.PathLike[str],
-    backbone: nn.Module,
-    normalize: Callable[[Tensor], Tensor],
-    loader: Iterable[Mapping[str, Tensor]],
-    pooling: Pooling,
-    dtype: torch.dtype,
-) -> FeatureCache:
-    """The cache, if what it holds already is what the backbone gives now for its first and its last image."""
+def _in_fixed_order(loader: Iterable[Mapping[str, Tensor]]) -> DataLoader[Any]:
+    """The loader, if each pass over it gives the same images."""
     if not isinstance(loader, DataLoader) or not isinstance(loader.sampler, SequentialSampler):
         raise ValueError(
             f"a cache needs images in a fixed order, and a {type(loader).__name__} was given that may have another: "
             "pass a torch DataLoader without shuffle or sampler, or leave the cache out"
         )
+    return loader
+
+
+def _open_cache(
+    folder: str | os.PathLike[str],
+    backbone: nn.Module,
+    normalize: Callable[[Tensor], Tensor],
+    loader: DataLoader[Any],
+    pooling: Pooling,
+    dtype: torch.dtype,
+) -> FeatureCache:
+    """The cache, if what it holds already is what the backbone gives now for its first and its last image."""
     images = cast(Any, loader.dataset)
     made_with = {"weights": _digest(backbone), "pooling": pooling, "dtype": str(dtype).removeprefix("torch.")}
     cache = FeatureCache(folder, len(images), made_with)

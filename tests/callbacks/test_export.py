@@ -19,6 +19,7 @@ from lightning.pytorch.demos.boring_classes import BoringModel
 from safetensors import safe_open
 
 from mlssl.callbacks import BackboneExport
+from mlssl.callbacks import export as module
 from mlssl.module import MultiLabelSSLModule
 
 
@@ -167,3 +168,22 @@ def test_a_module_without_a_backbone_is_said_before_training(
     monkeypatch.setattr(BoringModel, "training_step", train)
     with pytest.raises(ValueError, match=r"needs a module with its network as \.backbone, and BoringModel has none"):
         make_trainer(BackboneExport()).fit(BoringModel())
+
+
+def test_an_export_of_another_process_under_the_same_name_is_kept_and_the_new_one_gets_the_next(
+    fit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export, calls = module.export_backbone, []
+
+    def meanwhile(model: Any, path: Path, *words: Any) -> Any:
+        calls.append(path.name)
+        if len(calls) == 1:
+            path.parent.mkdir()
+            path.write_text("of another process")
+        return export(model, path, *words)
+
+    monkeypatch.setattr(module, "export_backbone", meanwhile)
+    fit(BackboneExport(directory=tmp_path / "mine"))
+    assert calls == ["backbone.safetensors", "backbone-v1.safetensors"]
+    assert (tmp_path / "mine" / "backbone.safetensors").read_text() == "of another process"
+    assert file_names(tmp_path / "mine") == ["backbone-v1.safetensors", "backbone.safetensors"]

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import struct
 import tempfile
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ from wandb.proto.wandb_internal_pb2 import Record
 import mlssl.atomic
 from mlssl.cli import main
 from mlssl.data.records import Records
+from mlssl.locks import locked
 from mlssl.module import MultiLabelSSLModule
 from mlssl.run_folder import read_log
 from mlssl.runs import RUN_FOLDER_VARIABLE, logger_in_folder
@@ -238,6 +240,98 @@ def test_a_run_goes_on_for_more_epochs_and_nothing_of_it_is_lost(run: Path) -> N
     assert (settings["trainer"].pop("max_epochs"), before["trainer"].pop("max_epochs")) == (3, 1)
     assert settings == before
     assert settings["ckpt_path"] is None  # run again, it starts from the beginning
+
+
+def steps_of_last(folder: Path) -> int:
+    return int(torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"])
+
+
+def test_a_run_that_was_moved_copied_or_linked_goes_on_from_its_newest_checkpoint(run: Path) -> None:
+    places = [shutil.copytree(run, Path("copied")), run.rename("moved"), Path("linked")]
+    places[2].symlink_to("moved")
+    logged = {name: [row["step"] for row in rows(Path(name))] for name in ("moved", "copied")}
+    for epochs, place in ((2, Path("moved")), (3, Path("linked")), (4, Path("moved").resolve())):
+        assert main(["fit", "--resume", str(place), "--trainer.max_epochs", str(epochs)]) == 0
+        assert sorted(file.name for file in Path("moved/checkpoints").iterdir()) == [
+            f"epoch={epochs - 1}-step={3 * epochs}.ckpt",
+            "last.ckpt",
+        ]
+        assert steps_of_last(Path("moved")) == 3 * epochs
+    assert len(rows(Path("moved"))) == 4 * len(logged["moved"])
+    assert [row["step"] for row in rows(Path("copied"))] == logged["copied"]
+    assert steps_of_last(Path("copied")) == 3
+
+
+def test_a_run_that_another_process_is_in_is_refused_and_nothing_of_it_changes(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    with locked(run / ".run.lock", "the run", wait=False):
+        assert main(["fit", "--resume", str(run), "--trainer.max_epochs", "3"]) == 2
+    said = f"the run {run} is in use by process {os.getpid()} on {socket.gethostname()}: wait until it has ended, or"
+    assert said in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_is_locked_while_it_trains_and_what_killed_ones_left_is_removed(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in (
+        "checkpoints/.last.0a1b2c3d.ckpt",
+        "checkpoints/.epoch=1-step=6.0a1b2c3d.ckpt",
+        ".metrics.0a1b2c3d.csv",
+    ):
+        (run / name).write_bytes(bytes(500_000))
+    step, seen = MultiLabelSSLModule.training_step, []
+
+    def looks(self: Any, batch: Any, batch_idx: int) -> Any:
+        with pytest.raises(OSError, match="is in use by process"), locked(run / ".run.lock", "it", wait=False):
+            pass
+        seen.append([path.name for path in run.rglob(".*")])
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(MultiLabelSSLModule, "training_step", looks)
+    assert main(["fit", "--resume", str(run), "--trainer.max_epochs", "2"]) == 0
+    assert seen == [[".run.lock"]] * 3
+    assert "removed 1.5 MB of files that were half-written when the run was killed" in capsys.readouterr().out
+    assert not list(run.rglob(".*"))
+
+
+def test_a_saver_of_the_best_checkpoint_saves_in_addition_also_after_a_move(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("run.yaml").write_text(
+        "trainer: {callbacks: [{class_path: ModelCheckpoint, init_args: "
+        "{monitor: probe/mAP, mode: max, filename: best, save_last: true}}]}\n"
+    )
+    folder = fit("--config", "run.yaml", "--trainer.max_epochs", "1", "--trainer.logger", "false")
+    files = sorted(file.name for file in (folder / "checkpoints").iterdir())
+    assert files == ["best.ckpt", "last.ckpt", "last_of_callback.ckpt", "run-epoch=0-step=3.ckpt"]
+    summary = json.loads((folder / "summary.json").read_text())
+    assert Path(summary["run/checkpoint"]).name == "last.ckpt"
+    assert Path(summary["run/best_checkpoint"]).name == "best.ckpt"
+
+    step = MultiLabelSSLModule.training_step
+    for came, signum in ((4, signal.SIGTERM), (7, signal.SIGINT)):
+
+        def sends(self: Any, batch: Any, batch_idx: int, came: int = came, signum: int = signum) -> Any:
+            if self.global_step == came:
+                os.kill(os.getpid(), signum)
+            return step(self, batch, batch_idx)
+
+        folder = folder.rename(f"moved-{came}")
+        with monkeypatch.context() as patch:
+            patch.setattr(MultiLabelSSLModule, "training_step", sends)
+            assert main(["fit", "--resume", str(folder), "--trainer.max_epochs", "3"]) == 130
+        assert steps_of_last(folder) == came + 1
+    assert main(["fit", "--resume", str(folder), "--trainer.max_epochs", "3"]) == 0
+    assert steps_of_last(folder) == 9
+    scores = {
+        name: state["best_model_score"]
+        for name, state in torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"].items()
+        if "probe/mAP" in name
+    }
+    best = max(float(row["probe/mAP"]) for row in rows(folder) if "probe/mAP" in row)
+    assert [float(score) for score in scores.values()] == [pytest.approx(best)]
+    assert not [file.name for file in (folder / "checkpoints").iterdir() if "-v" in file.name]
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -16,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from mlssl.atomic import FullDiskError
 from mlssl.evaluation import cache as module
 from mlssl.evaluation.features import Features, extract_features
 
@@ -205,3 +208,108 @@ def test_an_image_that_comes_twice_is_kept_once(model: SimpleNamespace, tmp_path
 
     ids: Tensor = extract_features(model, loader(Twice()), cache=tmp_path).image_ids
     assert ids.tolist() == [100 + index for index in range(20)]
+
+
+TWO = """
+import sys, time
+sys.path.insert(0, sys.argv[2])
+from test_cache import Images, extract_features, loader, made_model, module
+module.SECONDS_BETWEEN_NOTES = -1.0
+
+class Slow(Images):
+    def __getitem__(self, index):
+        print("begins", flush=True)
+        time.sleep(0.05)
+        return super().__getitem__(index)
+
+images = Slow()
+extract_features(made_model(), loader(images), cache=sys.argv[1])
+print(len(images.read), flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_second_process_waits_for_the_first_and_takes_its_features(model: SimpleNamespace, tmp_path: Path) -> None:
+    words = [sys.executable, "-c", TWO, str(tmp_path / "cache"), str(Path(__file__).parent)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "begins\n"
+        images = Images()
+        with pytest.warns(match=f"cache is in use by process {first.pid} on .*: waiting until it has ended"):
+            features = extract_features(model, loader(images), cache=tmp_path / "cache")
+        assert first.communicate(timeout=60)[0].endswith(f"\n{COUNT}\n")
+    assert images.read == [0, COUNT - 1], "only the two that are compared"
+    assert_same(features, extract_features(model, loader(Images())))
+    assert not list((tmp_path / "cache").glob(".*"))
+
+
+@pytest.mark.parametrize("limit", [0, 40, 120, 200, 300, 1000])
+def test_a_pass_that_filled_the_disk_goes_on_when_there_is_room(
+    limit: int, model: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is written first: a header, rows, or how far they are."""
+    opened = Path.open
+
+    class Limited:
+        """A file on a disk of so many bytes."""
+
+        def __init__(self, file: Any) -> None:
+            self.file = file
+
+        def __enter__(self) -> Any:
+            return self
+
+        def __exit__(self, *_: Any) -> None:
+            self.file.close()
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.file, name)
+
+        def write(self, data: Any) -> int:
+            nonlocal limit
+            written: int = self.file.write(data[: max(0, limit)])
+            limit -= len(data)
+            if limit < 0:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return written
+
+    def open_limited(self: Path, mode: str = "r", *words: Any, **settings: Any) -> Any:
+        file = opened(self, mode, *words, **settings)
+        return Limited(file) if mode in ("w", "wb", "ab") else file
+
+    images = Images()
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", open_limited)
+        with pytest.raises(
+            FullDiskError, match=r"No space left on device: '[^']*cache[^']*'.*goes on from there; free"
+        ):
+            extract_features(model, loader(images), cache=tmp_path / "cache")
+    done = (
+        json.loads(progress.read_text())["done"] if (progress := tmp_path / "cache" / "progress.json").exists() else 0
+    )
+    assert not list((tmp_path / "cache").glob(".*"))
+    images.read.clear()
+    features = extract_features(model, loader(images), cache=tmp_path / "cache")
+    assert images.read == [*([0, done - 1] if done else []), *range(done, COUNT)]
+    assert_same(features, extract_features(model, loader(Images())))
+
+
+def test_a_cache_that_is_whole_is_read_where_nothing_can_be_written(
+    model: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = extract_features(model, loader(Images()), cache=tmp_path)
+
+    def read_only(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    for name in ("open", "truncate", "replace", "unlink"):
+        monkeypatch.setattr(os, name, read_only)
+    assert_same(extract_features(model, loader(Images()), cache=tmp_path), first)
+
+
+def test_a_cache_that_cannot_be_made_is_said(
+    model: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"file/cache"):
+        extract_features(model, loader(Images()), cache=tmp_path / "file" / "cache")
