@@ -17,7 +17,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from mlssl.atomic import FullDiskError, written_aside
-from mlssl.private import add_to_stepped_batches
+from mlssl.private import add_to_stepped_batches, resume_max_steps_as_max_epochs
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -82,6 +82,7 @@ class RunCheckpoint(ModelCheckpoint):
         self._began = False
         if stage != "fit":
             return
+        resume_max_steps_as_max_epochs(trainer.fit_loop)
         last, self._last = self.format_checkpoint_name({}, self.CHECKPOINT_NAME_LAST), ""
         if _goes_on_in(self.dirpath, trainer.ckpt_path):
             source = Path(str(trainer.ckpt_path))
@@ -107,6 +108,26 @@ class RunCheckpoint(ModelCheckpoint):
                 continue
             if _goes_on_in(saver.dirpath, trainer.ckpt_path):
                 checkpoint["callbacks"][saver.state_key] = _moved(state, str(saver.dirpath))
+
+    def on_save_checkpoint(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,  # noqa: ARG002
+        checkpoint: dict[str, Any],
+    ) -> None:
+        """Keep an epoch that ``max_steps`` or an early stop cut as one to go on in: Lightning takes it for a whole one.
+
+        It would skip the rest of its images, and as many of the next epoch as were used.
+        """
+        fit_loop = checkpoint["loops"]["fit_loop"]
+        batches, epochs = fit_loop["epoch_loop.batch_progress"], fit_loop["epoch_progress"]
+        used = batches["current"]["completed"]
+        if batches["is_last_batch"] or not 0 < used < trainer.num_training_batches:
+            return
+        for count in (epochs["current"], epochs["total"]):
+            if count["processed"] == count["started"]:
+                count["processed"] -= 1
+                count["completed"] = min(count["completed"], count["processed"])
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """From here on all states are restored, and what is saved is whole."""

@@ -53,6 +53,18 @@ def add_to_stepped_batches(epoch_loop: Any, number: int) -> None:
     epoch_loop._batches_that_stepped += number
 
 
+def resume_max_steps_as_max_epochs(fit_loop: Any) -> None:
+    """Have a run with ``max_steps`` go on after a whole epoch as one with ``max_epochs`` does.
+
+    Lightning takes every such run for one that stopped in mid-epoch, and counts an epoch without a step.
+    """
+    fit_loop._iteration_based_training = _no
+
+
+def _no() -> bool:
+    return False
+
+
 def stepped_batches(checkpoint: Mapping[str, Any]) -> int:
     """The same count in a checkpoint of the Trainer."""
     return int(checkpoint["loops"]["fit_loop"]["epoch_loop.state_dict"]["_batches_that_stepped"])

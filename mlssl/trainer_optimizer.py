@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import lightning as L
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from mlssl.distributed import is_sharded
@@ -67,7 +69,32 @@ def optimizer_of_run(module: Trained) -> OptimizerLRScheduler:
     cosine = cosine_with_warmup(total_steps, _count_warmup_steps(trainer, module.warmup_epochs))
     of_groups = [cosine] * len(groups[0])
     of_groups += [_constant if module.constant_predictor_lr else cosine] * len(groups[1])
-    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": LambdaLR(optimizer, of_groups), "interval": "step"}}
+    schedule = _Schedule(optimizer, of_groups, total_steps)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class _Schedule(LambdaLR):
+    """A LambdaLR that goes on as the run is long now: the optimizer brings the learning rate of what it was before."""
+
+    def __init__(self, optimizer: Optimizer, of_groups: list[Callable[[int], float]], total_steps: int) -> None:
+        self.total_steps = total_steps
+        super().__init__(optimizer, of_groups)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the step, and say what differs from a run that was as long from the start."""
+        before = state_dict.get("total_steps", self.total_steps)
+        super().load_state_dict({**state_dict, "total_steps": self.total_steps})
+        if before == self.total_steps:
+            return
+        self._last_lr = [
+            base * factor(self.last_epoch) for base, factor in zip(self.base_lrs, self.lr_lambdas, strict=True)
+        ]
+        for group, lr in zip(self.optimizer.param_groups, self._last_lr, strict=True):
+            group["lr"] = lr
+        rank_zero_info(
+            f"The run was {before} steps long and is {self.total_steps} now: from step {self.last_epoch} on its "
+            f"learning rates are those of {self.total_steps} steps; those before were those of {before}."
+        )
 
 
 def _constant(_step: int) -> float:

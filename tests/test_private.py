@@ -17,6 +17,7 @@ from mlssl.private import (
     add_to_stepped_batches,
     leave_out_of_torchs_sigchld_handler,
     processor_has_bfloat16,
+    resume_max_steps_as_max_epochs,
     stepped_batches,
     trainer_of,
     uncompiled,
@@ -103,3 +104,11 @@ def test_the_trainer_counts_the_batches_that_it_stepped_on(tmp_path: Path) -> No
     trainer.save_checkpoint(tmp_path / "b.ckpt")
     counts = [stepped_batches(torch.load(tmp_path / f"{name}.ckpt", weights_only=True)) for name in "ab"]
     assert counts == [3, 2]
+
+
+def test_the_trainer_asks_in_one_place_whether_it_counts_steps_or_epochs(tmp_path: Path) -> None:
+    trainer = L.Trainer(accelerator="cpu", max_steps=3, logger=False, default_root_dir=tmp_path)
+    assert trainer.fit_loop._iteration_based_training()
+    resume_max_steps_as_max_epochs(trainer.fit_loop)
+    trainer.fit_loop.restarting = True
+    assert not trainer.fit_loop.restarting  # nothing was begun

@@ -262,6 +262,41 @@ def test_a_run_that_was_moved_copied_or_linked_goes_on_from_its_newest_checkpoin
     assert steps_of_last(Path("copied")) == 3
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (["--trainer.max_steps", "4"], ["--trainer.max_steps", "8"]),  # cut in the second epoch
+        (["--trainer.max_steps", "3"], ["--trainer.max_steps", "8"]),  # cut at its end
+        (["--trainer.max_epochs", "1"], ["--trainer.max_epochs", "3"]),
+    ],
+)
+def test_a_run_that_is_extended_goes_on_as_one_that_was_as_long_from_the_start(
+    before: list[str], after: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    step, seen = MultiLabelSSLModule.training_step, []
+
+    def looks(self: Any, batch: Any, batch_idx: int) -> Any:
+        rates = [group["lr"] for group in self.optimizers().param_groups]
+        seen.append((self.global_step, self.current_epoch, batch["image_ids"].tolist(), rates))
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(MultiLabelSSLModule, "training_step", looks)
+    whole = fit("--name", "whole", *after)
+    expected = list(seen)
+    seen.clear()
+    cut = fit("--name", "cut", *before)
+    first = len(seen)
+    logging.getLogger("lightning.pytorch").setLevel(logging.INFO)
+    assert main(["fit", "--resume", str(cut), *after]) == 0
+    total = len(expected)
+    assert f"The run was {first} steps long and is {total} now: from step {first} on its learning rates" in caplog.text
+    assert [one[:3] for one in seen] == [one[:3] for one in expected]
+    assert seen[first:] == expected[first:]
+    steps = [[(row["step"], row["epoch"]) for row in rows(run) if "train/loss" in row] for run in (whole, cut)]
+    assert steps[0] == steps[1]
+    assert [int(one[0]) for one in steps[0]] == [*range(total)]
+
+
 def test_a_run_that_another_process_is_in_is_refused_and_nothing_of_it_changes(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
