@@ -205,22 +205,29 @@ def _checked_labels(
         raise ValueError(
             f"{len(classes)} class names were given for {array.shape[1]} columns of labels: name each column"
         )
-    _check_class_names(classes)
+    check_class_names(classes)
     if array.max() > 1 or array.min() < -1:
         other = np.unique(array[(array < -1) | (array > 1)]).tolist()
         raise ValueError(f"labels hold the values {_shortened(other)}: use 1 present, 0 absent, -1 unknown alone")
     return array.astype(np.int8)
 
 
-def _check_class_names(classes: Sequence[str]) -> None:
+def check_class_names(classes: Sequence[str], source: str | os.PathLike[str] | None = None) -> None:
+    """Check that each class has a name of its own; `source` is the file that lists them, for the message.
+
+    Raises:
+        ValueError: A name that is empty, no string, or comes twice, in whatever normal form of Unicode.
+    """
+    where = "" if source is None else f"{os.fspath(source)!r}: "
     composed: dict[str, int] = {}
     for column, name in enumerate(classes):
         if not isinstance(name, str) or not name.strip():
-            raise ValueError(f"class {column} has the name {name!r}: give each class a name that is not empty")
+            raise ValueError(f"{where}class {column} has the name {name!r}: give each class a name that is not empty")
         first = composed.setdefault(unicodedata.normalize("NFC", name), column)
         if first != column:
             raise ValueError(
-                f"classes {first} and {column} are both named {name!r}: merge their columns, or give each its own name"
+                f"{where}classes {first} and {column} are both named {name!r}: merge their columns, or give each its "
+                "own name"
             )
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from mlssl.data.paths import check_files
-from mlssl.data.records import Records
+from mlssl.data.records import Records, check_class_names
 
 SPLITS = {"train": ("training_label", "train_jpeg"), "test": ("test_label", "test_jpeg")}
 
@@ -35,7 +35,7 @@ def read_corel5k(root: str | os.PathLike[str], split: str = "train") -> Records:
 
     Raises:
         FileNotFoundError: The folder, a label file or an image that it names is missing.
-        ValueError: Another split, or a label file that does not keep the format.
+        ValueError: Another split, a word that is empty or comes twice, or a label file that does not keep the format.
     """
     folder = Path(root)
     if split not in SPLITS:
@@ -46,6 +46,7 @@ def read_corel5k(root: str | os.PathLike[str], split: str = "train") -> Records:
         )
     label_file, image_folder = SPLITS[split]
     words = _lines(folder / "labels" / "words")
+    check_class_names(words, folder / "labels" / "words")
     label_path = folder / "labels" / label_file
     lines = _lines(label_path)
     labels = np.zeros((len(lines), len(words)), dtype=np.int8)

@@ -34,7 +34,7 @@ import numpy.typing as npt
 from mlssl.data.absent import absent_values
 from mlssl.data.decoding import decode_rgb
 from mlssl.data.paths import check_files, check_names, first_repeated
-from mlssl.data.records import Decode, Records
+from mlssl.data.records import Decode, Records, check_class_names
 
 FIELDS = ("path", "labels", "unknown")
 SEPARATOR = "|"
@@ -224,6 +224,7 @@ def _labels_of_flags(
             f"{str(path)!r} has {len(known)} columns of classes for {len(classes)} classes (only in one of them: "
             f"{', '.join(differing[:5])}): give all lists the same columns, or name them by label_columns"
         )
+    check_class_names(known, path)
     by_value = absent_values(absent)
     values = np.zeros((len(lines), len(columns)), dtype=np.int8)
     blank = None

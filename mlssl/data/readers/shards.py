@@ -27,7 +27,7 @@ from fsspec.core import url_to_fs
 
 from mlssl.data.decoding import ImageArray, decode_rgb_bytes
 from mlssl.data.paths import check_names
-from mlssl.data.records import Records
+from mlssl.data.records import Records, check_class_names
 
 DecodeBytes: TypeAlias = Callable[[bytes, str], ImageArray]
 
@@ -75,6 +75,7 @@ def read_shards(
     folder = _joined(root, split)
     index = f"{folder}/{INDEX}"
     archives, images = _parse(index, _content(folder, INDEX, index))
+    check_class_names(images.classes, index)
     _check_archives(folder, archives, index)
     names = [f"{archives[archive].name}/{name}" for archive, name in zip(images.archives, images.names, strict=True)]
     return Records(

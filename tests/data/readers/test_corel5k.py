@@ -104,3 +104,19 @@ def test_frequent_labels_counts_both_sets_and_leaves_unknown_out() -> None:
     for other in (Records(["c"]), Records(["c"], [[1, 1]], ["x", "y"])):
         with pytest.raises(ValueError, match=r"do not share their classes: pass labelled records"):
             frequent_labels(train, other)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("sky\n\nsea\n", r"labels/words': class 1 has the name '': give each class a name"),
+        ("sky\nsea\nsky\n", r"labels/words': classes 0 and 2 are both named 'sky': merge their columns"),
+    ],
+)
+def test_words_that_are_empty_or_come_twice_are_refused_with_their_file(
+    tmp_path: Path, words: str, sentence: str
+) -> None:
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "words").write_text(words)
+    with pytest.raises(ValueError, match=sentence):
+        read_corel5k(tmp_path)
