@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import pickle
 import re
 import warnings
@@ -110,9 +111,9 @@ def load_plain(
     _check_sums(path, kind, remedies[0])
     try:
         return torch.load(path, map_location=map_location, weights_only=True)
-    except OSError:
-        raise
     except Exception as error:  # foreign bytes make the unpickler raise almost anything
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # it is raised where they name a wrong offset
+            raise
         raise ValueError(_why_not_opened(path, error, kind, remedies)) from None
 
 
@@ -271,9 +272,9 @@ def _check_sums(path: Path, kind: str, remedy: str) -> None:
         with zipfile.ZipFile(path) as archive:
             is_packed = sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size
             wrong = None if is_packed else archive.testzip()
-    except OSError:
-        raise
-    except Exception:  # foreign bytes make zipfile raise almost anything
+    except Exception as error:  # foreign bytes make zipfile raise almost anything
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise
         is_packed, wrong = True, None
     if is_packed:
         raise ValueError(f"{path} is not {kind} or is damaged: {remedy}.")
