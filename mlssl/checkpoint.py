@@ -18,6 +18,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from mlssl.atomic import FullDiskError, written_aside
 from mlssl.private import add_to_stepped_batches, resume_max_steps_as_max_epochs
+from mlssl.weights.checkpoints import load_plain
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -50,9 +51,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
         Raises:
             FileNotFoundError: If there is none at ``path``.
-            pickle.UnpicklingError: If it holds pickled Python objects.
+            ValueError: If it is damaged, no checkpoint, or holds pickled Python objects.
         """
         plain_tensors = True if weights_only is None else weights_only
+        if plain_tensors and Path(path).is_file():
+            whole: dict[str, Any] = load_plain(Path(path), map_location=map_location)
+            return whole
         checkpoint: dict[str, Any] = super().load_checkpoint(path, map_location, plain_tensors)
         return checkpoint
 

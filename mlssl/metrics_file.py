@@ -52,7 +52,8 @@ class _Writer(ExperimentWriter):
         self.metrics_keys: list[str] = list(before[0]) if before else []
         self.hparams: dict[str, Any] = {}
         self.log_dir = log_dir
-        if len(kept) < len(before):
+        is_cut = self._path.exists() and not self._path.read_bytes().endswith(b"\n")
+        if len(kept) < len(before) or (is_cut and before):
             self._rewrite(kept)
 
     def log_hparams(self, params: dict[str, Any]) -> None:

@@ -2,15 +2,73 @@
 
 from __future__ import annotations
 
-from typing import Any
+import io
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import fsspec
+import torch
 
 from mlssl.backbones import built_as
 from mlssl.private import trainer_of
+from mlssl.received import OWN_INSTANTIATOR, check_downloads_nothing, check_names_no_code, is_remote
+from mlssl.safe_yaml import read_yaml
+from mlssl.weights.checkpoints import BACKBONE_KEY, check_content, load_plain
 
-BACKBONE_KEY = "backbone"
-"""Entry of a checkpoint: {"name", "arguments", "mean", "std"} of a backbone that was built by name."""
+_HYPER_PARAMETERS = ("hyper_parameters", "hparams", "module_arguments")
+"""Entries of a checkpoint that Lightning takes them from, the last two those of its first releases."""
 
 _ARCHITECTURE = ("backbone", "backbone_kwargs", "projection_dim", "predictor_dim")
+
+
+def check_received(
+    source: str | os.PathLike[str] | IO[bytes], hparams_file: str | os.PathLike[str] | None, given: Mapping[str, Any]
+) -> Any:
+    """Refuse a checkpoint whose hyper-parameters name code or would cause a download.
+
+    Args:
+        source: Path or address of a checkpoint, or an open file.
+        hparams_file: YAML that stands for its hyper-parameters, or None.
+        given: Hyper-parameters that the user gave, which are not looked at.
+
+    Returns:
+        What Lightning is to open: the path, or an open file at the position where it was.
+
+    Raises:
+        FileNotFoundError: If no checkpoint stands there.
+        ValueError: If it is refused.
+    """
+    if isinstance(source, (str, os.PathLike)) and not is_remote(os.fspath(source)):
+        content = load_plain(Path(source))
+    else:
+        if isinstance(source, (str, os.PathLike)):
+            with fsspec.open(os.fspath(source), "rb") as file:
+                source = io.BytesIO(file.read())
+        start = source.tell()
+        content = torch.load(source, map_location="cpu", weights_only=True)
+        source.seek(start)
+    path = source if isinstance(source, (str, os.PathLike)) else "the checkpoint"
+    check_content(content, path)
+    is_yaml = hparams_file is not None and str(hparams_file).endswith((".yaml", ".yml"))
+    of_file = read_yaml(Path(hparams_file)) if hparams_file is not None and is_yaml else None
+    is_changed = False
+    for values in (*(content.get(key) for key in _HYPER_PARAMETERS), of_file):
+        if not isinstance(values, dict):
+            continue
+        if values is not of_file and values.get("_instantiator") == OWN_INSTANTIATOR:
+            del values["_instantiator"]  # by which Lightning would import what text names
+            is_changed = True
+        asked = {name: value for name, value in values.items() if name not in given}
+        check_names_no_code(asked, path)
+        check_downloads_nothing(asked, path)
+    if not is_changed:
+        return source
+    changed = io.BytesIO()
+    torch.save(content, changed)
+    changed.seek(0)
+    return changed
 
 
 def repair_saved_state(module: Any, checkpoint: dict[str, Any]) -> None:

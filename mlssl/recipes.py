@@ -7,7 +7,7 @@ import difflib
 from pathlib import Path
 from typing import Any
 
-import yaml
+from mlssl.safe_yaml import read_yaml
 
 PARTS = ("data", "model", "callbacks")
 
@@ -48,10 +48,7 @@ def _from_file(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(
             f"no file {str(path)!r}: pass the YAML file of a recipe, or one of {', '.join(_RECIPES)}."
         )
-    try:
-        settings = yaml.safe_load(path.read_text()) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from None
+    settings = read_yaml(path) or {}
     if not isinstance(settings, dict):
         raise ValueError(f"{path} holds a {type(settings).__name__}: a recipe is a mapping with {', '.join(PARTS)}.")
     unknown = [key for key in settings if key not in PARTS]

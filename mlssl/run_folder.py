@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
+import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
+from mlssl.safe_yaml import read_yaml
 
 METRICS = "metrics.csv"
 
@@ -25,7 +28,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: If there is no such folder or file.
-        ValueError: If it is not the config of a run.
+        ValueError: If it is not the config of a run, or is cut off.
     """
     path = folder / "config.yaml"
     if not folder.is_dir():
@@ -36,9 +39,28 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise FileNotFoundError(
             f"no config.yaml in {str(folder)!r}: pass the folder of a run that mlssl fit has written"
         )
-    config = yaml.safe_load(path.read_text())
+    return checked_config(path)
+
+
+def checked_config(path: Path) -> dict[str, Any]:
+    """Content of the config.yaml of a run.
+
+    Raises:
+        ValueError: If it is none, or was cut off.
+    """
+    config = read_yaml(path)
     if not isinstance(config, dict) or not {"seed_everything", "model", "data", "trainer"} <= config.keys():
-        raise ValueError(f"{str(path)!r} is not the config of a run: pass the folder of one that mlssl fit has written")
+        raise ValueError(
+            f"{str(path)!r} is not the config of a run: pass the folder of one that mlssl fit has written, or put "
+            "its config.yaml back if it was cut off"
+        )
+    wrong = [part for part in ("model", "data", "trainer") if not isinstance(config[part], dict)]
+    wrong += [] if isinstance(config["seed_everything"], int) else ["seed_everything"]
+    if wrong:
+        raise ValueError(
+            f"{str(path)!r} is not the config of a run, its {wrong[0]} is {config[wrong[0]]!r:.80}: put the file back "
+            "that mlssl fit has written"
+        )
     return config
 
 
@@ -75,21 +97,62 @@ def resumable_run(folder: str | os.PathLike[str]) -> tuple[Path, Path]:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of ``metrics.csv`` as text by column, "" where a row has no value; none where there is no file."""
+    """Rows of ``metrics.csv`` as text by column, "" where a row has no value; none where there is no file.
+
+    A last row that was cut off, which therefore ends without a line break, is dropped with a warning.
+
+    Raises:
+        ValueError: If it is not the log of a run; names the file and the line.
+    """
     if not path.exists():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    try:
+        text = path.read_bytes().decode()
+        if not text.endswith("\n") and text:
+            cut = text.rstrip("\r").count("\n") + 1
+            warnings.warn(f"{path}, line {cut}: the last row was cut off, and is left out.", stacklevel=2)
+            text = text[: text.rfind("\n") + 1]
+        lines = csv.reader(io.StringIO(text, newline=""), strict=True)
+        names = next(lines, [])
+        rows = [dict(zip(names, row, strict=True)) for row in lines if row]
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"{path} is not the log of a run or is damaged ({error}): {_REMEDY}") from None
+    if names and ("step" not in names or len(set(names)) < len(names)):
+        raise ValueError(f"{path} is not the log of a run, its columns are {', '.join(names):.80}: {_REMEDY}")
+    for number, row in enumerate(rows, start=1):
+        if not (row["step"].isascii() and row["step"].isdigit() and len(row["step"]) < 19):
+            raise ValueError(f"{path}, row {number}: step is {row['step']!r:.80}, which is no number: {_REMEDY}")
+    return rows
+
+
+_MOST = 1e15
+"""Epochs."""
+
+_REMEDY = "put the file back as it was, or remove it to go on without what was logged"
+
+
+def _number(row: dict[str, Any], name: str, path: Path, number: int) -> float:
+    with suppress(ValueError):
+        value = float(row[name])
+        if name != "epoch" or abs(value) < _MOST:
+            return value
+    raise ValueError(f"{path}, row {number}: {name} is {row[name]!r:.80}, which is no number: {_REMEDY}")
 
 
 def read_log(folder: str | os.PathLike[str]) -> dict[str, Log]:
-    """Every quantity in a run's ``metrics.csv``, rows without a value left out; none where there is no file."""
+    """Every quantity in a run's ``metrics.csv``, rows without a value left out; none where there is no file.
+
+    Raises:
+        ValueError: As `read_rows`.
+    """
     log: dict[str, Log] = {}
-    for row in read_rows(Path(folder) / METRICS):
+    path = Path(folder) / METRICS
+    for number, row in enumerate(read_rows(path), start=1):
+        epoch = _number(row, "epoch", path, number) if row.get("epoch") else 0.0
         for name, value in row.items():
             if value and name not in ("step", "epoch"):
                 steps, epochs, values = log.setdefault(name, Log([], [], []))
-                steps.append(float(row.get("step") or 0))
-                epochs.append(float(row.get("epoch") or 0))
-                values.append(float(value))
+                steps.append(float(row["step"]))
+                epochs.append(epoch)
+                values.append(_number(row, name, path, number))
     return log

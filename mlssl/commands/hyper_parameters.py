@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from mlssl.received import OWN_INSTANTIATOR, check_names_no_code, leaves_of
+
 CUSTOM = "custom "
 """Before the import path of a user's function, which a checkpoint keeps as text."""
-
-_OWN_INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"
-"""What LightningCLI itself writes; it is left out, as LightningCLI does when it reads it."""
-
-_NAMES_OF_CODE = ("_instantiator", "_class_path", "class_path")
 
 
 def plain_hyper_parameters(hyper_parameters: Mapping[str, Any], kind: type, source: str) -> dict[str, Any]:
@@ -32,14 +29,9 @@ def plain_hyper_parameters(hyper_parameters: Mapping[str, Any], kind: type, sour
         ValueError: If they name code to import.
     """
     values = dict(hyper_parameters)
-    if values.get("_instantiator") == _OWN_INSTANTIATOR:
+    if values.get("_instantiator") == OWN_INSTANTIATOR:
         del values["_instantiator"]
-    named = next((key for key in _keys(values) if key in _NAMES_OF_CODE), None)
-    if named is not None:
-        raise ValueError(
-            f"The hyper-parameters of {source} name code to import ({named!r}), which those of mlssl fit never do: "
-            "nothing was imported; pass a checkpoint that mlssl fit has written."
-        )
+    check_names_no_code(values, source)
     types = _argument_types(kind)
     return {
         name: value
@@ -47,7 +39,7 @@ def plain_hyper_parameters(hyper_parameters: Mapping[str, Any], kind: type, sour
         if name in types
         and _is_plain(value)
         and not is_custom(value)
-        and (not any(isinstance(leaf, str) for leaf in _leaves(value)) or _keeps_text(types[name]))
+        and (not any(isinstance(leaf, str) for leaf in leaves_of(value)) or _keeps_text(types[name]))
     }
 
 
@@ -93,26 +85,3 @@ def _is_plain(value: object) -> bool:
     if isinstance(value, (list, tuple)):
         return all(map(_is_plain, value))
     return value is None or isinstance(value, (bool, int, float, str))
-
-
-def _keys(value: object) -> Iterator[object]:
-    """Keys of mappings at any depth."""
-    if isinstance(value, Mapping):
-        yield from value
-    for one in _inside(value):
-        yield from _keys(one)
-
-
-def _leaves(value: object) -> Iterator[object]:
-    if isinstance(value, (Mapping, list, tuple)):
-        for one in _inside(value):
-            yield from _leaves(one)
-    else:
-        yield value
-
-
-def _inside(value: object) -> Iterator[object]:
-    if isinstance(value, Mapping):
-        yield from value.values()
-    elif isinstance(value, (list, tuple)):
-        yield from value

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import traceback
 from typing import Any
 
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+_RESTORING = "lightning.pytorch.trainer.connectors.checkpoint_connector"
 
 
 class OpenCLI(LightningCLI):
@@ -36,3 +39,9 @@ class OpenCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         # Lightning's own imports what a checkpoint names, and prefers its values to those that were given.
         self.read_checkpoint()
+
+
+def is_of_restoring(error: BaseException) -> bool:
+    """Whether it was raised while Lightning read a checkpoint or gave its states back."""
+    frames = traceback.walk_tb(error.__traceback__)
+    return any(frame.f_globals.get("__name__") == _RESTORING for frame, _ in frames)

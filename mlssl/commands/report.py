@@ -10,6 +10,7 @@ def report(
     max_images: int = 2000,
     num_workers: int | None = None,
     output: Path | None = None,
+    trust: bool = False,
 ) -> None:
     """Write one HTML file about a run: verdicts, curves, probe, views, neighbours, a map of its images.
 
@@ -20,8 +21,9 @@ def report(
         max_images: Training and val images that are looked at, at most.
         num_workers: Loader processes; those of the run by default.
         output: File to write; report.html in the run's folder by default.
+        trust: Also read and download what the run's config names, such as published weights and images at an address.
     """
     from mlssl.report.run import write_report
 
-    path = write_report(run, output, max_images=max_images, num_workers=num_workers, progress=True)
+    path = write_report(run, output, max_images=max_images, num_workers=num_workers, progress=True, trust=trust)
     print(f"{path}: open it in a browser; it holds all its pictures and needs no network")

@@ -21,11 +21,12 @@ from mlssl.atomic import remove_leftovers, written_aside
 from mlssl.commands.custom_code import imported, is_import_path, make_importable
 from mlssl.commands.hyper_parameters import is_custom, plain_hyper_parameters
 from mlssl.commands.interrupts import Interrupts
-from mlssl.commands.lightning_private import OpenCLI
+from mlssl.commands.lightning_private import OpenCLI, is_of_restoring
 from mlssl.commands.run_words import read_words
 from mlssl.locks import locked
+from mlssl.received import check_downloads_nothing
 from mlssl.runs import is_first_process, logger_in_folder, new_run_folder, run_settings, run_summary
-from mlssl.weights.checkpoints import load_plain
+from mlssl.weights.checkpoints import check_content, check_resumable, load_plain
 
 FUNCTIONS = ("form", "positives")
 """Arguments of the module that are a name of the library's, or the import path of a user's function."""
@@ -91,6 +92,13 @@ class RunCLI(OpenCLI):
         except ArgumentError as error:  # of hyper-parameters that a checkpoint brings
             raise ValueError(" ".join(str(error).split())) from error
         except Exception as error:
+            if not isinstance(error, (ValueError, OSError)) and is_of_restoring(error):
+                path = self.resumed or self.settings.get("ckpt_path")
+                raise ValueError(
+                    f"{path} does not hold what this run goes on with ({type(error).__name__}: "
+                    f"{' '.join(str(error).split())}): give a checkpoint that mlssl fit has saved of this model, or "
+                    f"begin a new run with its weights, --start_from {path}."
+                ) from error
             if type(error).__module__.partition(".")[0] != "wandb":
                 raise
             raise ValueError(
@@ -161,16 +169,19 @@ class RunCLI(OpenCLI):
             ValueError: If it is of another architecture than was asked for, of a function that was not given again, or
                 names code to import.
         """
-        path = self.settings.get("ckpt_path")
+        path = self.resumed or self.settings.get("ckpt_path")
         if not path or not Path(path).is_file():
             return
         content = load_plain(Path(path))
-        there = content.get("hyper_parameters", {}) if isinstance(content, dict) else None
-        if not isinstance(there, Mapping):
-            raise ValueError(f"{path} holds no hyper-parameters: pass a checkpoint that mlssl fit has written.")
+        if self.config.subcommand == "fit":
+            check_resumable(content, Path(path))
+        if self.resumed is not None:  # whose settings are in its config
+            return
+        check_content(content, Path(path))
+        there = content.get("hyper_parameters") or {}
         asked, defaults = self.settings.model, self.command_parser.get_defaults()["model"]
         taken = {}
-        for name, value in plain_hyper_parameters(there, self._model_kind, path).items():
+        for name, value in plain_hyper_parameters(there, self._model_kind, str(path)).items():
             if name not in defaults:
                 continue
             if asked[name] == defaults[name]:
@@ -180,6 +191,7 @@ class RunCLI(OpenCLI):
                     f"The checkpoint is of another architecture, {name}={value!r}, and {asked[name]!r} was asked for: "
                     "leave the setting out, or the checkpoint."
                 )
+        check_downloads_nothing(taken, path)
         for name in FUNCTIONS:
             is_default = asked.get(name) == defaults.get(name)
             if self.config.subcommand == "fit" and is_custom(there.get(name)) and is_default:
@@ -264,6 +276,7 @@ class RunCLI(OpenCLI):
                 "give one of them."
             )
         checkpoint = load_plain(Path(source))
+        check_content(checkpoint, Path(source))
         try:
             self.model.on_load_checkpoint(checkpoint)
             self.model.load_state_dict(checkpoint["state_dict"])

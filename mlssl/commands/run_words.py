@@ -7,14 +7,14 @@ from argparse import ArgumentError, ArgumentParser
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
-import yaml
 from lightning import LightningDataModule, LightningModule
 
 from mlssl.commands.custom_code import import_path, imported
 from mlssl.data.datamodule import MultiLabelDataModule
 from mlssl.module import MultiLabelSSLModule
 from mlssl.recipes import recipe
-from mlssl.run_folder import resumable_run
+from mlssl.run_folder import checked_config, resumable_run
+from mlssl.safe_yaml import parse_yaml, read_yaml
 
 _VALUES = {
     "--resume": "the folder of a run, --resume runs/NAME-<time>",
@@ -57,7 +57,8 @@ def read_words(
         data: Likewise.
 
     Raises:
-        ValueError: On words that do not go together, and classes that cannot be imported or differ.
+        ValueError: On words that do not go together, configs that cannot be read, and classes that cannot be imported
+            or differ.
         FileNotFoundError: If the run to resume, or the file of a recipe, does not exist.
     """
     command, *others = ["--data.check_images=true" if word == "--check-images" else word for word in words]
@@ -76,6 +77,7 @@ def read_words(
         _check_resume(command, given.recipe, others)
         folder = Path(given.resume)
         config, checkpoint = resumable_run(folder)
+        checked_config(config)
         configs.insert(0, str(config))
     tops = [(path, _top_level(path)) for path in configs]
     name = given.recipe or next((top["recipe"] for _, top in reversed(tops) if top.get("recipe")), None)
@@ -106,11 +108,12 @@ def _check_resume(command: str, recipe_name: str | None, others: list[str]) -> N
 
 
 def _top_level(config: str) -> dict[str, Any]:
-    """Of a config file; nothing of one that the parser will refuse."""
+    """Of a config, a file or the YAML itself; nothing of one that the parser will refuse."""
     try:
-        content = yaml.safe_load(Path(config).read_text())
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
+        is_file = Path(config).is_file()
+    except (OSError, ValueError):  # too long for a name, or with a NUL
+        is_file = False
+    content = read_yaml(Path(config)) if is_file else parse_yaml(config, "--config")
     return content if isinstance(content, dict) else {}
 
 

@@ -51,11 +51,12 @@ def views(
     from mlssl.commands.custom_code import make_importable
     from mlssl.data.decoding import decode_rgb
     from mlssl.drawing.views import draw_view_grid
+    from mlssl.safe_yaml import parse_yaml
     from mlssl.views.blocks import BlockViews
 
     given: dict[str, Any] = {"size": size, "rows": rows, "cols": cols, "overlap": overlap}
     for name, text in (("branches", branches), ("regions", regions), ("local_views", local_views)):
-        given[name] = None if text is None else _from_yaml(text, f"--{name}")
+        given[name] = None if text is None else parse_yaml(text, f"--{name}")
     make_importable()  # for branches and regions by their import path
     views_of = BlockViews(**_settings({name: one for name, one in given.items() if one is not None}, config, recipe))
     pixels = decode_rgb(image)
@@ -91,18 +92,11 @@ def _settings(given: dict[str, Any], config: Path | None, recipe_name: str | Non
 
 
 def _read_config(path: Path) -> dict[str, Any]:
+    from mlssl.safe_yaml import read_yaml
+
     if not path.is_file():
         raise FileNotFoundError(f"no file {str(path)!r}: pass the YAML of a run, such as runs/NAME-<time>/config.yaml")
-    content = _from_yaml(path.read_text(), str(path))
+    content = read_yaml(path)
     if not isinstance(content, dict) or not isinstance(content.get("data") or {}, dict):
         raise ValueError(f"{path} is not the config of a run: pass a YAML file as mlssl fit --config takes it")
     return content
-
-
-def _from_yaml(text: str, source: str) -> Any:
-    import yaml
-
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{source} cannot be read as YAML: {' '.join(str(error).split())}") from None

@@ -14,14 +14,15 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from mlssl.backbones import TORCHVISION_PREFIX, image_shape
-from mlssl.weights.sources import TIMM_CONFIG, TIMM_WEIGHTS, Backbone
+from mlssl.weights.sources import DIGEST, TIMM_CONFIG, TIMM_WEIGHTS, Backbone, digest
 
 # ---------------------------------------------------------------------- writers
 
 
 def write_safetensors(source: Backbone, path: Path, header: Mapping[str, str]) -> None:
-    """Tensors, and the header that says what they are."""
-    path.write_bytes(save(tensors_of(source.backbone), dict(header)))
+    """Tensors, and the header that says what they are, with a checksum."""
+    tensors = tensors_of(source.backbone)
+    path.write_bytes(save(tensors, {**header, DIGEST: digest(tensors)}))
 
 
 def write_state_dict(source: Backbone, path: Path, header: Mapping[str, str]) -> None:  # noqa: ARG001  holds none

@@ -108,10 +108,10 @@ def _facts(config: dict[str, Any], log: dict[str, Log], looked: Looked | None) -
     if "size" in data:
         facts["views"] = f"{data['size']} × {data['size']}"
     if {"rows", "cols", "overlap"} <= data.keys():
-        facts["grid"] = f"{data['rows']} × {data['cols']}, overlap {data['overlap']:g}"
+        facts["grid"] = f"{data['rows']} × {data['cols']}, overlap {data['overlap']}"
     facts |= {name: _text(data[name]) for name in ("branches", "regions", "local_views") if data.get(name)}
     if {"optimizer", "base_lr"} <= model.keys():
-        facts["optimizer"] = f"{model['optimizer']}, base_lr {model['base_lr']:g}"
+        facts["optimizer"] = f"{model['optimizer']}, base_lr {model['base_lr']}"
     facts["seed"] = str(config["seed_everything"])
     if loss.values:
         facts["loss, first → last"] = f"{loss.values[0]:.3f} → {loss.values[-1]:.3f}"

@@ -14,12 +14,13 @@ from typing import Any
 import torch
 
 from mlssl.data.datamodule import MultiLabelDataModule
+from mlssl.received import WEIGHTS_TO_READ, is_remote, leaves_of
 from mlssl.report.content import Looked, build_page
 from mlssl.report.measure import measure, some_images
 from mlssl.report.networks import network_at_end, network_at_start
 from mlssl.report.page import write_page
 from mlssl.run_folder import last_checkpoint, read_config, read_log
-from mlssl.weights.checkpoints import architecture, load_checkpoint
+from mlssl.weights.checkpoints import architecture, check_content, load_checkpoint
 
 _VIEWS = ("branches", "regions", "local_views")
 """Settings of the data that may name code or files of the user's."""
@@ -32,6 +33,7 @@ def write_report(
     max_images: int = 2000,
     num_workers: int | None = None,
     progress: bool = False,
+    trust: bool = False,
 ) -> Path:
     """Write one HTML file about a run of `mlssl fit`.
 
@@ -44,6 +46,8 @@ def write_report(
         max_images: At most so many training and so many val images are looked at, evenly chosen; at least 2.
         num_workers: Loader processes; those of the run by default.
         progress: Whether to show bars with images per second.
+        trust: Whether to read and download what the config of the run names: published weights that it began with, and
+            images at an address.
 
     Returns:
         The file.
@@ -57,20 +61,28 @@ def write_report(
     folder = Path(run)
     config, checkpoint = read_config(folder), last_checkpoint(folder)
     content = load_checkpoint(checkpoint)
-    looked, notes = None, _reason_not_to_look(config, content, checkpoint)
+    check_content(content, checkpoint)
+    looked, notes = None, _reason_not_to_look(config, content, checkpoint, trust)
     if not notes:
-        looked, notes = _look(config, content, checkpoint, max_images, num_workers, progress)
+        looked, notes = _look(config, content, checkpoint, max_images, num_workers, progress, trust)
     path = Path(output) if output is not None else folder / "report.html"
     write_page(build_page(folder, config, read_log(folder), looked, notes), path)
     return path
 
 
-def _reason_not_to_look(config: Mapping[str, Any], content: Mapping[str, Any], checkpoint: Path) -> list[str]:
+def _reason_not_to_look(
+    config: Mapping[str, Any], content: Mapping[str, Any], checkpoint: Path, trust: bool
+) -> list[str]:
     """Why the network or the images cannot be had without importing what the run names; nothing where they can."""
     if not _of_library(config, "data_class"):
         return [
             f"The images come from {config['data_class']}, which the report does not import, so the network is not "
             "looked at: the log alone is shown."
+        ]
+    if not trust and any(map(is_remote, leaves_of(config["data"]))):
+        return [
+            f"The images are at {config['data'].get('root')!r}, which the report does not fetch unless you pass "
+            "--trust true, so the network is not looked at: the log alone is shown."
         ]
     try:
         architecture(content, checkpoint)
@@ -86,13 +98,28 @@ def _look(
     max_images: int,
     num_workers: int | None,
     progress: bool,
+    trust: bool,
 ) -> tuple[Looked, list[str]]:
     seed = int(config["seed_everything"])
     end = network_at_end(content, checkpoint)
     of_library = _of_library(config, "model_class")
     arguments = (config["model"].get("backbone_kwargs") or {}) if of_library else None
-    start = network_at_start(content, checkpoint, seed, arguments)
     settings, notes = _plain_settings(config["data"])
+    try:
+        reads = sorted(name for name, value in (arguments or {}).items() if name in WEIGHTS_TO_READ and value)
+        start = network_at_start(content, checkpoint, seed, None if reads and not trust else arguments)
+        data = MultiLabelDataModule(**settings, seed=seed)
+        batch_size = int(settings.get("batch_size", data.hparams["batch_size"]))
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"The settings in {checkpoint.parent.parent / 'config.yaml'} are not those of a run "
+            f"({' '.join(str(error).split()) or type(error).__name__}): put the file back that mlssl fit has written."
+        ) from error
+    if reads and not trust:
+        notes.append(
+            f"The run began with weights that its config names ({', '.join(reads)}), and the report reads them only if "
+            "you pass --trust true: what is shown as its start is a new network of this architecture."
+        )
     if not of_library:
         notes.append(
             "The start of the run is a new network of this architecture, built under the run's seed: "
@@ -100,14 +127,13 @@ def _look(
         )
     if not end.has_projector:
         notes.append("The run has no projector of the library's kind: views are compared by features of the backbone.")
-    data = MultiLabelDataModule(**settings, seed=seed)
     data.setup()
     assert data.train_records is not None
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     train = some_images(data.train_records, max_images)
     val = None if data.val_records is None else some_images(data.val_records, max_images)
     measured: dict[str, Any] = {
-        "batch_size": settings["batch_size"],
+        "batch_size": batch_size,
         "num_workers": data.image_dataloader("train").num_workers if num_workers is None else num_workers,
         "seed": seed,
         "progress": progress,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import pickle
 import re
 import warnings
@@ -13,6 +14,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from mlssl.received import check_downloads_nothing, check_names_no_code, check_statistics
+
+BACKBONE_KEY = "backbone"
+"""Entry of a checkpoint: {"name", "arguments", "mean", "std"} of a backbone that was built by name."""
 
 _WRAPPERS = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 """What torch.compile, FSDP and activation checkpointing put in front of or into the names of weights."""
@@ -25,6 +31,18 @@ _REST_OF_SHARDS = "meta.pt"
 
 _WEIGHTS = ("model.", "state_dict.")
 """Before the names of weights in shards: the former by FSDP's strategy, the latter by ModelParallel's."""
+
+
+_OF_A_RUN = ("loops", "callbacks", "optimizer_states", "lr_schedulers")
+"""Entries of a checkpoint that a run goes on with, besides its weights."""
+
+_TYPES: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("hyper_parameters", "backbone", "datamodule_hyper_parameters", "metrics"), (dict, type(None))),
+    **dict.fromkeys(("loops", "callbacks"), (dict,)),
+    **dict.fromkeys(("optimizer_states", "lr_schedulers"), (list,)),
+    **dict.fromkeys(("global_step", "epoch"), (int,)),
+}
+"""Of entries of a checkpoint, where they are there."""
 
 
 class Architecture(NamedTuple):
@@ -74,6 +92,7 @@ def load_plain(
         "give a .ckpt that the Trainer saved",
         "train with hyper-parameters that are plain values",
     ),
+    map_location: Any = "cpu",
 ) -> Any:
     """What a file that torch.save wrote holds, tensors and plain values alone; no code in it is run.
 
@@ -81,24 +100,73 @@ def load_plain(
         path: The file.
         kind: What it is expected to be, for the message.
         remedies: What to do where it is something else, and where it holds pickled code.
+        map_location: As `torch.load` takes it.
 
     Raises:
         FileNotFoundError: If there is none.
-        ValueError: If it is something else or damaged, or holds pickled code.
+        ValueError: If it is something else, is damaged (a checksum in it is wrong), or holds pickled code.
     """
     if not path.is_file():
         raise FileNotFoundError(f"No checkpoint stands at {path}: give the path of a .ckpt file that exists.")
+    _check_sums(path, kind, remedies[0])
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
+        return torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:  # foreign bytes make the unpickler raise almost anything
-        if isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(path):
-            raise ValueError(
-                f"{path} holds pickled Python objects, which could run any code when opened, and was refused: "
-                f"{remedies[1]}. {error}"
-            ) from None
-        raise ValueError(f"{path} is not {kind} or is damaged: {remedies[0]}.") from None
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # it is raised where they name a wrong offset
+            raise
+        raise ValueError(_why_not_opened(path, error, kind, remedies)) from None
+
+
+def check_resumable(content: Any, path: Path) -> None:
+    """Refuse a checkpoint that a run cannot go on from.
+
+    Args:
+        content: Of `load_checkpoint`.
+        path: For messages.
+
+    Raises:
+        ValueError: If it holds weights alone, or is no checkpoint of the Trainer.
+    """
+    check_content(content, path)
+    lacking = [key for key in _OF_A_RUN if key not in content]
+    if lacking:
+        raise ValueError(
+            f"{path} has no {', '.join(lacking)}, so no run can go on from it: begin a new run with its weights, "
+            f"--start_from {path}, and let checkpoints hold more than weights, save_weights_only=False."
+        )
+    try:
+        loop = content["loops"]["fit_loop"]
+        counts = [loop["epoch_loop.batch_progress"]["total"][name] for name in ("completed", "ready")]
+        counts.append(loop["epoch_loop.state_dict"]["_batches_that_stepped"])
+    except (KeyError, TypeError):
+        counts = [None]
+    if not all(isinstance(count, int) for count in counts):
+        raise ValueError(
+            f"{path} does not say how many steps its run made: the file was changed or is damaged, give another "
+            f"checkpoint, or begin a new run with its weights, --start_from {path}."
+        )
+
+
+def check_content(content: Any, path: object) -> None:
+    """Refuse a checkpoint whose entries are of other types than the Trainer writes.
+
+    Raises:
+        ValueError: Naming the entry.
+    """
+    if not isinstance(content, Mapping) or not isinstance(content.get("state_dict"), Mapping):
+        raise ValueError(f"{path} has no state_dict, so it is not a checkpoint of the Trainer: give one that is.")
+    wrong = next((name for name, kind in _TYPES.items() if not isinstance(content.get(name, kind[0]()), kind)), None)
+    state = content["state_dict"].items()
+    if wrong is None and not all(isinstance(name, str) and _is_state(name, value) for name, value in state):
+        wrong = "state_dict"
+    metrics = (content.get("metrics") or {}).items() if wrong is None else ()
+    if not all(isinstance(name, str) and isinstance(value, (int, float)) for name, value in metrics):
+        wrong = "metrics"
+    if wrong is not None:
+        raise ValueError(
+            f"The entry {wrong!r} of {path} is not as the Trainer writes it: the file was changed or is damaged, give "
+            "another checkpoint."
+        )
 
 
 def holds_shards(path: Path) -> bool:
@@ -110,24 +178,44 @@ def architecture(checkpoint: Mapping[str, Any], path: Path) -> Architecture:
     """Name, arguments and pixel statistics of the backbone of a checkpoint of a `MultiLabelSSLModule`.
 
     Raises:
-        ValueError: If it does not name the backbone.
+        ValueError: If it does not name the backbone, names one that would be downloaded, or code to import, or has
+            entries of another type.
     """
+    check_content(checkpoint, path)
     settings = checkpoint.get("hyper_parameters") or {}
-    described = checkpoint.get("backbone") or {
+    described = checkpoint.get(BACKBONE_KEY) or {
         "name": settings.get("backbone"),
         "arguments": settings.get("backbone_kwargs"),
         "mean": settings.get("mean"),
         "std": settings.get("std"),
     }
-    if not isinstance(described["name"], str):
+    if not isinstance(described.get("name"), str):
         raise ValueError(
             f"{path} does not name its backbone, which was given as a network or by a subclass: "
             "load the module, MultiLabelSSLModule.load_from_checkpoint(path, backbone=net), and pass that."
         )
-    mean, std = (
-        numbers and [round(number, 6) for number in numbers] for numbers in (described["mean"], described["std"])
-    )
-    return Architecture(described["name"], described["arguments"] or {}, mean, std)
+    name: str = described["name"]
+    arguments, mean, std = (described.get(key) for key in ("arguments", "mean", "std"))
+    arguments = {} if arguments is None else arguments
+    check_received_backbone(name, arguments, mean, std, path)
+    mean, std = (numbers and [round(number, 6) for number in numbers] for numbers in (mean, std))
+    return Architecture(name, arguments, mean, std)
+
+
+def check_received_backbone(name: object, arguments: object, mean: object, std: object, path: Path) -> None:
+    """Refuse what a file says of its backbone where it would run code, cause a download, or cannot be.
+
+    Raises:
+        ValueError: Naming the value.
+    """
+    if not isinstance(arguments, Mapping) or not all(isinstance(key, str) for key in arguments):
+        raise ValueError(
+            f"The arguments of the backbone in {path} are {arguments!r:.80}, and not a mapping from names: the file "
+            "was changed or is damaged, give another."
+        )
+    check_names_no_code(arguments, path)
+    check_downloads_nothing({"backbone": name, "backbone_kwargs": arguments}, path)
+    check_statistics(mean, std, path)
 
 
 def weights_of(checkpoint: Any, network: str) -> dict[str, Tensor]:
@@ -169,7 +257,41 @@ def nearest_network(network: str, names: Iterable[str]) -> str:
 
 def _state(checkpoint: Any) -> dict[str, Tensor]:
     state = checkpoint.get("state_dict") if isinstance(checkpoint, Mapping) else None
-    return state or {}
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)} if state else {}
+
+
+def _is_state(name: str, value: object) -> bool:
+    return isinstance(value, Tensor) or name.endswith("_extra_state")
+
+
+def _check_sums(path: Path, kind: str, remedy: str) -> None:
+    """Compare the checksums that torch.save writes, which torch.load does not look at; older files have none."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            is_packed = sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size
+            wrong = None if is_packed else archive.testzip()
+    except Exception as error:  # foreign bytes make zipfile raise almost anything
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise
+        is_packed, wrong = True, None
+    if is_packed:
+        raise ValueError(f"{path} is not {kind} or is damaged: {remedy}.")
+    if wrong is not None:
+        raise ValueError(f"{path} is damaged, the checksum of {wrong!r} in it is wrong: copy it again, or {remedy}.")
+
+
+def _why_not_opened(path: Path, error: Exception, kind: str, remedies: tuple[str, str]) -> str:
+    """Without torch's own words, which advise to run the code in the file."""
+    named = re.search(r"GLOBAL (\S+)", str(error))
+    if isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(path):
+        names = f" (it names {named[1]})" if named else ""
+        return (
+            f"{path} holds pickled Python objects, which could run any code when opened, and was refused{names}: "
+            f"{remedies[1]}."
+        )
+    return f"{path} is not {kind} or is damaged: {remedies[0]}."
 
 
 def misfit(network: nn.Module, weights: Mapping[str, Tensor]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from mlssl.private import trainer_of, uncompiled
 from mlssl.weights.checkpoints import (
     architecture,
     check_holds,
+    check_received_backbone,
     holds_shards,
     load_checkpoint,
     load_plain,
@@ -30,6 +32,9 @@ from mlssl.weights.checkpoints import (
 TIMM_CONFIG = "config.json"
 TIMM_WEIGHTS = "model.safetensors"
 """The two files of a folder that timm opens as ``local-dir:``."""
+
+DIGEST = "sha256"
+"""Entry of the header of an exported file: of its tensors, so that a flipped bit is noticed."""
 
 _NESTED = ("state_dict", "model")
 _CLASSIFIERS = ("fc.", "head.", "heads.", "classifier.")
@@ -183,11 +188,12 @@ def backbone_of(checkpoint: Mapping[str, Any], path: Path, network: str = "backb
     check_holds(checkpoint, network, path)
     weights = weights_of(checkpoint, network)
     name, arguments, mean, std = architecture(checkpoint, path)
-    built = rebuild_backbone(name, **arguments)
+    built = _rebuilt(name, arguments, str(path))
     wrong = misfit(built, weights)
     if wrong:
         raise ValueError(f"The weights of {network!r} in {path} do not fit its backbone {name!r}: {wrong}.")
     built.load_state_dict(weights)
+    _check_channels(built, mean, std, path)
     return Backbone(built, mean, std, _history_of_checkpoint(checkpoint))
 
 
@@ -200,17 +206,62 @@ def _exported(path: Path) -> Backbone:
     name = header.get("backbone")
     if name is None or "arguments" not in header:
         raise ValueError(f"{path} does not say which backbone it holds: pass its name too, such as resnet50={path}")
-    mean, std = json.loads(header["mean"]), json.loads(header["std"])
-    return _with_weights(name, json.loads(header["arguments"]), weights, str(path), mean, std)
+    arguments, mean, std = (_entry_of_header(header, key, path) for key in ("arguments", "mean", "std"))
+    check_received_backbone(name, arguments, mean, std, path)
+    return _with_weights(name, arguments, weights, str(path), mean, std)
+
+
+def _entry_of_header(header: Mapping[str, str], key: str, path: Path) -> Any:
+    try:
+        return json.loads(header[key])
+    except (KeyError, ValueError, RecursionError):
+        raise ValueError(
+            f"The entry {key!r} in the header of {path} is not there or is not JSON: export it again"
+        ) from None
 
 
 def _read_safetensors(path: Path, remedy: str) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Header and tensors."""
     try:
         with safe_open(path, framework="pt") as file:
-            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
     except SafetensorError as error:
         raise ValueError(f"{path} is not a safetensors file or is damaged ({error}): {remedy}") from None
+    if header.get(DIGEST, digest(tensors)) != digest(tensors):
+        raise ValueError(f"{path} is damaged, the checksum in its header is not that of its tensors: {remedy}")
+    return header, tensors
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names, types, shapes and bytes."""
+    total = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        total.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()
+
+
+def _rebuilt(name: str, arguments: Mapping[str, Any], file: str) -> nn.Module:
+    try:
+        return rebuild_backbone(name, **arguments)
+    except Exception as error:  # of arguments that nobody tried, timm and torchvision raise anything
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"The backbone {name!r} of {file} cannot be built: {said}") from error
+
+
+def _check_channels(
+    network: nn.Module, mean: Sequence[float] | None, std: Sequence[float] | None, path: object
+) -> None:
+    """Refuse statistics of another number of channels than the network takes."""
+    channels = len(pixel_statistics(network)[0])
+    for key, numbers in (("mean", mean), ("std", std)):
+        if numbers and len(numbers) != channels:
+            raise ValueError(
+                f"{path} has {len(numbers)} numbers as {key}, and its backbone takes {channels} channels: the file was "
+                "changed, give another."
+            )
 
 
 def _read_weights(path: Path) -> dict[str, Any]:
@@ -233,7 +284,7 @@ def _with_weights(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> Backbone:
-    network = rebuild_backbone(name, **arguments)
+    network = _rebuilt(name, arguments, file)
     own = network.state_dict()
     plain = {plain_name(key).removeprefix("backbone."): value for key, value in weights.items()}
     plain = {key: value for key, value in plain.items() if key in own or not key.startswith(_CLASSIFIERS)}
@@ -244,6 +295,7 @@ def _with_weights(
             "pass the name of the network that they were saved from"
         )
     network.load_state_dict(plain)
+    _check_channels(network, mean, std, file)
     return Backbone(network, mean, std)
 
 
