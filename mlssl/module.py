@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
@@ -19,9 +18,10 @@ from mlssl.forms import Form, Positives, plain_setting
 from mlssl.heads import predictor, projector
 from mlssl.losses import ImageAwareContrastiveLoss, negative_cosine_similarity
 from mlssl.module_checks import check_at_least, check_channels, check_pixel_statistics, check_step
-from mlssl.module_state import check_received, repair_loaded_state, repair_saved_state
+from mlssl.module_state import repair_loaded_state, repair_saved_state
 from mlssl.optim import check_optimizer
 from mlssl.recompute import in_parts
+from mlssl.safe_loading import SafeLoading
 from mlssl.trainer_optimizer import optimizer_of_run
 
 
@@ -33,7 +33,7 @@ class Embedding(NamedTuple):
     predictions: Tensor
 
 
-class MultiLabelSSLModule(L.LightningModule):
+class MultiLabelSSLModule(SafeLoading):
     """Pre-train a backbone on multi-label images (arXiv 2506.23156).
 
     Takes batches of block-wise augmented views, see :class:`mlssl.data.batches.ViewBatch`, and compares every anchor
@@ -290,28 +290,6 @@ class MultiLabelSSLModule(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimizer over every parameter that requires a gradient, and a cosine to 0 over the run."""
         return optimizer_of_run(self)
-
-    @_restricted_classmethod
-    def load_from_checkpoint(
-        cls,  # noqa: N805 - a class method
-        checkpoint_path: Any,
-        map_location: Any = None,
-        hparams_file: Any = None,
-        strict: bool | None = None,
-        weights_only: bool | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """Load as Lightning does; unless ``weights_only=False``, nothing in the file runs code or is downloaded.
-
-        Raises:
-            FileNotFoundError: If no checkpoint stands there.
-            ValueError: If it is damaged, holds pickled objects, or its hyper-parameters name code or a download.
-        """
-        weights_only = weights_only is not False
-        if weights_only:
-            checkpoint_path = check_received(checkpoint_path, hparams_file, kwargs)
-        of_lightning = super().load_from_checkpoint
-        return of_lightning(checkpoint_path, map_location, hparams_file, strict, weights_only, **kwargs)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save plain names of weights, and what rebuilds the backbone."""

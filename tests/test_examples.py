@@ -270,5 +270,16 @@ def test_a_benchmark_prints_its_rows(name, words, printed, photographs, tiny_cor
 
 def test_every_benchmark_is_run_here():
     assert {file.stem for file in (EXAMPLES / "benchmarks").glob("*.py")} == {
-        *("authors_way", "views", "loader", "loss", "probe", "probe_memory", "small_maps", "step", "time_to_quality"),
+        *(
+            "authors_way",
+            "albumentations_way",
+            "views",
+            "loader",
+            "loss",
+            "probe",
+            "probe_memory",
+            "small_maps",
+            "step",
+            "time_to_quality",
+        ),
     }

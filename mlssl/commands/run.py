@@ -6,7 +6,6 @@ import difflib
 import json
 import re
 from argparse import ArgumentError
-from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
