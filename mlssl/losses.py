@@ -36,7 +36,7 @@ __all__ = [
 Reduction = Literal["mean", "sum_and_count"]
 
 BOX_TOLERANCE = 1e-3
-"""By how much a box may reach beyond the image: the rounding of boxes that were kept in half precision."""
+"""By how much a box may reach beyond the image; one in half precision may by its rounding."""
 
 
 # fmt: off
@@ -325,8 +325,9 @@ def _compared(
 def _check_inside_image(name: str, boxes: Tensor | None) -> None:
     if boxes is None:
         return
+    tolerance, boxes = max(BOX_TOLERANCE, torch.finfo(boxes.dtype).eps), boxes.float()
     ends = torch.cat([boxes, boxes[:, :2] + boxes[:, 2:]], dim=1)
-    inside = ((ends >= -BOX_TOLERANCE) & (ends <= 1 + BOX_TOLERANCE)).all(dim=1)
+    inside = ((ends >= -tolerance) & (ends <= 1 + tolerance)).all(dim=1)
     if not bool(inside.all()):
         index = int((~inside).nonzero()[0, 0])
         raise ValueError(

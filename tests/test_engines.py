@@ -226,7 +226,8 @@ def test_a_sharded_network_is_known_by_its_parts_or_its_weights(processes: Proce
 @pytest.fixture
 def fit_sharded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A function from callbacks and settings of model and data to a Trainer that takes the network to be sharded."""
-    for module in ("module", "callbacks.export", "callbacks.knn", "callbacks.probe", "callbacks.representation"):
+    callbacks = [f"callbacks.{name}" for name in ("export", "knn", "networks", "representation")]
+    for module in ("trainer_optimizer", *callbacks):
         monkeypatch.setattr(f"mlssl.{module}.is_sharded", lambda network: True)
 
     def fit(*callbacks: L.Callback, logger: Any = False, probe_train: Any = None, **model: Any) -> L.Trainer:
@@ -278,6 +279,6 @@ def test_what_needs_the_whole_network_leaves_a_sharded_one_alone(
 def test_what_cannot_be_right_on_shards_is_refused(fit_sharded: Any) -> None:
     with pytest.raises(TypeError, match="FSDP shards the network, of which no device has all: leave probe_train out"):
         fit_sharded(OnlineLinearProbe(), probe_train=synthetic_scenes("train", size=32, count=8))
-    for settings in ({"optimizer": "lars"}, {"decay_norm_and_bias": False}):
-        with pytest.raises(ValueError, match="FSDP gives a device parts of them without their shape: use 'sgd' or"):
+    for settings in ({"optimizer": "lars"}, {"optimizer": "muon"}, {"decay_norm_and_bias": False}):
+        with pytest.raises(ValueError, match="FSDP gives a device parts of them without their shape: use 'adam', 'ad"):
             fit_sharded(**settings)

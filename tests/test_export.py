@@ -262,6 +262,7 @@ def test_the_header_says_how_to_use_the_backbone(tmp_path: Path) -> None:
         headers.append(what(tmp_path / f"{number}.safetensors"))
     assert headers[0] == headers[1]
     assert headers[0].pop("library").startswith("mlssl ")
+    assert len(headers[0].pop("sha256")) == 64
     assert {name: headers[0].pop(name) for name in ("backbone", "licence", "features")} == {
         "backbone": "test_resnet",
         "licence": "CC0",

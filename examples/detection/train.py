@@ -72,7 +72,7 @@ class DetectorTraining(L.LightningModule):
         self.precision.reset()
 
     def configure_optimizers(self):
-        optimizer = torch.optim.SGD(parameter_groups([self.detector], 1e-4), self.lr, momentum=0.9)
+        optimizer = torch.optim.SGD(parameter_groups(self.detector.parameters(), 1e-4), self.lr, momentum=0.9)
 
         def factor(step: int) -> float:
             warm = min(1.0, (step + 1) / (self.warmup + 1))

@@ -23,7 +23,7 @@ IMAGE_BATCH_CONTRACT = """An evaluation batch is a mapping with
   "labels":    bool or integer (B, L) of 1 present, 0 absent, -1 unknown; leave the key out where there are none"""
 
 _SLACK = 1e-4
-"""By which boxes may end outside 0–1, for those that were computed in float32."""
+"""By which boxes may end outside 0–1, for those that were computed in float32; those in less may by their rounding."""
 
 
 class _LabelledBatch(TypedDict, total=False):
@@ -131,13 +131,14 @@ def _check_boxes(batch: Mapping[Any, Any], key: str, shape: tuple[int, ...], con
     boxes = batch.get(key)
     if boxes is None:
         return
-    if not isinstance(boxes, Tensor) or boxes.dtype != torch.float32:
+    if not isinstance(boxes, Tensor) or not boxes.is_floating_point():  # Lightning casts a batch to the run's precision
         raise TypeError(f"{key!r} is {_describe(boxes)}, not float32. {contract}")
     if boxes.shape != shape:
         raise ValueError(f"{key!r} has shape {tuple(boxes.shape)} where {shape} was expected. {contract}")
+    slack, boxes = max(_SLACK, torch.finfo(boxes.dtype).eps), boxes.float()
     ends = boxes[..., :2] + boxes[..., 2:]
     # Written so that NaN is outside too.
-    inside = bool((boxes[..., :2] >= 0).all() and (boxes[..., 2:] > 0).all() and (ends <= 1 + _SLACK).all())
+    inside = bool((boxes[..., :2] >= 0).all() and (boxes[..., 2:] > 0).all() and (ends <= 1 + slack).all())
     if not inside:
         raise ValueError(f"{key!r} holds boxes outside 0-1 or without extent. {contract}")
 

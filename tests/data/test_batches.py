@@ -43,6 +43,12 @@ def test_accepts_any_number_of_branches_boxes_and_local_views(branches: int) -> 
     check_view_batch(view_batch(views=views, local_views=local()))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_accepts_boxes_in_the_precision_of_the_run(dtype: torch.dtype) -> None:
+    """Lightning casts a batch, and 0.2 + 0.8 is more than 1 after rounding to bfloat16."""
+    check_view_batch(view_batch(boxes=boxes().to(dtype)))
+
+
 @pytest.mark.parametrize("labels", [None, torch.ones(2, 3, dtype=torch.bool), torch.zeros(2, 3, dtype=torch.int64)])
 def test_accepts_batches_that_keep_the_contract(labels: torch.Tensor | None) -> None:
     check_view_batch(view_batch(labels=labels, path=["further", "keys"]))
@@ -76,7 +82,7 @@ WRONG_IN_BOTH = [
         ({"views": torch.zeros(2, 2, 4, 3, 8, 9, dtype=torch.uint8)}, ValueError, r"shape \(2, 2, 4, 3, 8, 9\)"),
         ({"views": torch.zeros(2, 2, 0, 3, 8, 8, dtype=torch.uint8)}, ValueError, "which holds no pixel"),
         ({"views": torch.zeros(2, 0, 4, 3, 8, 8, dtype=torch.uint8)}, ValueError, "which holds no pixel"),
-        ({"boxes": boxes().double()}, TypeError, "'boxes' is Tensor of torch.float64 .*not float32"),
+        ({"boxes": boxes().long()}, TypeError, "'boxes' is Tensor of torch.int64 .*not float32"),
         ({"boxes": [0]}, TypeError, "'boxes' is of type list, not float32"),
         ({"boxes": boxes(2, 3, 4)}, ValueError, r"'boxes' has shape \(2, 3, 4, 4\) where \(2, 2, 4, 4\) was expected"),
         ({"boxes": boxes() - 0.3}, ValueError, "'boxes' holds boxes outside 0-1 or without extent"),
