@@ -110,11 +110,15 @@ def trap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def received(**changes: Any) -> str:
-    """A checkpoint with other hyper-parameters."""
+    """A checkpoint of a Trainer with other hyper-parameters."""
     module = MultiLabelSSLModule("test_resnet", projection_dim=16, predictor_dim=8)
-    hyper_parameters = {**module.hparams, **changes}
-    checkpoint = {"state_dict": module.state_dict(), "hyper_parameters": hyper_parameters}
-    torch.save({**checkpoint, "pytorch-lightning_version": L.__version__}, "received.ckpt")
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = L.Trainer(accelerator="cpu", **quiet)
+    trainer.strategy.connect(module)
+    trainer.save_checkpoint("received.ckpt")
+    checkpoint = torch.load("received.ckpt", weights_only=True)
+    checkpoint["hyper_parameters"] |= changes
+    torch.save(checkpoint, "received.ckpt")
     return "received.ckpt"
 
 
