@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -12,7 +13,7 @@ from mlssl.callbacks.networks import NetworkCallback
 from mlssl.evaluation.metrics import MultiLabelScores
 
 
-class OnlineScores(NetworkCallback):
+class OnlineScores(NetworkCallback, ABC):
     """Score each validation batch by `probabilities`; log the mAP over all devices, and over how many classes it is.
 
     Of several validation loaders the first counts, and images that a distributed sampler repeats count once.
@@ -29,9 +30,9 @@ class OnlineScores(NetworkCallback):
         """Whether this validation is scored."""
         return True
 
+    @abstractmethod
     def probabilities(self, trainer: L.Trainer, features: Tensor, labels: Tensor, image_ids: Tensor) -> Tensor | None:
         """Probabilities (B, L) of features (B, D), whose labels are (B, L); None where there are none."""
-        raise NotImplementedError
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Forget the scores of the validation before."""
