@@ -10,12 +10,14 @@ import difflib
 import io
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentError
 
 import mlssl
 from mlssl.commands.parsing import COMMANDS, call_command
+from mlssl.commands.quiet import quiet
 from mlssl.commands.trainer_help import TRAINER_HELP
 
 if TYPE_CHECKING:
@@ -38,7 +40,8 @@ USAGE = """usage: mlssl COMMAND [ARGUMENTS]
   completion  for a shell:             eval "$(mlssl completion bash)"
 
 mlssl COMMAND --help lists the arguments of a command.
-mlssl COMMAND ... --traceback shows where an error was raised.
+mlssl COMMAND ... --traceback shows where an error was raised, --verbose also
+what Lightning, torch and others remark.
 Exit codes: 0 done, 1 a fault of mlssl, 2 wrong input (said in one line),
 130 interrupted by Ctrl-C."""
 
@@ -73,22 +76,19 @@ def main(
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be any bytes
     words = list(sys.argv[1:] if argv is None else argv)
     traceback = "--traceback" in words
-    words = [word for word in words if word != "--traceback"]
+    verbose = "--verbose" in words
+    words = [word for word in words if word not in ("--traceback", "--verbose")]
     if not words or words[0] in ("-h", "--help"):
         print(USAGE)
         return 0
     if words[0] == "--version":
         print(mlssl.__version__)
         return 0
+    # Who passes words from a program of their own has set up logging there.
+    screen = quiet(verbose) if argv is None else nullcontext()
     try:
-        if words[0] in TRAINER_HELP:
-            _call_trainer(words, model, data)
-        elif words[0] in COMMANDS:
-            call_command(words[0], words[1:])
-        else:
-            near = difflib.get_close_matches(words[0], [*TRAINER_HELP, *COMMANDS], n=1)
-            meant = f", did you mean {near[0]!r}?" if near else ":"
-            raise ValueError(f"there is no command {words[0]!r}{meant} mlssl --help lists them")
+        with screen:
+            _call(words, model, data)
     except KeyboardInterrupt as interrupt:
         print(f"mlssl: interrupted{f'; {interrupt}' if str(interrupt) else ''}", file=sys.stderr)
         return INTERRUPTED
@@ -98,6 +98,17 @@ def main(
         print(f"mlssl: error: {_last_line(error)}", file=sys.stderr)
         return 2
     return 0
+
+
+def _call(words: list[str], model: type[LightningModule] | None, data: type[LightningDataModule] | None) -> None:
+    if words[0] in TRAINER_HELP:
+        _call_trainer(words, model, data)
+    elif words[0] in COMMANDS:
+        call_command(words[0], words[1:])
+    else:
+        near = difflib.get_close_matches(words[0], [*TRAINER_HELP, *COMMANDS], n=1)
+        meant = f", did you mean {near[0]!r}?" if near else ":"
+        raise ValueError(f"there is no command {words[0]!r}{meant} mlssl --help lists them")
 
 
 def _call_trainer(

@@ -13,7 +13,7 @@ import torch
 from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -24,6 +24,8 @@ from mlssl.callbacks import (
     OnlineLinearProbe,
     RandomState,
     RepresentationLogger,
+    RunBar,
+    RunTime,
     SmallMaps,
     Throughput,
     ViewGridLogger,
@@ -89,7 +91,8 @@ def run_settings(
     """Complete Trainer arguments for a run in ``folder``: what the user gave stays, what is missing is added.
 
     Added are: ``metrics.csv`` beside whatever loggers there are, checkpoints in ``checkpoints/`` with the last one kept
-    and written whole or not at all, the library's callbacks where none of their kind is given, the machine's precision.
+    and written whole or not at all, the library's callbacks where none of their kind is given, one bar for the whole
+    run, the machine's precision.
     A ModelCheckpoint of the user's saves in addition, also to ``checkpoints/`` where it has no ``dirpath``; its own
     last checkpoint is called ``last_of_callback.ckpt`` there.
 
@@ -115,6 +118,11 @@ def run_settings(
     settings["plugins"] = _as_list(settings.get("plugins"))
     if not any(isinstance(plugin, AtomicCheckpointIO) for plugin in settings["plugins"]):
         settings["plugins"].append(AtomicCheckpointIO())
+    has_bar = any(isinstance(one, ProgressBar) for one in settings["callbacks"])
+    if settings.get("enable_progress_bar") is not False and not has_bar:
+        settings["callbacks"].append(RunBar())
+    if settings.get("enable_model_summary") is None:  # the block at the start has its number of parameters
+        settings["enable_model_summary"] = False
     if settings.get("log_every_n_steps") is None:
         limits = (settings.get("limit_train_batches"), settings.get("max_steps"))
         settings["log_every_n_steps"] = min(LOG_EVERY_N_STEPS, *(_number_of_steps(limit) for limit in limits))
@@ -279,6 +287,7 @@ def _with_defaults(folder: Path, given: list[Callback], settings: dict[str, Any]
         BackboneExport(),
         RandomState(),
         RepresentationLogger(),
+        RunTime(),
     ]
     if settings.get("enable_checkpointing") is not False:
         defaults.append(_saver(folder / "checkpoints", given))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, TQDMProgressBar
 from lightning.pytorch.loggers import WandbLogger
 
-from mlssl.callbacks import BackboneExport, CollapseMonitor, OnlineLinearProbe, RandomState, SmallMaps
+from mlssl.callbacks import BackboneExport, CollapseMonitor, OnlineLinearProbe, RandomState, RunBar, SmallMaps
 from mlssl.checkpoint import AtomicCheckpointIO, RunCheckpoint
 from mlssl.metrics_file import MetricsFile
 from mlssl.runs import RUN_FOLDER_VARIABLE, default_precision, is_first_process, new_run_folder, run_settings
@@ -199,3 +200,15 @@ def test_a_run_checkpoint_of_the_user_stands_for_the_librarys_where_it_saves_at_
 def test_a_run_checkpoint_that_saves_nothing_to_go_on_from_is_refused(tmp_path, settings):
     with pytest.raises(ValueError, match=r"A RunCheckpoint with save_last=.* was given, and a run goes on from the"):
         run_settings(tmp_path, {"callbacks": [RunCheckpoint(**settings)]})
+
+
+def test_a_run_has_one_bar_for_all_of_it_unless_the_user_has_another_or_none(tmp_path: Path) -> None:
+    def bars(**settings: Any) -> list[type]:
+        callbacks = run_settings(tmp_path, settings)["callbacks"]
+        return [type(callback) for callback in callbacks if isinstance(callback, ProgressBar)]
+
+    assert bars() == [RunBar]
+    assert bars(callbacks=[TQDMProgressBar()]) == [TQDMProgressBar]
+    assert bars(enable_progress_bar=False) == []
+    assert run_settings(tmp_path, {})["enable_model_summary"] is False
+    assert run_settings(tmp_path, {"enable_model_summary": True})["enable_model_summary"] is True

@@ -10,6 +10,8 @@ from mlssl.callbacks.learning_rate import LearningRate as LearningRate
 from mlssl.callbacks.probe import OnlineLinearProbe as OnlineLinearProbe
 from mlssl.callbacks.random_state import RandomState as RandomState
 from mlssl.callbacks.representation import RepresentationLogger as RepresentationLogger
+from mlssl.callbacks.run_bar import RunBar as RunBar
+from mlssl.callbacks.run_time import RunTime as RunTime
 from mlssl.callbacks.small_maps import SmallMaps as SmallMaps
 from mlssl.callbacks.step_summary import StepSummary as StepSummary
 from mlssl.callbacks.throughput import Throughput as Throughput

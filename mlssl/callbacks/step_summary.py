@@ -1,27 +1,57 @@
-"""What a step compares, said once at the start of a run."""
+"""What a run works on, said once in a block at its start."""
 
-from collections.abc import Iterable
+from __future__ import annotations
+
+import math
+import os
+import re
+import shutil
+import textwrap
+from collections.abc import Iterable, Sequence, Sized
+from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
+from mlssl.callbacks.position import position_of
+from mlssl.data.datamodule import MultiLabelDataModule
 from mlssl.distributed import world_size
 from mlssl.private import BatchNorm
 
+Rows = list[tuple[str, str]]
+"""Name and content of each line of a block."""
+
+_INDENT = 10
+
+_KEPT = "\0"
+"""Stands for the blank between a class and its count, where no line ends."""
+
+_WIDEST = 120
+"""Columns of a block, on a terminal that is wider."""
+
 
 class StepSummary(L.Callback):
-    """Say at the first step of a run how many views it has, and how many positives and negatives an anchor meets.
+    """Say in one block what a run works on: images, classes, views, positives and negatives, devices, folder.
 
-    On several devices it warns where batch norms are not synchronised. `MultiLabelSSLModule` adds it by itself.
+    It is printed at the first step of a fit, before the bar, and at the start of a validation, test or prediction. On
+    several devices it warns where batch norms are not synchronised. `MultiLabelSSLModule` adds it by itself.
     """
+
+    def __init__(self) -> None:
+        self._is_said = False
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Speak again in another fit."""
+        self._is_said = False
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Look at the first batch of an epoch."""
-        if batch_idx > 0 or "views" not in batch:
+        """Look at the first batch of the run."""
+        if self._is_said or "views" not in batch:
             return
         unsynchronised = count_unsynchronised(pl_module.modules())
         if unsynchronised and world_size() > 1:
@@ -30,25 +60,127 @@ class StepSummary(L.Callback):
                 "do not compute what one would: pass sync_batchnorm=True to the Trainer "
                 "(--trainer.sync_batchnorm true), on GPUs."
             )
-        if trainer.global_step == 0:
-            rank_zero_info(describe_step(batch["views"], world_size()))
+        step = describe_step(batch["views"], world_size())
+        if trainer.accumulate_grad_batches > 1:
+            step += ", and gradient accumulation adds none"
+        rows = [*rows_of_data(trainer), ("step", step), *_rows_of_length(trainer, batch_idx)]
+        self._say([*rows, *_rows_of_machine(trainer, pl_module)])
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Say what is evaluated, unless this is part of a fit."""
+        if trainer.state.fn == "validate":
+            self._say([*rows_of_data(trainer), *_rows_of_machine(trainer, pl_module)])
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Say what is evaluated."""
+        self._say([*rows_of_data(trainer), *_rows_of_machine(trainer, pl_module)])
+
+    on_predict_start = on_test_start
+
+    def _say(self, rows: Rows) -> None:
+        if not self._is_said:
+            self._is_said = True
+            rank_zero_info(block(rows))
+
+
+def block(rows: Sequence[tuple[str, str]], columns: int | None = None) -> str:
+    """Rows under each other, folded to the width of the terminal, after a blank line.
+
+    >>> print(block([("images", "4500"), ("folder", "runs/fit")], 40))
+    <BLANKLINE>
+    images    4500
+    folder    runs/fit
+    """
+    width = min(_WIDEST, columns or shutil.get_terminal_size().columns - 1)
+    lines = []
+    for name, content in rows:
+        fold = textwrap.TextWrapper(
+            width,
+            initial_indent=f"{name:<{_INDENT}}" if len(name) < _INDENT else f"{name}  ",
+            subsequent_indent=" " * _INDENT,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        lines += [line.replace(_KEPT, " ") for line in fold.wrap(re.sub(r" (?=\d+(?:[,;)]|$))", _KEPT, content))]
+    return "\n" + "\n".join(lines)
+
+
+def rows_of_data(trainer: L.Trainer) -> Rows:
+    """Images, classes and frequencies of each set; of a datamodule other than the library's, how many images."""
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    if isinstance(data, MultiLabelDataModule):
+        return data.description()
+    dataset = getattr(trainer.train_dataloader, "dataset", None)
+    return [("train", f"{len(dataset)} images")] if isinstance(dataset, Sized) else []
 
 
 def describe_step(views: Tensor, devices: int) -> str:
     """Describe a step on views (B, A, K, C, S, S) per device.
 
     >>> import torch
-    >>> describe_step(torch.zeros(4, 2, 3, 3, 8, 8), 1).partition("; ")[0]
-    'A step: 4 images on each of 1 device(s), 24 views'
+    >>> describe_step(torch.zeros(4, 2, 3, 3, 8, 8), 1)
+    '4 images, 24 views of 8 × 8 pixels (2 × 3 per image); each anchor meets 5 positives and 18 negatives'
     """
-    images, branches, blocks = views.shape[:3]
+    images, branches, blocks, _, height, width = views.shape
     anchors = 2 * images * blocks * devices  # of one set: the predictions of one branch, the projections of another
     positives = 2 * blocks - 1
+    each = f" on each of {devices} devices" if devices > 1 else ""
     return (
-        f"A step: {images} images on each of {devices} device(s), {images * branches * blocks * devices} views; "
-        f"each anchor meets {positives} positives and {anchors - 1 - positives} negatives. "
-        "Gradient accumulation adds none."
+        f"{images} images{each}, {images * branches * blocks * devices} views of {height} × {width} pixels "
+        f"({branches} × {blocks} per image); each anchor meets {positives} positives and "
+        f"{anchors - 1 - positives} negatives"
     )
+
+
+def _rows_of_length(trainer: L.Trainer, batch_idx: int) -> Rows:
+    per_epoch, at = trainer.num_training_batches, position_of(trainer, batch_idx)
+    rows = []
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    if math.isfinite(per_epoch):
+        rest = 0
+        if isinstance(data, MultiLabelDataModule) and data.train_records is not None and _takes_all(trainer):
+            rest = len(data.train_records) % (data.hparams["batch_size"] * trainer.world_size)
+        left = f"; {rest} images sit out, different ones each time" if rest else ""
+        rows.append(("epoch", f"{int(per_epoch)} steps{left}"))
+    if math.isfinite(at.total):
+        number = trainer.max_epochs or -1
+        epochs = f"{number} epoch{'s' if number > 1 else ''}, " if number > 0 else ""
+        begun = f", {at.done} of them done" if at.done else ""
+        rows.append(("run", f"{epochs}{int(at.total)} steps{begun}"))
+    return rows
+
+
+def _takes_all(trainer: L.Trainer) -> bool:
+    return trainer.limit_train_batches in (None, 1.0)
+
+
+def _rows_of_machine(trainer: L.Trainer, pl_module: L.LightningModule) -> Rows:
+    name = pl_module.hparams.get("backbone", type(getattr(pl_module, "backbone", pl_module)).__name__)
+    parameters = sum(parameter.numel() for parameter in pl_module.parameters())
+    loader = trainer.train_dataloader or trainer.val_dataloaders or trainer.predict_dataloaders
+    workers = getattr(loader, "num_workers", None)
+    loading = "" if workers is None else f", loader processes {workers}" + " per device" * (trainer.world_size > 1)
+    return [
+        ("network", f"{name} and its heads, {_short(parameters)} parameters"),
+        ("devices", f"{trainer.world_size} × {_device(trainer)}, precision {trainer.precision}{loading}"),
+        ("folder", _folder(trainer)),
+    ]
+
+
+def _folder(trainer: L.Trainer) -> str:
+    has_views = (Path(trainer.default_root_dir) / "views").is_dir()
+    return f"{trainer.default_root_dir}{', with pictures of what the network sees in views/' if has_views else ''}"
+
+
+def _short(number: int) -> str:
+    return f"{number / 1e6:.1f} million" if number >= 1e5 else f"{number}"
+
+
+def _device(trainer: L.Trainer) -> str:
+    device = trainer.strategy.root_device
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU ({os.cpu_count()} cores)" if device.type == "cpu" else device.type.upper()
 
 
 def count_unsynchronised(layers: Iterable[nn.Module]) -> int:

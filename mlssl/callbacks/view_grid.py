@@ -70,7 +70,6 @@ class ViewGridLogger(L.Callback):
             )
             for logger in trainer.loggers:
                 _show(logger, f"views/{name}", picture, trainer.global_step)
-        rank_zero_info(f"ViewGridLogger: pictures of the views are in {folder}")
 
 
 def _show(logger: Any, name: str, picture: ImageArray, step: int) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 
 import lightning as L
 
-_SAID = b"\nmlssl: ending after this step; Ctrl-C once more ends at once\n"
+_SAID = b"\r\x1b[Kmlssl: ending after this step; Ctrl-C once more ends at once\r"
+"""On a terminal only, in the place of the bar until that is drawn again: one line is left of an interrupt, the last."""
 
 
 class Interrupts(L.Callback):
@@ -59,7 +60,8 @@ class Interrupts(L.Callback):
             return
         if self._is_training and not self._came:
             self._came = True
-            os.write(2, _SAID)  # print may be in the middle of something
+            if os.isatty(2):
+                os.write(2, _SAID)  # print may be in the middle of something
             return
         raise KeyboardInterrupt
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import difflib
 import json
 import re
+import shutil
+import time
 from argparse import ArgumentError
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +20,15 @@ from safetensors.torch import save_file
 
 from mlssl.atomic import remove_leftovers, written_aside
 from mlssl.commands.custom_code import imported, is_import_path, make_importable
+from mlssl.commands.end_of_fit import describe_end, take_weights
 from mlssl.commands.hyper_parameters import is_custom, plain_hyper_parameters
 from mlssl.commands.interrupts import Interrupts
 from mlssl.commands.lightning_private import OpenCLI, is_of_restoring
 from mlssl.commands.run_words import read_words
+from mlssl.data.datamodule import MultiLabelDataModule
 from mlssl.locks import locked
 from mlssl.received import check_downloads_nothing
-from mlssl.runs import is_first_process, logger_in_folder, new_run_folder, run_settings, run_summary
+from mlssl.runs import is_first_process, logger_in_folder, new_run_folder, run_settings, run_summary, steps_of
 from mlssl.weights.checkpoints import check_content, check_resumable, load_plain
 
 FUNCTIONS = ("form", "positives")
@@ -57,6 +61,7 @@ class RunCLI(OpenCLI):
         """Checkpoint that the run of the folder goes on from."""
         self._functions: dict[str, Any] = {}
         self._lock = ExitStack()
+        self._began = 0.0
         self._interrupts = Interrupts()
         with self._interrupts:
             self._run(words, model, data)
@@ -107,7 +112,7 @@ class RunCLI(OpenCLI):
         finally:
             self._end_wandb()
             self._lock.close()
-            self._leave_no_empty_folder()
+            self._leave_no_failed_start()
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Name and parent of the run's folder, what it is made of, and one seed for weights and views."""
@@ -246,10 +251,11 @@ class RunCLI(OpenCLI):
         return logger_in_folder(loggers, _arguments(configs), folder) if isinstance(loggers, Logger) else loggers
 
     def after_fit(self) -> None:
-        """Write the run's summary to ``summary.json``, and to the loggers that take one."""
+        """Write the run's summary to ``summary.json``, and to the loggers that take one; say how it went."""
         if not self.trainer.is_global_zero or self.settings.trainer.fast_dev_run:
             return
         assert self.folder is not None
+        seconds = time.monotonic() - self._began
         summary = run_summary(self.folder, self.trainer)
         with written_aside(self.folder / "summary.json") as aside:
             aside.write_text(json.dumps(summary, indent=2) + "\n")
@@ -259,13 +265,25 @@ class RunCLI(OpenCLI):
             elif isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_text("summary", _as_code(json.dumps(summary, indent=2)))
                 logger.finalize("success")  # once more, for what was written after the Trainer did
+        begun = self.resumed or self.settings.ckpt_path
+        print(describe_end(self, self.folder, seconds, 0 if begun is None else steps_of(begun)))
 
     def before_fit(self) -> None:
-        """Weights of another run's checkpoint, heads included; optimizer, schedule and epochs start afresh.
+        """Read the data before a logger begins a run; take the weights of another run's checkpoint if asked for.
+
+        Of such a checkpoint the heads are included; optimizer, schedule and epochs start afresh.
 
         Raises:
             ValueError: If the run is to be resumed too, or the weights are those of another model.
         """
+        self._began = time.monotonic()
+        data = self.datamodule
+        # Where several processes check the images, each its share, they do so once they know of each other.
+        if isinstance(data, MultiLabelDataModule) and not (
+            data.hparams["check_images"] and self.trainer.world_size > 1
+        ):
+            data.setup("fit")
+            data.train_dataloader()
         source = self.settings.start_from
         if source is None or self.resumed is not None:  # a resumed run has long begun
             return
@@ -274,16 +292,7 @@ class RunCLI(OpenCLI):
                 "--start_from begins a new run with a checkpoint's weights, and --ckpt_path goes on with its run: "
                 "give one of them."
             )
-        checkpoint = load_plain(Path(source))
-        check_content(checkpoint, Path(source))
-        try:
-            self.model.on_load_checkpoint(checkpoint)
-            self.model.load_state_dict(checkpoint["state_dict"])
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(
-                f"{source} does not fit the model, give --model.backbone and the widths that it was trained with: "
-                f"{error}"
-            ) from None
+        take_weights(self.model, source)
 
     def predict(self, **arguments: Any) -> None:
         """Write the features (n, D) and ids (n,) of every image to ``features.safetensors`` in the run's folder."""
@@ -309,7 +318,7 @@ class RunCLI(OpenCLI):
 
     def _where_it_stands(self) -> str:
         """Where an interrupted run can go on from, as a clause."""
-        if self.folder is None or self.subcommand != "fit":
+        if self.folder is None or self.subcommand != "fit" or not (self.resumed or self._has_stepped()):
             return "nothing was written"
         last = self.folder / "checkpoints" / "last.ckpt"
         if not last.is_file():
@@ -325,11 +334,17 @@ class RunCLI(OpenCLI):
             if wandb.run is not None:
                 wandb.finish(exit_code=int(trainer.interrupted or not trainer.state.finished))
 
-    def _leave_no_empty_folder(self) -> None:
-        """A run that failed before it wrote anything takes its folder along."""
-        if self.folder is not None and self.resumed is None:
-            with suppress(OSError):  # of a folder that is not empty
-                self.folder.rmdir()
+    def _leave_no_failed_start(self) -> None:
+        """A run that ended before its first step, or an evaluation that failed, takes its folder along."""
+        if self.folder is None or self.resumed is not None or not is_first_process():
+            return
+        trainer = getattr(self, "trainer", None)
+        if trainer is None or not (self._has_stepped() or trainer.state.finished):
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _has_stepped(self) -> bool:
+        trainer = getattr(self, "trainer", None)
+        return trainer is not None and trainer.fit_loop.epoch_loop.batch_progress.total.completed > 0
 
 
 class _SaveConfig(SaveConfigCallback):

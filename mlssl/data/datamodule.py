@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
@@ -18,7 +18,7 @@ from mlssl.data.absent import absent_values
 from mlssl.data.bad_images import BadImages, find_bad_images
 from mlssl.data.datasets import EpochSampler, ImageDataset, ViewDataset, collated
 from mlssl.data.decoding import BadImageError
-from mlssl.data.described import describe
+from mlssl.data.described import describe, remarks
 from mlssl.data.formats import check_source, read_sets
 from mlssl.data.loader import PartialLoader, ResumableLoader
 from mlssl.data.records import Records
@@ -201,12 +201,19 @@ class MultiLabelDataModule(L.LightningDataModule):
                 records.check_files()
         for name, records in self._sets():
             _check_presence(name, records)
-            rank_zero_info(f"{name}: {describe(records)}")
         if self.hparams["on_bad_image"] == "skip":
             self._bad = {name: BadImages(len(records)) for name, records in self._sets()}
         if self.hparams["check_images"]:
             self._check_images()
         self._is_set_up = True
+
+    def description(self) -> list[tuple[str, str]]:
+        """What the start of a run prints: name of each set and a sentence on it, then remarks under an empty name."""
+        rows = []
+        self.setup()
+        for name, records in self._sets():
+            rows += [(name, describe(records)), *(("", remark) for remark in remarks(records))]
+        return rows
 
     @property
     def skipped_images(self) -> dict[str, list[Path]]:
@@ -439,7 +446,7 @@ def _check_of_files(dataset: str, settings: dict[str, Any]) -> None:
 
 
 def _check_presence(name: str, records: Records) -> None:
-    """Refuse labels that say nothing, and name the classes that a set has no image of."""
+    """Refuse labels that say nothing."""
     if records.labels is None:
         return
     shown = (records.labels == 1).any(axis=0)
@@ -454,18 +461,6 @@ def _check_presence(name: str, records: Records) -> None:
             f"The labels of {name} are 1 and -1 and never 0, and -1 means unknown, so that no class can be scored: "
             "pass absent=-1 (--data.absent -1; in Python, to read_dataset) if it means absent, or 0 for what is absent."
         )
-    always = [one for one, there in zip(records.classes, is_known_absent, strict=True) if not there]
-    if always:
-        rank_zero_info(
-            f"{len(always)} of {len(records.classes)} classes are absent from no image of {name} and are left out of "
-            f"its mAP: {', '.join(always[:5])}{', …' if len(always) > 5 else ''}"
-        )
-    absent = [one for one, is_shown in zip(records.classes, shown, strict=True) if not is_shown]
-    if absent:
-        rank_zero_info(
-            f"{len(absent)} of {len(records.classes)} classes are shown by no image of {name} and are left out of its "
-            f"mAP: {', '.join(absent[:5])}{', …' if len(absent) > 5 else ''}"
-        )
 
 
 def _check_steps(num_images: int, batch_size: int, devices: int) -> None:
@@ -474,11 +469,6 @@ def _check_steps(num_images: int, batch_size: int, devices: int) -> None:
         raise ValueError(
             f"The training set has {num_images} images, and a step takes {step} "
             f"(batch_size {batch_size} on {devices} device(s)): pass a smaller batch_size."
-        )
-    if num_images % step:
-        rank_zero_info(
-            f"{num_images} images fill {num_images // step} steps of {step}: the other {num_images % step} sit out "
-            "an epoch, different ones each time."
         )
 
 

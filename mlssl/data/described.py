@@ -33,5 +33,23 @@ def describe(records: Records) -> str:
     )
 
 
+def remarks(records: Records) -> list[str]:
+    """Name the classes that cannot be scored on a set, because every image of it shows them or none does.
+
+    >>> remarks(Records(["a.jpg", "b.png"], [[1, 0, 0], [1, 0, 1]], ["sky", "sea", "sun"]))
+    ['1 of 3 classes are absent from no image, no mAP: sky', '1 of 3 classes are shown by no image, no mAP: sea']
+    """
+    if records.labels is None:
+        return []
+    found = []
+    for value, what in ((0, "classes are absent from no image, no mAP"), (1, "classes are shown by no image, no mAP")):
+        there = (records.labels == value).any(axis=0)
+        names = [one for one, is_there in zip(records.classes, there, strict=True) if not is_there]
+        if names:
+            listed = f"{', '.join(names[:NUM_NAMED])}{', …' if len(names) > NUM_NAMED else ''}"
+            found.append(f"{len(names)} of {len(records.classes)} {what}: {listed}")
+    return found
+
+
 def _listed(by_extension: Mapping[str, int]) -> str:
     return ", ".join(f"{number} {kind or 'without extension'}" for kind, number in by_extension.items())

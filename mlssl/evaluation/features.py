@@ -40,7 +40,7 @@ def extract_features(
     pooling: Pooling = "avg",
     dtype: torch.dtype = torch.float32,
     cache: str | os.PathLike[str] | None = None,
-    progress: bool = False,
+    progress: bool | str = False,
 ) -> Features:
     """Features of every image of a loader, by one pass of the frozen backbone in eval mode and float32.
 
@@ -58,7 +58,8 @@ def extract_features(
             read, a pass that was stopped goes on, one that is done is not repeated, and a second process waits for the
             first. Needs a `DataLoader` that is not shuffled. Images are not compared with those of an earlier pass, but
             for the first and the last of it.
-        progress: Whether to show a bar with images a second and the time left.
+        progress: Whether to show a bar with images per second and the time left, or what it is to name behind
+            "features": "untrained, train".
 
     Returns:
         Features in the order of the loader.
@@ -93,7 +94,7 @@ def _pass(
     store: _Memory | FeatureCache,
     pooling: Pooling,
     dtype: torch.dtype,
-    progress: bool,
+    progress: bool | str,
 ) -> Features:
     """Add the features of the loader's images to what the store has."""
     backbone, normalize = model.backbone, model.normalize
@@ -102,9 +103,10 @@ def _pass(
     owner = model if isinstance(model, nn.Module) else backbone
     before = {name: buffer.clone() for name, buffer in owner.named_buffers()}
     num_labels, num_batches, num_labelled = None, 0, 0
+    title = f"features, {progress}" if isinstance(progress, str) else "features"
     with (
         eval_mode(backbone),
-        tqdm(total=total, initial=store.done, disable=not progress, unit=" images", desc="features") as bar,
+        tqdm(total=total, initial=store.done, disable=not progress, unit=" images", desc=title) as bar,
     ):
         for batch in loader:
             check_image_batch(batch, num_labels)

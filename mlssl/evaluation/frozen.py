@@ -14,6 +14,9 @@ from mlssl.choices import Pooling
 from mlssl.contracts import FeatureNetwork
 from mlssl.evaluation.features import Features, extract_features
 
+_LONGEST = 24
+"""Letters of a backbone's name in a bar."""
+
 
 class FrozenSets(NamedTuple):
     """Features of both sets of an evaluation."""
@@ -40,7 +43,7 @@ def frozen_sets(
         test: Likewise.
         pooling: Of `extract_features`.
         cache: Folder in which each set of each backbone gets a folder of its own.
-        name: Of the backbone there; characters that a folder may not have are replaced.
+        name: Of the backbone, in the bars and there; characters that a folder may not have are replaced.
         progress: Whether to show bars.
 
     Raises:
@@ -50,7 +53,9 @@ def frozen_sets(
         model.to("cuda")
     stem = re.sub(r"[^A-Za-z0-9.=-]+", "_", name)
     folders = {split: None if cache is None else Path(cache) / f"{stem}-{split}" for split in ("train", "test")}
+    short = name if len(name) <= _LONGEST else f"…{name[-_LONGEST + 1 :]}"
+    bars = {split: f"{short}, {split}" if progress else False for split in folders}
     return FrozenSets(
-        extract_features(model, train, pooling=pooling, cache=folders["train"], progress=progress),
-        extract_features(model, test, pooling=pooling, cache=folders["test"], progress=progress),
+        extract_features(model, train, pooling=pooling, cache=folders["train"], progress=bars["train"]),
+        extract_features(model, test, pooling=pooling, cache=folders["test"], progress=bars["test"]),
     )

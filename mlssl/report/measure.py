@@ -115,7 +115,7 @@ def measure(
     batch_size: int = 64,
     num_workers: int = 0,
     seed: int = 0,
-    progress: bool = False,
+    progress: str = "",
 ) -> Snapshot:
     """Look at a network. Weights, buffers, training flags and the global random state are as before afterwards.
 
@@ -128,13 +128,13 @@ def measure(
         batch_size: Images at a time.
         num_workers: Loader processes.
         seed: Of the views and of the probe's split.
-        progress: Whether to show bars with images a second.
+        progress: Name of the network in bars with images per second; empty for none.
 
     Raises:
         ValueError: As `extract_features` and `linear_probe`.
     """
 
-    def features_of(records: Records) -> Features:
+    def features_of(records: Records, split: str) -> Features:
         # An image that cannot be decoded is passed over, as in a run that skips it; another run has stopped there.
         loader = PartialLoader(
             ImageDataset(records, eval_size, BadImages(len(records))),
@@ -143,15 +143,15 @@ def measure(
             collate_fn=collated,
             generator=torch.Generator(),
         )
-        return extract_features(model, loader, progress=progress)
+        return extract_features(model, loader, progress=f"{progress}, {split}" if progress else False)
 
     candidates = train if val is None else val
-    shown = features_of(candidates)
+    shown = features_of(candidates, "train" if val is None else "val")
     if len(shown.image_ids) < len(candidates):
         candidates = candidates.subset(np.isin(candidates.image_ids, shown.image_ids.numpy()))
     probe, knn = None, None
     if val is not None and shown.labels is not None and train.labels is not None and bool((shown.labels == 1).any()):
-        bank = features_of(train)
+        bank = features_of(train, "train")
         assert bank.labels is not None
         probe = linear_probe(bank, shown, num_resamples=0, seed=seed)
         k = min(NUM_NEIGHBORS, len(bank.features))

@@ -136,9 +136,12 @@ def _look(
         "batch_size": batch_size,
         "num_workers": data.image_dataloader("train").num_workers if num_workers is None else num_workers,
         "seed": seed,
-        "progress": progress,
     }
-    first, last = (measure(one.to(device), train, val, data.views, data.eval_size, **measured) for one in (start, end))
+    names = ("at the start", "at the end") if progress else ("", "")
+    first, last = (
+        measure(one.to(device), train, val, data.views, data.eval_size, **measured, progress=name)
+        for one, name in zip((start, end), names, strict=True)
+    )
     return Looked(first, last, data.train_records, data.val_records, train), notes
 
 

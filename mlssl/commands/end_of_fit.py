@@ -1,0 +1,207 @@
+"""What `mlssl fit` says when it has ended: how good, how long, where, and what to do next."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightning as L
+import torch
+
+from mlssl.callbacks import OnlineLinearProbe
+from mlssl.callbacks.run_time import in_words
+from mlssl.callbacks.step_summary import Rows, block
+from mlssl.contracts import FeatureNetwork
+from mlssl.data.datamodule import OF_FILES, MultiLabelDataModule
+from mlssl.distributed import is_sharded
+from mlssl.evaluation.frozen import frozen_sets
+from mlssl.evaluation.probe import linear_probe
+from mlssl.report.measure import some_images
+from mlssl.run_folder import Log, read_log
+from mlssl.weights.checkpoints import check_content, load_plain
+
+MOST_IMAGES = 2000
+"""Of each set that the networks are compared on."""
+
+FEWEST_IMAGES = 100
+"""On fewer a comparison says nothing."""
+
+SHARE = 0.1
+"""Images of each set for an image that the run has seen, so that the comparison takes a small part of its time."""
+
+
+def describe_end(cli: Any, folder: Path, seconds: float, steps_before: int) -> str:
+    """What is printed.
+
+    Args:
+        cli: `RunCLI` after its fit.
+        folder: Of the run.
+        seconds: That the fit took.
+        steps_before: Steps of the run that were done before it.
+    """
+    trainer, data = cli.trainer, cli.datamodule
+    steps = trainer.fit_loop.epoch_loop.batch_progress.total.completed - steps_before
+    found, begun_with = None, "the untrained network"
+    if isinstance(data, MultiLabelDataModule) and has_probe(trainer, cli.model):
+        most = images_to_compare(steps * data.hparams["batch_size"] * trainer.world_size)
+        if most:
+            start = start_of_run(type(cli.model), cli.model_settings, int(cli.settings.seed_everything))
+            source = cli.settings.start_from
+            if source is not None:
+                take_weights(start, source)
+            if source is not None or cli.settings.model.get("backbone_kwargs"):
+                begun_with = "the network as it began"
+            found = compare(start, cli.model, data, most)
+    return end_block(folder, seconds, steps, found, begun_with, next_commands(folder, data))
+
+
+def take_weights(model: Any, source: str) -> None:
+    """Take all weights of a checkpoint, heads included.
+
+    Raises:
+        ValueError: If they are those of another model, or the checkpoint is none.
+    """
+    checkpoint = load_plain(Path(source))
+    check_content(checkpoint, Path(source))
+    try:
+        model.on_load_checkpoint(checkpoint)
+        model.load_state_dict(checkpoint["state_dict"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"{source} does not fit the model, give --model.backbone and the widths that it was trained with: {error}"
+        ) from None
+
+
+_KEPT = ("batch_size", "size", "eval_size", "num_workers", "timeout", "on_bad_image")
+
+
+class Comparison(NamedTuple):
+    """Linear probes on frozen features of the network at its start and at its end, mAP on the same val images."""
+
+    start: float
+    end: float
+    train_images: int
+    val_images: int
+
+
+def compare(start: FeatureNetwork, end: FeatureNetwork, data: MultiLabelDataModule, most: int) -> Comparison | None:
+    """Fit a linear probe on the frozen features of both networks.
+
+    Args:
+        start: As it was before the first step.
+        end: As it is now.
+        data: Of the run, set up.
+        most: Images of each set.
+
+    Returns:
+        None where a set has no labels, or too few images that show a class.
+    """
+    train, val = data.train_records, data.val_records
+    if train is None or val is None or train.labels is None or val.labels is None:
+        return None
+    train, val = some_images(train, most), some_images(val, most)
+    kept: dict[str, Any] = {name: data.hparams[name] for name in _KEPT}
+    try:
+        some = MultiLabelDataModule(train=train, val=val, **kept)
+        loaders = some.image_dataloader("train"), some.image_dataloader("val")
+        before, after = (
+            linear_probe(*frozen_sets(model, *loaders, pooling="avg", name=name), num_resamples=0).mAP
+            for name, model in (("untrained", start), ("pre-trained", end))
+        )
+    except ValueError:  # of sets too small for their classes
+        return None
+    return Comparison(before, after, len(train), len(val))
+
+
+def images_to_compare(seen: int) -> int:
+    """Images of each set after a run that has seen so many; 0 where they are too few to say anything.
+
+    >>> images_to_compare(500), images_to_compare(4000), images_to_compare(10**6)
+    (0, 400, 2000)
+    """
+    number = min(MOST_IMAGES, int(SHARE * seen))
+    return number if number >= FEWEST_IMAGES else 0
+
+
+def has_probe(trainer: L.Trainer, model: L.LightningModule) -> bool:
+    """Whether the backbone is probed in this run and is in one piece."""
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    probes = [one for one in callbacks if isinstance(one, OnlineLinearProbe) and one.is_of_backbone]
+    return bool(probes) and not is_sharded(trainer.strategy.model or model)
+
+
+def start_of_run(kind: type[Any], settings: dict[str, Any], seed: int) -> Any:
+    """The network that a run begins with, built anew; the global random state stays as it is."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return kind(**settings)
+
+
+def end_block(
+    folder: Path, seconds: float, steps: int, found: Comparison | None, begun_with: str, commands: list[str]
+) -> str:
+    """What is printed.
+
+    Args:
+        folder: Of the run.
+        seconds: That it took.
+        steps: That it did in them.
+        found: Of `compare`.
+        begun_with: What the network is compared with, such as "the untrained network".
+        commands: Two to go on with.
+    """
+    rows: Rows = []
+    scores = read_log(folder).get("probe/mAP")
+    if scores is not None:
+        rows.append(("probe", _described(scores)))
+    if found is not None:
+        rows.append(
+            (
+                "compared",
+                f"linear probe on frozen features, mAP on {found.val_images} val images after {found.train_images} "
+                f"training images: {begun_with} {found.start:.3f}, this one {found.end:.3f} "
+                f"({found.end - found.start:+.3f})",
+            )
+        )
+    left = [name for name in ("exports", "checkpoints", "views") if (folder / name).is_dir()]
+    rows.append(("time", f"{in_words(seconds)} for {steps} steps"))
+    rows.append(("folder", f"{folder}, with metrics.csv{''.join(f', {name}/' for name in left)}"))
+    return block(rows) + "\n\n" + "\n".join(["next:", *(f"  {command}" for command in commands)])
+
+
+def next_commands(folder: Path, data: L.LightningDataModule) -> list[str]:
+    """A page about the run, then a table on the run's labelled images, or else the backbone in a file of its own."""
+    report = ["mlssl", "report", str(folder)]
+    checkpoint = folder / "checkpoints" / "last.ckpt"
+    if not checkpoint.is_file():
+        return [shlex.join(report)]
+    options = _options_of(data)
+    if options is None:
+        written = folder / "exports" / "of-last.safetensors"
+        return [shlex.join(report), shlex.join(["mlssl", "export", str(checkpoint), "-o", str(written)])]
+    return [shlex.join(report), shlex.join(["mlssl", "linear", str(checkpoint), *options])]
+
+
+def _options_of(data: L.LightningDataModule) -> list[str] | None:
+    """Of `mlssl linear`, which has some of the datamodule's; None where it lacks one that was given, or labels."""
+    if not isinstance(data, MultiLabelDataModule):
+        return None
+    sets, given = (data.train_records, data.val_records), data.hparams
+    if any(records is None or records.labels is None for records in sets) or any(given[name] for name in OF_FILES):
+        return None
+    options = ["--dataset", given["dataset"]]
+    for name in ("root", "train_split", "val_split", "min_images_per_class"):
+        if given[name] is not None:
+            value = given[name]
+            options += [f"--{name}", str(list(value) if isinstance(value, tuple) else value)]
+    height, width = data.eval_size
+    return [*options, "--eval_size", str(height) if height == width else f"[{height},{width}]"]
+
+
+def _described(scores: Log) -> str:
+    best = max(range(len(scores.values)), key=lambda place: scores.values[place])
+    return (
+        f"mAP {scores.values[best]:.3f} at best, in epoch {int(scores.epochs[best]) + 1}; "
+        f"{scores.values[-1]:.3f} at the end"
+    )
