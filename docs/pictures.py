@@ -131,8 +131,8 @@ def grids(path: Path) -> None:
             corner = (box.left + inset, box.top + inset)
             size = (box.width - 2 * inset - 1, box.height - 2 * inset - 1)
             axes.add_patch(Rectangle(corner, *size, fill=False, edgecolor=colour, linewidth=2))
-        share = boxes[0].height * boxes[0].width / (HEIGHT * WIDTH)
-        axes.set_title(f"{rows} × {cols}, overlap {overlap:g}: blocks of {share:.0%}", fontsize=9)
+        side, area = boxes[0].width / WIDTH, boxes[0].height * boxes[0].width / (HEIGHT * WIDTH)
+        axes.set_title(f"{rows} × {cols}, overlap {overlap:g}: width {side:.0%}, area {area:.0%}", fontsize=9)
         axes.set_axis_off()
     figure.savefig(path, dpi=100, facecolor="white")
 
