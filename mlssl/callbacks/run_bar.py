@@ -41,6 +41,7 @@ class RunBar(ProgressBar):
         self._began = 0.0
         self._drawn = 0.0
         self._probe: float | None = None
+        self._printed = ""
 
     def disable(self) -> None:
         """Show nothing, as on all processes but the first."""
@@ -163,7 +164,10 @@ class RunBar(ProgressBar):
             return
         self._drawn = now
         if self._bar.disable:
-            print(self._format().replace(" {bar}", ""), file=sys.stderr, flush=True)  # noqa: T201
+            line = self._format().replace(" {bar}", "")
+            if line != self._printed:
+                print(line, file=sys.stderr, flush=True)  # noqa: T201
+            self._printed = line
         else:
             self._bar.n, self._bar.bar_format = self._done, self._format()
             self._bar.refresh()

@@ -90,6 +90,19 @@ def test_where_no_terminal_is_lines_are_printed(
     assert lines[0].startswith("epoch 2/2 100% 0:00 left, loss ")
 
 
+def test_no_line_is_printed_twice(
+    make_model: Make,
+    make_data: Make,
+    make_trainer: Make,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("mlssl.callbacks.run_bar.SECONDS_OF_LINES", 0.0)
+    make_trainer(RunBar(), enable_progress_bar=True, max_epochs=1).fit(make_model(), make_data(val=None))
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("epoch")]
+    assert len(lines) == 4  # a step each; the end has nothing new to say
+
+
 def test_a_bar_of_the_longest_run_leaves_room_at_80_columns() -> None:
     line = bar_format("epoch 1000/1000", 0.99, 47 * 3600 + 3599, loss=12.345, probe=0.3, rate=1234.5)
     assert line == "epoch 1000/1000 {bar} 99% 47:59:59 left, loss 12.35, probe mAP 0.300, 1234 images/s"
