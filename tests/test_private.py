@@ -30,7 +30,7 @@ def kill_a_worker(batches: Any) -> None:
     """Returns once it is dead, unless a signal handler raises before."""
     worker = workers_of(batches)[0]
     worker.kill()
-    os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)  # torch's handler asks for the dead process: do not reap it
+    os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)  # do not reap: torch asks for it
     time.sleep(0.5)  # another thread may take the signal, and the main one sees it a moment later
 
 
