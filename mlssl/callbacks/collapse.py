@@ -67,9 +67,9 @@ class CollapseMonitor(NetworkCallback):
         if z is None:
             self.say("the training step returns neither projections nor features to watch.")
             return
-        measures = {"finite": z.isfinite().all().float()} | collapse_measures(z.nan_to_num(0, 0, 0))
-        numbers = torch.stack(list(measures.values())).cpu().tolist()  # at once: each read waits for the device
-        measures = dict(zip(measures, numbers, strict=True))
+        on_device = {"finite": z.isfinite().all().float()} | collapse_measures(z.nan_to_num(0, 0, 0))
+        numbers: list[float] = torch.stack(list(on_device.values())).cpu().tolist()  # one read, as each waits
+        measures = dict(zip(on_device, numbers, strict=True))
         if not measures.pop("finite"):  # a step that is skipped for it
             return
         for name, value in measures.items():

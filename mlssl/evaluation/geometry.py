@@ -39,7 +39,7 @@ def pair_cosines(z: Tensor) -> dict[str, Tensor]:
 def _off_diagonal(pairs: Tensor) -> Tensor:
     """Entries (n · (n − 1), …) of (n, n, …) outside the diagonal."""
     n = len(pairs)
-    return pairs.flatten(0, 1)[1:].unflatten(0, (n - 1, n + 1))[:, :-1].flatten(0, 1)
+    return pairs.flatten(0, 1)[1:].reshape(n - 1, n + 1, *pairs.shape[2:])[:, :-1].flatten(0, 1)
 
 
 def spread(z: Tensor) -> Tensor:
