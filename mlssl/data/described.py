@@ -27,8 +27,14 @@ def describe(records: Records) -> str:
     order = sorted(range(len(records.classes)), key=lambda column: -present[column])
     counts = [f"{records.classes[column]} {present[column]}" for column in order]
     least = counts[NUM_NAMED:][-NUM_NAMED:]
+    unlabelled = int((records.labels == -1).all(axis=1).sum())
+    without = int((records.labels != 1).all(axis=1).sum()) - unlabelled
+    few = [
+        f"{number} of them {what}" for number, what in ((unlabelled, "unlabelled"), (without, "without any")) if number
+    ]
     return (
-        f"{said}, {len(order)} classes, {present.sum() / len(records):.1f} labels per image; "
+        f"{said}, {len(order)} classes, {present.sum() / len(records):.1f} labels per image"
+        f"{''.join(f', {one}' for one in few)}; "
         f"most frequent: {', '.join(counts[:NUM_NAMED])}" + (f"; least frequent: {', '.join(least)}" if least else "")
     )
 
