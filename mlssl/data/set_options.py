@@ -8,8 +8,8 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 from mlssl.choices import DatasetName
 
@@ -64,6 +64,8 @@ class SplitOptions(SetOptions):
     min_images_per_class: tuple[int, int] | None = None
 
 
+Options = TypeVar("Options", bound=SetOptions)
+
 COMMON = ("dataset", "root", "train_split", "val_split", "min_images_per_class")
 """Options that help shows; it only names the others."""
 
@@ -84,6 +86,33 @@ def plain_options(**given: Any) -> SplitOptions:
                 f"a set has no option {name!r}{f', did you mean {near[0]!r}' if near else ''}: leave it out"
             )
     return SplitOptions(**{name: _plain(value) for name, value in given.items()})
+
+
+def given_options(options: SetOptions) -> dict[str, Any]:
+    """Options of sets that were given, by their names: arguments of `MultiLabelDataModule`."""
+    values = {name: getattr(options, name, None) for name in SplitOptions.__dataclass_fields__}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def with_folder(options: Options, folder: str | list[str], dataset: DatasetName = "folder") -> Options:
+    """The options with a folder of images: the root, or where there are annotations the folder of their images.
+
+    Args:
+        options: Without either.
+        folder: The folder, or several.
+        dataset: Format of a root for which none was given.
+
+    Raises:
+        ValueError: The options have a folder, or several were given for one file of annotations.
+    """
+    if options.annotations is None:
+        return replace(options, root=folder, dataset=options.dataset or dataset)
+    if options.images is not None or not isinstance(folder, str):
+        raise ValueError(
+            f"{folder!r} and images={options.images!r} were given: with annotations, pass the one folder of their "
+            "images in the first place"
+        )
+    return replace(options, images=folder)
 
 
 def as_list(value: str | Sequence[str] | None) -> list[str]:

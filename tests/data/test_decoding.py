@@ -292,9 +292,10 @@ def test_white_scales_what_has_more_than_8_bits(
 
 def test_white_is_refused_where_it_means_nothing(tmp_path: Path) -> None:
     with pytest.raises(
-        ValueError, match=r"white=4095 and dataset='voc' were given: white is for coco, manifest, folder"
+        ValueError,
+        match=r"white=4095 and dataset='corel5k' were given: white is for coco, roboflow, voc, manifest, folder",
     ):
-        MultiLabelDataModule("voc", tmp_path, white=4095)
+        MultiLabelDataModule("corel5k", tmp_path, white=4095)
     for white in (0, -1, float("inf"), float("nan")):
         with pytest.raises(ValueError, match=f"white={white} was given: pass the value above 0 that is white"):
             MultiLabelDataModule("folder", tmp_path, white=white)
