@@ -177,7 +177,7 @@ def _no_class(name: str, known: Sequence[str], place: str, source: Path) -> str:
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
     return (
         f"{place} of {str(source)!r} has the label {name!r}{f' (did you mean {near[0]!r}?)' if near else ''}, "
-        f"which is none of the {len(known)} classes: correct it, or add it to the classes"
+        f"which is none of the {len(known)} classes: correct it, or pass all of them, classes=[…] (--data.classes …)"
     )
 
 
