@@ -16,7 +16,7 @@ from mlssl.commands.evaluation_options import EvaluationOptions
 from mlssl.commands.parsing import command_parser
 from mlssl.data.datamodule import MultiLabelDataModule
 from mlssl.data.formats import read_sets
-from mlssl.data.joined import held_out, joined
+from mlssl.data.joined import held_out, joined, with_classes_named
 from mlssl.data.option_checks import check_options
 from mlssl.data.records import Records
 from mlssl.data.set_options import SetOptions, SplitOptions, plain_options, with_folder
@@ -221,6 +221,8 @@ def test_classes_are_kept_by_name_in_any_format_and_others_counted(sets: Path) -
         read(annotations="train.json", images="photos", classes=["cop"])
     train, _ = read(annotations="tasks.json", classes=["sky", "fog"])
     assert (train.classes, labels(train), train.left_out["labels of other classes"]) == (("sky", "fog"), [[1, 0]], 1)
+    with pytest.raises(ValueError, match=r"classes=\['a'\] were given, and 'x' has no labels: leave classes out"):
+        with_classes_named(Records(["1.jpg"]), ["a"], "x")
     Path("plain.csv").write_text("path\n1.jpg\n")
     with pytest.raises(
         ValueError, match=r"classes=\['a'\] were given, and 'plain.csv' has no labels: leave classes out"
