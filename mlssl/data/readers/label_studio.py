@@ -9,6 +9,7 @@ JSON-MIN    [{"id": 1, "image": "/data/local-files/?d=street/1.jpg",
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import re
@@ -94,6 +95,8 @@ def read_label_studio(
         else:
             annotations = _annotations(task, wanted, where)
         found[key if key not in found else ("place", place)] = _Task(f"task {place}", image, annotations)
+    if wanted is not None:
+        _check_controls(tasks, wanted, file)
     place_of = _Places(folder)
     entries = [Entry(one.place, place_of(one.image), *_agreed(one.annotations)) for one in found.values()]
     disagreed = sum(len(entry.unknown) for entry in entries)
@@ -203,6 +206,27 @@ def _check_texts(tasks: Sequence[dict[str, Any]], path_column: str | None, file:
                     f"task {place} of {str(file)!r} has the text {value!r:.40} as {key!r}, which may be a choice or "
                     f"none: pass label_columns (--data.label_columns), the keys of the labels, such as [{key}]"
                 )
+
+
+def _check_controls(tasks: Sequence[dict[str, Any]], wanted: Sequence[str], file: Path) -> None:
+    """Refuse names of controls that no task has."""
+    results = [
+        one
+        for task in tasks
+        for annotation in task.get("annotations", task.get("completions")) or ()
+        if not annotation.get("was_cancelled")  # those that count were checked
+        for one in annotation["result"]
+    ]
+    known = (
+        {str(one.get("from_name")) for one in results} if "data" in tasks[0] else {key for one in tasks for key in one}
+    )
+    for name in wanted:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise ValueError(
+                f"{str(file)!r} has no control {name!r}{f' (did you mean {near[0]!r}?)' if near else ''}: it has "
+                f"{', '.join(sorted(known)) or 'none'}"
+            )
 
 
 def _unique(names: Sequence[str] | Iterator[str]) -> list[str]:

@@ -51,6 +51,10 @@ def test_reads_choices_and_labels_of_every_shape(tmp_path: Path) -> None:
     assert records.classes == ("car", "night", "rain", "sky")
     assert shown(records) == [[1, 1, 1, 1], [0, 0, 0, 0], [0, 1, 0, 0]]
     assert read_label_studio(path, label_columns="box").classes == ("car", "sky")
+    with pytest.raises(
+        ValueError, match=r"export.json' has no control 'sceen' \(did you mean 'scene'\?\): it has box, scene"
+    ):
+        read_label_studio(path, label_columns=["sceen"])
     few = read_label_studio(path, classes=["rain", "car"], leave_out_others=True)
     assert (shown(few)[0], few.left_out["labels of other classes"]) == ([1, 1], 3)
 
