@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,8 @@ from mlssl.callbacks import OnlineLinearProbe
 from mlssl.callbacks.run_time import in_words
 from mlssl.callbacks.step_summary import Rows, block
 from mlssl.contracts import FeatureNetwork
-from mlssl.data.datamodule import OF_FILES, MultiLabelDataModule
+from mlssl.data.datamodule import MultiLabelDataModule
+from mlssl.data.set_options import COMMON, SplitOptions
 from mlssl.distributed import is_sharded
 from mlssl.evaluation.frozen import frozen_sets
 from mlssl.evaluation.probe import linear_probe
@@ -188,7 +190,9 @@ def _options_of(data: L.LightningDataModule) -> list[str] | None:
     if not isinstance(data, MultiLabelDataModule):
         return None
     sets, given = (data.train_records, data.val_records), data.hparams
-    if any(records is None or records.labels is None for records in sets) or any(given[name] for name in OF_FILES):
+    others = [field.name for field in fields(SplitOptions) if field.name not in COMMON]
+    is_labelled = all(records is not None and records.labels is not None for records in sets)
+    if not is_labelled or not isinstance(given["root"], str | None) or any(given.get(name) for name in others):
         return None
     options = ["--dataset", given["dataset"]]
     for name in ("root", "train_split", "val_split", "min_images_per_class"):

@@ -14,7 +14,7 @@ from torch import nn
 
 from mlssl.callbacks.step_summary import StepSummary, block, count_unsynchronised, describe_step
 from mlssl.data.datamodule import MultiLabelDataModule
-from mlssl.data.described import describe, remarks
+from mlssl.data.described import describe
 from mlssl.data.readers.synthetic import synthetic_scenes
 
 
@@ -44,7 +44,7 @@ def test_the_block_of_the_librarys_data_names_sets_classes_and_what_sits_out(
     with caplog.at_level("INFO"):
         fitting.fit(small(), data)
     (said,) = blocks(caplog)
-    assert said.startswith(f"train {describe(sets['train'])} {remarks(sets['train'])[0]} val {describe(sets['val'])} ")
+    assert said.startswith(f"train {describe(sets['train'])} 2 of 12 classes are shown by no image")
     assert " epoch 4 steps; 2 images sit out, different ones each time run 1 epoch, 2 steps network " in said
     with caplog.at_level("INFO"):
         trainer(tmp_path).validate(small(), data, verbose=False)

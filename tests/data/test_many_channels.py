@@ -134,4 +134,7 @@ def test_labels_that_are_all_absent_are_refused(tmp_path: Path, labels: list[lis
 
 def test_a_class_that_no_image_has_is_named(tmp_path: Path) -> None:
     data = MultiLabelDataModule(train=labelled(tmp_path, [[1, 0, 0], [1, 0, -1]]), batch_size=2, size=16)
-    assert ("", "2 of 3 classes are shown by no image, no mAP: sea, sun") in data.description()
+    assert (
+        "",
+        "2 of 3 classes are shown by no image of train and are left out of its mAP: sea, sun",
+    ) in data.description()
