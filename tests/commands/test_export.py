@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,12 @@ import torch
 from test_export import file_names, trained_module, written_checkpoint
 
 from mlssl.cli import main
+
+IN_DETECTRON2 = (
+    "mlssl.export.detectron2.torchvision_resnet('{path}')"
+    if find_spec("detectron2") is None
+    else "Detectron2's build_resnet_backbone and load_state_dict"
+)
 
 
 @pytest.mark.parametrize(
@@ -22,7 +29,7 @@ from mlssl.cli import main
         ),
         ("test_resnet", "timm-dir", "a", "timm.create_model('local-dir:{path}', pretrained=True, num_classes=0)"),
         ("resnet18", "torchvision", "a.pth", "torchvision.models.get_model('resnet18'"),
-        ("resnet18", "detectron2", "a.pkl", "mlssl.export.detectron2.torchvision_resnet('{path}')"),
+        ("resnet18", "detectron2", "a.pkl", IN_DETECTRON2),
         ("test_resnet", "safetensors", "a.safetensors", "safetensors.torch.load_file('{path}')"),
         pytest.param(
             *("test_resnet", "onnx", "a.onnx", "onnxruntime.InferenceSession('{path}')"), marks=pytest.mark.slow
