@@ -99,7 +99,7 @@ def header(path: Path) -> dict[str, str]:
 
 def what(path: Path) -> dict[str, str]:
     """The header, but for what only a checkpoint or a Trainer tells."""
-    return {name: value for name, value in header(path).items() if name not in ("steps", "data", "metrics")}
+    return {name: value for name, value in header(path).items() if name not in ("steps", "model", "data", "metrics")}
 
 
 def file_names(folder: Path) -> list[str]:

@@ -11,6 +11,7 @@ def export(
     network: str = "backbone",
     overwrite: bool = False,
     image_size: int | tuple[int, int] | None = None,
+    license: str | None = None,
     output: Path = Path("backbone.safetensors"),
 ) -> None:
     """Write the backbone of a checkpoint alone, and check that it gives the same features after loading.
@@ -24,10 +25,14 @@ def export(
         network: Submodule to write, the backbone or another of its architecture, such as teacher.
         overwrite: Replace existing files.
         image_size: Height and width, or one side, of the images that features are compared on.
+        license: Of the weights, by the Hugging Face Hub's identifier, such as cc0-1.0; for header and model card.
         output: File to write, or folder for timm-dir.
     """
     from mlssl.export import export_backbone
 
-    report = export_backbone(checkpoint, output, format, network, overwrite=overwrite, image_size=image_size)
+    metadata = {} if license is None else {"license": license}
+    report = export_backbone(
+        checkpoint, output, format, network, overwrite=overwrite, metadata=metadata, image_size=image_size
+    )
     print(f"{report.path}: format {report.format}, checked by {report.check}")
     print(f"largest difference of its features: {report.max_difference:.1e} of the largest feature")

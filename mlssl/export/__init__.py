@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mlssl.atomic import files_written_aside
 from mlssl.backbones import TORCHVISION_PREFIX, check_image_size, image_shape, takes_other_sizes
+from mlssl.export.card import CARD
 from mlssl.export.detectron2 import load_detectron2, write_detectron2
 from mlssl.export.networks import (
     load_own,
@@ -80,8 +81,9 @@ def export_backbone(
     format       file                      loads with
     ===========  ========================  =====================================================================
     timm         .safetensors              `timm.create_model(name, num_classes=0, checkpoint_path=path)`
-    timm-dir     a folder, config.json     `timm.create_model("local-dir:path", pretrained=True, num_classes=0)`
-                 and model.safetensors
+    timm-dir     a folder, config.json,    `timm.create_model("local-dir:path", pretrained=True, num_classes=0)`, or
+                 model.safetensors and     `num_classes=5` for a new head of five classes
+                 README.md
     torchvision  .pth, a dict of tensors   `load_state_dict` once the classifier is `nn.Identity()`
     detectron2   .pkl, and beside it       `MODEL.WEIGHTS`; without Detectron2 the weights are checked in a ResNet
                  configs, head, README     of torchvision that is rebuilt from their names
@@ -103,8 +105,9 @@ def export_backbone(
         network: Name of the submodule to write, the backbone or another of its architecture, such as "teacher".
         overwrite: Whether existing files may be replaced; others in the same folder stay.
         metadata: Entries of the file's header, beside those always there: library version, backbone, its arguments,
-            mean, std and feature width, and from a checkpoint or a fit the steps, the data and the metrics. The
-            tensors of torchvision's format have no header.
+            mean, std and feature width, and from a checkpoint or a fit the steps, the settings of model and data, and
+            the metrics. "license", by the Hugging Face Hub's identifier, such as "cc0-1.0", is that of the model card.
+            The tensors of torchvision's format have no header.
         image_size: Height and width, or one side, of the images that features are compared on; by default the smallest
             that the network takes.
 
@@ -237,7 +240,11 @@ def _check_file_name(path: Path, format: str | None, metadata: Mapping[str, str]
 
 
 def _check_free(path: Path, format: str | None, overwrite: bool) -> None:
-    files = [path / TIMM_CONFIG, path / TIMM_WEIGHTS] if format == "timm-dir" and not path.is_file() else [path]
+    files = (
+        [path / TIMM_CONFIG, path / TIMM_WEIGHTS, path / CARD]
+        if format == "timm-dir" and not path.is_file()
+        else [path]
+    )
     for file in files:
         if file.exists() and not (overwrite and file.is_file()):
             raise FileExistsError(

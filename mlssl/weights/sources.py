@@ -40,7 +40,7 @@ _NESTED = ("state_dict", "model")
 _CLASSIFIERS = ("fc.", "head.", "heads.", "classifier.")
 
 _PRIVATE_SETTINGS = ("root", "num_workers", "_instantiator")
-"""Of the data: they name a machine or Lightning's way to build it, not what was learned from."""
+"""Of model and data: they name a machine or Lightning's way to build them, not what was learned from."""
 
 
 class Backbone(nn.Module):
@@ -50,7 +50,7 @@ class Backbone(nn.Module):
         backbone: From normalised images to features (n, D); not copied.
         mean: One number per channel, in 0–1; None takes the network's own.
         std: Likewise, above 0.
-        history: Steps, data and metrics, as far as the source tells.
+        history: Steps, settings of model and data, and metrics, as far as the source tells.
 
     Attributes:
         name: As `build_backbone` takes it; None for a custom network.
@@ -312,7 +312,8 @@ def _check_exists(path: Path) -> None:
 
 def _history_of_checkpoint(checkpoint: Mapping[str, Any]) -> dict[str, str]:
     data = checkpoint.get("datamodule_hyper_parameters")
-    return _history(checkpoint.get("global_step"), data, checkpoint.get("metrics"))
+    model = checkpoint.get("hyper_parameters")
+    return _history(checkpoint.get("global_step"), model, data, checkpoint.get("metrics"))
 
 
 def _history_of_module(module: Any) -> dict[str, str]:
@@ -322,15 +323,22 @@ def _history_of_module(module: Any) -> dict[str, str]:
         return {}
     data = getattr(trainer, "datamodule", None)
     metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
-    return _history(trainer.global_step, getattr(data, "hparams", None), metrics)
+    model = getattr(module, "hparams", None)
+    return _history(trainer.global_step, model, getattr(data, "hparams", None), metrics)
 
 
-def _history(steps: int | None, data: Mapping[str, Any] | None, metrics: Mapping[str, float] | None) -> dict[str, str]:
+def _history(
+    steps: int | None,
+    model: Mapping[str, Any] | None,
+    data: Mapping[str, Any] | None,
+    metrics: Mapping[str, float] | None,
+) -> dict[str, str]:
     told: dict[str, str] = {}
     if steps is not None:
         told["steps"] = str(steps)
-    if data:
-        told["data"] = json.dumps({k: v for k, v in data.items() if k not in _PRIVATE_SETTINGS}, default=repr)
+    for name, settings in (("model", model), ("data", data)):
+        if settings:
+            told[name] = json.dumps({k: v for k, v in settings.items() if k not in _PRIVATE_SETTINGS}, default=repr)
     if metrics:
         told["metrics"] = json.dumps({name: round(float(value), 6) for name, value in metrics.items()})
     return told
