@@ -333,7 +333,7 @@ def test_without_a_format_the_suffix_decides(tmp_path: Path) -> None:
         (
             "test_vit",
             "torchvision",
-            "torchvision does not build it .*Formats that hold it: 'timm', 'safetensors', 'timm-dir', 'onnx'",
+            "torchvision does not build it .*Formats that hold it: 'timm', 'safetensors', 'timm-dir', 'onnx', 'torch.export'",
         ),
         ("torchvision/shufflenet_v2_x0_5", "timm", "timm does not build it"),
         ("mobilenetv3_small_100", "torchvision", "torchvision does not build it"),
@@ -356,7 +356,7 @@ def test_an_architecture_that_a_format_cannot_hold_is_said(
     [
         ("backbone.pth", "timm", r"\.safetensors"),
         ("backbone.safetensors", "torchvision", r"\.pth or \.pt"),
-        ("backbone", None, r"\.safetensors or \.pth or \.pt or \.pkl or \.onnx"),
+        ("backbone", None, r"\.safetensors or \.pth or \.pt or \.pkl or \.onnx or \.pt2"),
     ],
 )
 def test_a_suffix_of_another_format_is_refused(name: str, format: str | None, suffixes: str, tmp_path: Path) -> None:

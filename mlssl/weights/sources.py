@@ -28,6 +28,7 @@ from mlssl.weights.checkpoints import (
     plain_name,
     weights_of,
 )
+from mlssl.weights.published import NESTED, has_norm_before_pooling, of_encoder
 
 TIMM_CONFIG = "config.json"
 TIMM_WEIGHTS = "model.safetensors"
@@ -36,7 +37,6 @@ TIMM_WEIGHTS = "model.safetensors"
 DIGEST = "sha256"
 """Entry of the header of an exported file: of its tensors, so that a flipped bit is noticed."""
 
-_NESTED = ("state_dict", "model")
 _CLASSIFIERS = ("fc.", "head.", "heads.", "classifier.")
 
 _PRIVATE_SETTINGS = ("root", "num_workers", "_instantiator")
@@ -118,7 +118,8 @@ def open_backbone(source: str, *, seed: int = 0) -> Backbone:
     ===================================  ==================================================================
 
     Weights are loaded strictly, but for those of a classifier, which a backbone has not. Prefixes of `torch.compile`,
-    of DDP and of our own module are taken off.
+    of DDP and of our own module are taken off. Of MoCo's published files the trained encoder is taken, without its
+    momentum copy, queue and heads; DINO's are read as they are, ``vit_small_patch16_224=dino_vits16.pth``.
 
     Args:
         source: As above.
@@ -268,7 +269,7 @@ def _read_weights(path: Path) -> dict[str, Any]:
     if path.suffix == ".safetensors":
         return _read_safetensors(path, "fetch it again")[1]
     content = load_plain(path, "a file of weights", ("pass one that torch.save wrote", "save its state_dict alone"))
-    for key in _NESTED:
+    for key in NESTED:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict) or not content or not all(isinstance(one, Tensor) for one in content.values()):
@@ -285,8 +286,12 @@ def _with_weights(
     std: Sequence[float] | None = None,
 ) -> Backbone:
     network = _rebuilt(name, arguments, file)
+    plain = of_encoder({plain_name(key): value for key, value in weights.items()})
+    plain = {key.removeprefix("backbone."): value for key, value in plain.items()}
     own = network.state_dict()
-    plain = {plain_name(key).removeprefix("backbone."): value for key, value in weights.items()}
+    if not arguments and has_norm_before_pooling(plain, own):
+        network = _rebuilt(name, {"fc_norm": False}, file)
+        own = network.state_dict()
     plain = {key: value for key, value in plain.items() if key in own or not key.startswith(_CLASSIFIERS)}
     wrong = misfit(network, plain)
     if wrong:

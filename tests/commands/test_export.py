@@ -56,7 +56,7 @@ def test_a_format_is_written_and_its_check_and_difference_printed(
         (["-o", "a.safetensors", "--format", "onyx"], "Unknown export format 'onyx': choose 'timm', 'torchvision'"),
         (
             ["-o", "a.pth", "--format", "torchvision"],
-            "Formats that hold it: 'timm', 'safetensors', 'timm-dir', 'onnx'.",
+            "Formats that hold it: 'timm', 'safetensors', 'timm-dir', 'onnx', 'torch.export'.",
         ),
         (["-o", "there.safetensors"], "there.safetensors exists: choose another name"),
         (["-o", "a.safetensors", "--image_size", "100"], "takes no images of 100 × 100 pixels"),
