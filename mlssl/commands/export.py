@@ -20,7 +20,7 @@ def export(
     Example: mlssl export runs/fit-20250101-120000/checkpoints/last.ckpt -o backbone.safetensors
 
     Args:
-        checkpoint: Written by `mlssl fit`, a file or FSDP's folder of shards.
+        checkpoint: Written by `mlssl fit`, a file or FSDP's folder of shards; or a tagger, for .onnx.
         format: timm, timm-dir, torchvision, detectron2, safetensors, onnx or torch.export; by default the first
             that the output's suffix names and that can hold the backbone.
         network: Submodule to write, the backbone or another of its architecture, such as teacher.
@@ -31,7 +31,14 @@ def export(
         output: File to write, or folder for timm-dir.
     """
     from mlssl.export import export_backbone
+    from mlssl.tagging.tagger import Tagger, is_tagger
 
+    if is_tagger(checkpoint):
+        from mlssl.tagging.onnx import export_tagger
+
+        difference = export_tagger(Tagger.load(checkpoint), output, overwrite=overwrite)
+        print(f"{output}: a whole tagger, largest difference of a probability {difference:.1e}")
+        return
     metadata = {} if license is None else {"license": license}
     report = export_backbone(
         checkpoint,

@@ -10,6 +10,7 @@ def neighbors(
     folder: Path,
     backbone: str = "resnet50",
     k: int = 9,
+    embeddings: Path | None = None,
     block: int | None = None,
     rows: int = 2,
     cols: int = 2,
@@ -28,6 +29,7 @@ def neighbors(
         folder: Searched, however deep.
         backbone: Checkpoint, exported file, NAME=FILE, or a name, which is then untrained.
         k: Images to find.
+        embeddings: File of mlssl predict for the folder, made with the backbone, so that it is not embedded again.
         block: Number of a block of the image, from 0, to compare with all blocks of all images.
         rows: Rows of the block grid.
         cols: Columns of the block grid.
@@ -39,28 +41,39 @@ def neighbors(
     """
     from mlssl.data.decoding import decode_rgb
     from mlssl.data.readers.folder import read_folder
+    from mlssl.data.records import Records
     from mlssl.drawing.similar import draw_similar
-    from mlssl.evaluation.similar import find_similar
-    from mlssl.views.grid import block_grid
+    from mlssl.embeddings.files import read_embeddings
+    from mlssl.embeddings.search import embedded_alike, nearest_rows
+    from mlssl.evaluation.similar import Similar, find_similar
+    from mlssl.views.grid import Box, block_grid
     from mlssl.weights.sources import open_backbone
 
-    pixels, records = decode_rgb(image), read_folder(folder)
+    if embeddings is not None and block is not None:
+        raise ValueError(f"--block {block} compares blocks, and --embeddings holds whole images: leave one of them out")
+    pixels = decode_rgb(image)
+    saved = None if embeddings is None else read_embeddings(embeddings)
+    records = read_folder(folder) if saved is None else Records(saved.names, root=folder)
     model = open_backbone(backbone, seed=seed)
     own = next((line for line in range(len(records)) if records.path(line).resolve() == image.resolve()), None)
-    found = find_similar(
-        model,
-        pixels,
-        records,
-        k,
-        block=block,
-        rows=rows,
-        cols=cols,
-        overlap=overlap,
-        size=size,
-        leave_out=own,
-        num_workers=num_workers,
-        progress=True,
-    )
+    if saved is not None and embeddings is not None:
+        places, cosines = nearest_rows(embedded_alike(pixels, model, saved, embeddings, size), saved.rows, k, own)
+        found = Similar(places, [Box(0, 0, 0, 0)] * len(places), cosines)
+    else:
+        found = find_similar(
+            model,
+            pixels,
+            records,
+            k,
+            block=block,
+            rows=rows,
+            cols=cols,
+            overlap=overlap,
+            size=size,
+            leave_out=own,
+            num_workers=num_workers,
+            progress=True,
+        )
     box = None if block is None else block_grid(pixels.shape[0], pixels.shape[1], rows, cols, overlap)[block]
     draw_similar(pixels, box, records, found, output, image.name)
     for line, cosine in zip(found.lines, found.cosines, strict=True):

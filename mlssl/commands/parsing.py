@@ -16,7 +16,7 @@ from typing import Any, get_type_hints
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
-COMMANDS = ("demo", "report", "linear", "knn", "views", "neighbors", "export", "pack", "completion")
+COMMANDS = ("demo", "report", "linear", "knn", "views", "neighbors", "predict", "tag", "export", "pack", "completion")
 """Each is the function of its name in the module of its name in `mlssl.commands`."""
 
 COLUMNS = 80

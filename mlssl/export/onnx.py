@@ -36,16 +36,23 @@ def check_packages() -> None:
 
 def write_onnx(source: Backbone, path: Path, header: Mapping[str, str], images: Tensor, *, any_size: bool) -> None:
     """The graph in torch's own opset, the header as its metadata; arguments as of `write_program`."""
+    write_graph(source.backbone, path, header, images, OUTPUT, any_size=any_size)
+
+
+def write_graph(
+    network: nn.Module, path: Path, header: Mapping[str, str], images: Tensor, output: str, *, any_size: bool
+) -> None:
+    """The same of any network from images to one tensor, which the graph calls `output`."""
     import onnx
 
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # torch's remarks on its own progress
         warnings.simplefilter("ignore")
         program: Any = torch.onnx.export(
-            source.backbone,
+            network,
             (images,),
             dynamo=True,
             input_names=[INPUT],
-            output_names=[OUTPUT],
+            output_names=[output],
             dynamic_shapes=dynamic_shapes(any_size=any_size),
         )
     model = program.model_proto
