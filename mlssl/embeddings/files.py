@@ -47,6 +47,15 @@ def names_file(path: Path) -> Path:
     return path.with_suffix(".names.csv")
 
 
+def utf8(name: str) -> str:
+    r"""The name with bytes that are not UTF-8 spelled out, for formats that hold no others.
+
+    >>> print(utf8("caf\udce9.jpg"))
+    caf\udce9.jpg
+    """
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def check_embedding_file(path: Path, *, patches: bool = False) -> None:
     """Refuse an output that cannot be written, before any image is read.
 
@@ -226,7 +235,7 @@ def _parquet(path: Path, about: Mapping[str, str]) -> Iterator[EmbeddingWriter]:
                 if writer is None:
                     writer = stack.enter_context(parquet.ParquetWriter(path, schema, use_dictionary=False))
                 flat = pyarrow.array(rows.flatten().numpy(), pyarrow.float32())
-                columns = [list(names), pyarrow.FixedSizeListArray.from_arrays(flat, rows.shape[1])]
+                columns = [list(map(utf8, names)), pyarrow.FixedSizeListArray.from_arrays(flat, rows.shape[1])]
                 writer.write_table(pyarrow.table(columns, schema=schema))
 
         yield Parquet()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mlssl.atomic import written_aside
+from mlssl.embeddings.files import utf8
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
 SEPARATOR = "|"
@@ -89,7 +90,11 @@ def _parquet(path: Path, classes: Sequence[str]) -> Iterator[TagWriter]:
         def write(
             self, names: Sequence[str], labels: Sequence[Sequence[str]], probabilities: list[list[float]]
         ) -> None:
-            columns = [list(names), [list(given) for given in labels], *map(list, zip(*probabilities, strict=True))]
+            columns = [
+                list(map(utf8, names)),
+                [list(given) for given in labels],
+                *map(list, zip(*probabilities, strict=True)),
+            ]
             writer.write_table(pyarrow.table(columns, schema=schema))
 
     with parquet.ParquetWriter(path, schema) as writer:
