@@ -36,7 +36,7 @@ def linear(
         save: Tagger to write for mlssl tag, tagger.safetensors, of one backbone; see docs/tagging.md.
         precision: Of the tagger's labels; its thresholds have the best F1 by default.
     """
-    from mlssl.commands.evaluation import completed, features_of, finish, labelled_sets, print_missing
+    from mlssl.commands.evaluation import features_of, finish, labelled_sets, print_missing, set_name
     from mlssl.commands.protocol_options import options_of_protocol, refuse_ignored
     from mlssl.commands.scores import found_by_probe, found_by_sgd, found_by_svm
     from mlssl.evaluation.few_labels import check_fractions
@@ -64,7 +64,7 @@ def linear(
         print(describe(chosen, train, test, epochs))
     else:
         print(
-            f"{completed(options).dataset}: {len(train)} training and {len(test)} test images, {len(train.classes)} "
+            f"{set_name(options)}: {len(train)} training and {len(test)} test images, {len(train.classes)} "
             f"classes, threshold {threshold:g}, no epochs: the strength is chosen on a fifth of the training images"
         )
     print_missing(train, test)
@@ -77,7 +77,7 @@ def linear(
             found.append(found_by_probe(source, sets, **settings, seed=seed))
             if save is not None:
                 strength = found[-1].numbers["strength"]
-                kind = completed(options).pooling or "avgmax"
+                kind = options.pooling or "avgmax"
                 how: dict[str, Any] = {"size": data.eval_size, "pooling": kind, "strength": strength}
                 tagger = fit_tagger(
                     model, sets.train, train.classes, **how, precision=precision, pos_weight=weight, seed=seed

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mlssl.data.set_options import SetOptions, with_folder
+
 
 def neighbors(
     image: Path,
-    folder: Path,
+    root: str | list[str],
+    options: SetOptions,
     backbone: str = "resnet50",
     k: int = 9,
     embeddings: Path | None = None,
@@ -26,7 +29,8 @@ def neighbors(
 
     Args:
         image: File to compare with; left out where it lies in the folder itself.
-        folder: Searched, however deep.
+        root: Folder that is searched, however deep, or several: '[a, b]'.
+        options: Of the set of images in it; the format is folder by default.
         backbone: Checkpoint, exported file, NAME=FILE, or a name, which is then untrained.
         k: Images to find.
         embeddings: File of mlssl predict for the folder, made with the backbone, so that it is not embedded again.
@@ -40,7 +44,8 @@ def neighbors(
         output: PNG to write; an existing one is replaced.
     """
     from mlssl.data.decoding import decode_rgb
-    from mlssl.data.readers.folder import read_folder
+    from mlssl.data.formats import read_train
+    from mlssl.data.option_checks import check_options
     from mlssl.data.records import Records
     from mlssl.drawing.similar import draw_similar
     from mlssl.embeddings.files import read_embeddings
@@ -51,9 +56,13 @@ def neighbors(
 
     if embeddings is not None and block is not None:
         raise ValueError(f"--block {block} compares blocks, and --embeddings holds whole images: leave one of them out")
-    pixels = decode_rgb(image)
+    options = with_folder(options, root)
+    check_options(options)
+    pixels = decode_rgb(image, white=options.white)
     saved = None if embeddings is None else read_embeddings(embeddings)
-    records = read_folder(folder) if saved is None else Records(saved.names, root=folder)
+    if saved is not None and not isinstance(options.root, str):
+        raise ValueError(f"--embeddings is of one folder, and {options.root!r} was given: pass that folder alone")
+    records = read_train(options) if saved is None else Records(saved.names, root=str(options.root))
     model = open_backbone(backbone, seed=seed)
     own = next((line for line in range(len(records)) if records.path(line).resolve() == image.resolve()), None)
     if saved is not None and embeddings is not None:

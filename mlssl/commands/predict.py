@@ -46,7 +46,9 @@ def predict(
     from mlssl.atomic import check_free
     from mlssl.backbones import check_image_size
     from mlssl.data.decoding import BadImageError
-    from mlssl.data.formats import read_sets
+    from mlssl.data.formats import read_train
+    from mlssl.data.option_checks import check_options
+    from mlssl.data.set_options import SetOptions
     from mlssl.embeddings.files import check_embedding_file, embedding_writer, names_file
     from mlssl.embeddings.networks import FeatureRows
     from mlssl.embeddings.streaming import Images, streamed
@@ -63,8 +65,9 @@ def predict(
     model = open_backbone(_checkpoint_of(source), seed=seed)
     check_image_size(model.backbone, *sides)
     root = None if dataset == "synthetic" else str(folder)
-    records, _ = read_sets(dataset, root, split, "")
-    images = Images(records, sides, batch_size, num_workers)
+    options = SetOptions(dataset=dataset, root=root, train_split=split)
+    check_options(options)
+    images = Images(read_train(options), sides, batch_size, num_workers)
     about = {"source": source, "size": json.dumps(sides), "pooling": "patches" if patches else pooling}
     shape: tuple[int, ...] = ()
     with embedding_writer(output, about) as writer:

@@ -8,7 +8,10 @@ from typing import Any
 
 from mlssl.private import trainer_of
 
-_PRIVATE_SETTINGS = ("root", "num_workers", "_instantiator")
+_PRIVATE_SETTINGS = (
+    *("root", "annotations", "images", "val_annotations", "val_images", "probe", "num_workers"),
+    "_instantiator",
+)
 """Of model and data: they name a machine or Lightning's way to build them, not what was learned from."""
 
 
