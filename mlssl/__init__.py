@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mlssl.losses import negative_cosine_similarity as negative_cosine_similarity
     from mlssl.module import MultiLabelSSLModule as MultiLabelSSLModule
     from mlssl.recipes import recipe as recipe
+    from mlssl.tagging.tagger import Tagger as Tagger
     from mlssl.views.blocks import BlockViews as BlockViews
     from mlssl.views.grid import block_grid as block_grid
     from mlssl.views.recipe import Recipe as Recipe
@@ -36,6 +37,7 @@ _MODULES = {
     "NegativeCosineSimilarity": "mlssl.losses",
     "Recipe": "mlssl.views.recipe",
     "Records": "mlssl.data.records",
+    "Tagger": "mlssl.tagging.tagger",
     "block_grid": "mlssl.views.grid",
     "export_backbone": "mlssl.export",
     "extract_features": "mlssl.evaluation.features",

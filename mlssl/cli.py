@@ -29,10 +29,11 @@ USAGE = """usage: mlssl COMMAND [ARGUMENTS]
   fit         pre-train:               mlssl fit --config run.yaml
   validate    features and probe of a checkpoint on the val set
   test        the same on the test set
-  predict     features of every image, written to the run's folder
   report      a page about a run:      mlssl report runs/fit-20250101-120000
   linear      linear probe:            mlssl linear last.ckpt resnet18
   knn         nearest images vote:     mlssl knn last.ckpt resnet18
+  predict     features of images:      mlssl predict last.ckpt FOLDER
+  tag         labels of images:        mlssl tag tagger.safetensors FOLDER
   views       draw an image's views:   mlssl views photo.jpg -o grid.png
   neighbors   most similar images:     mlssl neighbors photo.jpg FOLDER
   export      the backbone alone:      mlssl export last.ckpt -o out.safetensors
@@ -65,7 +66,7 @@ def main(
 
     Args:
         argv: Words after `mlssl`; those of the process by default.
-        model: Class that fit, validate, test and predict build; by default that of ``--model``, of the resumed run or
+        model: Class that fit, validate and test build; by default that of ``--model``, of the resumed run or
             of ``--config``, else `mlssl.MultiLabelSSLModule`, which is imported only then.
         data: Likewise, ``--data`` and `mlssl.MultiLabelDataModule`.
 

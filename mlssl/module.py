@@ -16,8 +16,9 @@ from mlssl.callbacks.step_summary import StepSummary
 from mlssl.data.batches import ImageBatch, ViewBatch, check_image_batch
 from mlssl.forms import Form, Positives, plain_setting
 from mlssl.heads import predictor, projector
+from mlssl.layers import FrozenStages, depth_of_parameters
 from mlssl.losses import ImageAwareContrastiveLoss, negative_cosine_similarity
-from mlssl.module_checks import check_at_least, check_channels, check_pixel_statistics, check_step
+from mlssl.module_checks import check_at_least, check_channels, check_layers, check_pixel_statistics, check_step
 from mlssl.module_state import repair_loaded_state, repair_saved_state
 from mlssl.optim import check_optimizer
 from mlssl.recompute import in_parts
@@ -57,6 +58,11 @@ class MultiLabelSSLModule(SafeLoading):
         optimizer_kwargs: Further arguments of the optimizer, such as ``{"momentum": 0.95}``.
         base_lr: Learning rate ≥ 0 for 256 views of one branch per step over all devices, scaled linearly (paper: 0.05).
         weight_decay: ≥ 0 (paper: 1e-4).
+        layer_decay: Factor in 0–1 of the learning rate per layer of the backbone towards its input, for one that starts
+            from published weights (BEiT: 0.65 to 0.9); None: one rate.
+        frozen_stages: First stages of the backbone that are held as they are, the stem being the first.
+        frozen_epochs: First epochs that they are held for; 0: the whole run.
+        backbone_lr_scale: Factor ≥ 0 of the backbone's learning rate.
         decay_norm_and_bias: False leaves norms and biases out of weight decay.
         warmup_epochs: Epochs ≥ 0, fractions allowed, of linearly rising learning rate (paper: none).
         constant_predictor_lr: Keep the predictor at the peak learning rate, as SimSiam does (its sec. 4).
@@ -95,6 +101,10 @@ class MultiLabelSSLModule(SafeLoading):
         optimizer_kwargs: dict[str, Any] | None = None,
         base_lr: float = 0.05,
         weight_decay: float = 1e-4,
+        layer_decay: float | None = None,
+        frozen_stages: int = 0,
+        frozen_epochs: int = 0,
+        backbone_lr_scale: float = 1.0,
         decay_norm_and_bias: bool = True,
         warmup_epochs: float = 0.0,
         constant_predictor_lr: bool = False,
@@ -115,6 +125,7 @@ class MultiLabelSSLModule(SafeLoading):
         check_at_least(0, warmup_epochs=warmup_epochs)
         check_at_least(2, views_at_a_time=views_at_a_time)
         check_optimizer(optimizer, optimizer_kwargs or {})
+        check_layers(layer_decay, frozen_stages, frozen_epochs, backbone_lr_scale)
         # Kept here too, because the hyper-parameters of a subclass are the arguments of its own constructor.
         self.contrastive_weight = contrastive_weight
         self.stop_gradient = stop_gradient
@@ -123,6 +134,9 @@ class MultiLabelSSLModule(SafeLoading):
         self.optimizer_kwargs = optimizer_kwargs or {}
         self.base_lr = base_lr
         self.weight_decay = weight_decay
+        self.layer_decay = layer_decay
+        self.frozen_epochs = frozen_epochs
+        self.backbone_lr_scale = backbone_lr_scale
         self.decay_norm_and_bias = decay_norm_and_bias
         self.warmup_epochs = warmup_epochs
         self.constant_predictor_lr = constant_predictor_lr
@@ -133,6 +147,11 @@ class MultiLabelSSLModule(SafeLoading):
 
         # In this order, so that a seed alone tells the weights that a run starts with.
         self.backbone = build_backbone(backbone, **(backbone_kwargs or {}))
+        if layer_decay is not None:
+            depth_of_parameters(self.backbone)  # refuses a network that does not tell its layers
+        self.frozen = FrozenStages(self.backbone, frozen_stages) if frozen_stages else None
+        for parameter in self.frozen.parameters if self.frozen is not None and not frozen_epochs else ():
+            parameter.requires_grad_(False)
         self.projector = projector(feature_width(self.backbone), projection_dim)
         self.predictor = predictor(projection_dim, predictor_dim)
         self.image_aware_loss = ImageAwareContrastiveLoss(temperature, base_temperature, form, positives, chunk_size)
@@ -286,6 +305,18 @@ class MultiLabelSSLModule(SafeLoading):
         """Compile the backbone where asked for."""
         if self.compiles:
             self.backbone.compile()
+
+    def train(self, mode: bool = True) -> "MultiLabelSSLModule":
+        """Set the training mode, but for stages that are frozen for the whole run."""
+        super().train(mode)
+        if self.frozen is not None and not self.frozen_epochs:
+            self.frozen.train(False)
+        return self
+
+    def on_train_epoch_start(self) -> None:
+        """Hold the norms of frozen stages in eval mode, and let them go after ``frozen_epochs``."""
+        if self.frozen is not None:
+            self.frozen.train(bool(self.frozen_epochs) and self.current_epoch >= self.frozen_epochs)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimizer over every parameter that requires a gradient, and a cosine to 0 over the run."""

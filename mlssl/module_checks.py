@@ -20,6 +20,23 @@ def check_at_least(least: int, **settings: float | None) -> None:
             raise ValueError(f"{name}={value} was given: pass a number of at least {least}.")
 
 
+def check_layers(layer_decay: float | None, frozen_stages: int, frozen_epochs: int, backbone_lr_scale: float) -> None:
+    """Refuse what cannot be asked of a backbone's layers.
+
+    Raises:
+        ValueError: On a factor or number out of its range, and on epochs to freeze without stages.
+    """
+    if layer_decay is not None and not 0 < layer_decay <= 1:
+        raise ValueError(
+            f"layer_decay={layer_decay} was given: pass a factor above 0 and at most 1, such as 0.75, or None."
+        )
+    check_at_least(0, frozen_stages=frozen_stages, frozen_epochs=frozen_epochs, backbone_lr_scale=backbone_lr_scale)
+    if frozen_epochs and not frozen_stages:
+        raise ValueError(
+            f"frozen_epochs={frozen_epochs} was given, and no stage is frozen: pass frozen_stages of at least 1 too."
+        )
+
+
 def check_pixel_statistics(mean: list[float], std: list[float]) -> None:
     """Refuse mean and deviation that do not go together.
 

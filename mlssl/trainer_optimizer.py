@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_info
@@ -14,7 +14,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from mlssl.distributed import is_sharded
+from mlssl.layers import FrozenStages, depth_of_parameters, rate_scales
 from mlssl.optim import build_optimizer, check_optimizer, cosine_with_warmup, parameter_groups, scaled_lr
+from mlssl.weights.checkpoints import plain_name
 
 
 class Trained(Protocol):
@@ -28,6 +30,11 @@ class Trained(Protocol):
     warmup_epochs: float
     constant_predictor_lr: bool
     views_per_step: int | None
+    layer_decay: float | None
+    frozen_epochs: int
+    backbone_lr_scale: float
+    frozen: FrozenStages | None
+    backbone: nn.Module
 
     @property
     def predictor(self) -> nn.Module: ...  # noqa: D102
@@ -54,23 +61,57 @@ def optimizer_of_run(module: Trained) -> OptimizerLRScheduler:
         is_sharded=trainer.strategy.model is not None and is_sharded(trainer.strategy.model),
         decay_norm_and_bias=module.decay_norm_and_bias,
     )
-    of_predictor = set(module.predictor.parameters())
-    groups = [
-        parameter_groups(parameters, module.weight_decay, decay_norm_and_bias=module.decay_norm_and_bias)
-        for parameters in ([p for p in module.parameters() if p not in of_predictor], module.predictor.parameters())
-    ]
+    lr = scaled_lr(module.base_lr, module.views_per_step or _count_views_per_step(trainer))
+    cosine = cosine_with_warmup(total_steps, _count_steps_of(trainer, warmup_epochs=module.warmup_epochs))
+    frozen_steps = _count_steps_of(trainer, frozen_epochs=module.frozen_epochs)
+    groups: list[dict[str, Any]] = []
+    of_groups: list[Callable[[int], float]] = []
+    for part in _parts(module):
+        factor = _constant if part.of_predictor and module.constant_predictor_lr else cosine
+        if part.frozen_at_first:
+            factor = _after(frozen_steps, cosine)
+        for group in parameter_groups(
+            part.parameters, module.weight_decay, decay_norm_and_bias=module.decay_norm_and_bias
+        ):
+            groups.append(group if part.scale == 1 else {**group, "lr": part.scale * lr})
+            of_groups.append(factor)
     optimizer = build_optimizer(
         module.optimizer_name,
-        groups[0] + groups[1],
-        scaled_lr(module.base_lr, module.views_per_step or _count_views_per_step(trainer)),
+        groups,
+        lr,
         module.optimizer_kwargs,
         fused=not trainer.gradient_clip_val,  # Lightning refuses to clip the gradients of fused optimizers
     )
-    cosine = cosine_with_warmup(total_steps, _count_warmup_steps(trainer, module.warmup_epochs))
-    of_groups = [cosine] * len(groups[0])
-    of_groups += [_constant if module.constant_predictor_lr else cosine] * len(groups[1])
     schedule = _Schedule(optimizer, of_groups, total_steps)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class _Part(NamedTuple):
+    """Parameters with one learning rate."""
+
+    parameters: list[nn.Parameter]
+    scale: float = 1.0
+    frozen_at_first: bool = False
+    of_predictor: bool = False
+
+
+def _parts(module: Trained) -> list[_Part]:
+    """The backbone by layers where these differ, then all else but the predictor, then the predictor."""
+    of_predictor = set(module.predictor.parameters())
+    backbone = {plain_name(name): parameter for name, parameter in module.backbone.named_parameters()}
+    scales = dict.fromkeys(backbone, module.backbone_lr_scale)
+    if module.layer_decay is not None:
+        by_layer = rate_scales(depth_of_parameters(module.backbone), module.layer_decay)
+        scales = {name: scale * by_layer[name] for name, scale in scales.items()}
+    # Those of a whole run require no gradient and are in no group.
+    frozen = module.frozen.names if module.frozen is not None and module.frozen_epochs else set()
+    kinds: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, parameter in backbone.items():
+        kinds.setdefault((scales[name], name in frozen), []).append(parameter)
+    apart = [_Part(parameters, *kind) for kind, parameters in kinds.items() if kind != (1.0, False)]
+    done = of_predictor.union(*(part.parameters for part in apart))
+    rest = [parameter for parameter in module.parameters() if parameter not in done]
+    return [*apart, _Part(rest), _Part(list(module.predictor.parameters()), of_predictor=True)]
 
 
 class _Schedule(LambdaLR):
@@ -111,12 +152,18 @@ def _count_steps(trainer: L.Trainer) -> int:
     return max(1, int(total_steps))
 
 
-def _count_warmup_steps(trainer: L.Trainer, epochs: float) -> int:
+def _after(first: int, factor: Callable[[int], float]) -> Callable[[int], float]:
+    """The factor, but 0 in the first steps."""
+    return lambda step: 0.0 if step < first else factor(step)
+
+
+def _count_steps_of(trainer: L.Trainer, **given: float) -> int:
+    ((name, epochs),) = given.items()
     steps_per_epoch = trainer.num_training_batches / trainer.accumulate_grad_batches
     if epochs and not math.isfinite(steps_per_epoch):
         raise ValueError(
-            f"warmup_epochs={epochs} was given, and the train loader does not say how long an epoch is: pass "
-            "limit_train_batches to the Trainer, or warmup_epochs=0."
+            f"{name}={epochs} was given, and the train loader does not say how long an epoch is: pass "
+            f"limit_train_batches to the Trainer, or {name}=0."
         )
     return round(epochs * steps_per_epoch) if epochs else 0
 

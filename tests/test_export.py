@@ -100,7 +100,7 @@ def header(path: Path) -> dict[str, str]:
 
 def what(path: Path) -> dict[str, str]:
     """The header, but for what only a checkpoint or a Trainer tells."""
-    return {name: value for name, value in header(path).items() if name not in ("steps", "data", "metrics")}
+    return {name: value for name, value in header(path).items() if name not in ("steps", "model", "data", "metrics")}
 
 
 def file_names(folder: Path) -> list[str]:
@@ -334,7 +334,7 @@ def test_without_a_format_the_suffix_decides(tmp_path: Path) -> None:
         (
             "test_vit",
             "torchvision",
-            "torchvision does not build it .*Formats that hold it: 'timm', 'safetensors', 'timm-dir', 'onnx'",
+            "torchvision does not build it .*Formats that hold it: 'timm', 'safetensors', 'timm-dir', 'onnx', 'torch",
         ),
         ("torchvision/shufflenet_v2_x0_5", "timm", "timm does not build it"),
         ("mobilenetv3_small_100", "torchvision", "torchvision does not build it"),
@@ -357,7 +357,7 @@ def test_an_architecture_that_a_format_cannot_hold_is_said(
     [
         ("backbone.pth", "timm", r"\.safetensors"),
         ("backbone.safetensors", "torchvision", r"\.pth or \.pt"),
-        ("backbone", None, r"\.safetensors or \.pth or \.pt or \.pkl or \.onnx"),
+        ("backbone", None, r"\.safetensors or \.pth or \.pt or \.pkl or \.onnx or \.pt2"),
     ],
 )
 def test_a_suffix_of_another_format_is_refused(name: str, format: str | None, suffixes: str, tmp_path: Path) -> None:

@@ -14,6 +14,13 @@ _RESTORING = "lightning.pytorch.trainer.connectors.checkpoint_connector"
 class OpenCLI(LightningCLI):
     """LightningCLI with public names for its parsers and settings, and for how it reads a checkpoint."""
 
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's commands but predict, which is a command of the library's own."""
+        commands = LightningCLI.subcommands()
+        del commands["predict"]
+        return commands
+
     @property
     def command_parsers(self) -> dict[str, LightningArgumentParser]:
         """The parser of each command."""

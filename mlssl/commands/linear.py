@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from mlssl.choices import PositiveWeight
@@ -16,6 +17,8 @@ def linear(
     pos_weight: PositiveWeight | None = None,
     threshold: float | None = None,
     epochs: int | None = None,
+    save: Path | None = None,
+    precision: float | None = None,
 ) -> None:
     """Compare backbones by a linear probe on their frozen features of whole images, and by kNN.
 
@@ -30,6 +33,8 @@ def linear(
         pos_weight: Weight of a positive, or balanced; 1 by default.
         threshold: Probability of a predicted label; 0.5 by default.
         epochs: In place of those of a protocol that trains.
+        save: Tagger to write for mlssl tag, tagger.safetensors, of one backbone; see docs/tagging.md.
+        precision: Of the tagger's labels; its thresholds have the best F1 by default.
     """
     from mlssl.commands.evaluation import features_of, finish, labelled_sets, print_missing, set_name
     from mlssl.commands.protocol_options import options_of_protocol, refuse_ignored
@@ -38,11 +43,13 @@ def linear(
     from mlssl.evaluation.logistic import check_pos_weight
     from mlssl.evaluation.metrics import THRESHOLD, MultiLabelScores
     from mlssl.evaluation.protocols import describe, find_protocol
+    from mlssl.tagging.fit import certainty, check_saving, fit_tagger
     from mlssl.weights.sources import open_backbone
 
     own = {"fractions": fractions, "pos_weight": pos_weight, "threshold": threshold, "epochs": epochs}
     chosen = None if protocol is None else find_protocol(protocol)
     refuse_ignored(chosen, {**vars(options), **own})
+    check_saving(save, precision, sources, chosen)
     if chosen is not None:
         options, threshold = options_of_protocol(chosen, options), chosen.threshold
     threshold = THRESHOLD if threshold is None else threshold
@@ -68,6 +75,16 @@ def linear(
             sets = features_of(source, model, data, options)
             settings: dict[str, Any] = {"pos_weight": weight, "threshold": threshold, "fractions": fractions or ()}
             found.append(found_by_probe(source, sets, **settings, seed=seed))
+            if save is not None:
+                strength = found[-1].numbers["strength"]
+                kind = options.pooling or "avgmax"
+                how: dict[str, Any] = {"size": data.eval_size, "pooling": kind, "strength": strength}
+                tagger = fit_tagger(
+                    model, sets.train, train.classes, **how, precision=precision, pos_weight=weight, seed=seed
+                )
+                tagger.to("cpu").save(save)
+                print(f"{save}: a tagger of {len(train.classes)} classes")
+                print("\n".join(certainty(tagger)))
         elif chosen.classifier == "sgd":
             settings = {"epochs": epochs, "num_workers": num_workers, "seed": seed}
             found.append(found_by_sgd(source, model, chosen, train, test, **settings))

@@ -13,6 +13,7 @@ def neighbors(
     options: SetOptions,
     backbone: str = "resnet50",
     k: int = 9,
+    embeddings: Path | None = None,
     block: int | None = None,
     rows: int = 2,
     cols: int = 2,
@@ -32,6 +33,7 @@ def neighbors(
         options: Of the set of images in it; the format is folder by default.
         backbone: Checkpoint, exported file, NAME=FILE, or a name, which is then untrained.
         k: Images to find.
+        embeddings: File of mlssl predict for the folder, made with the backbone, so that it is not embedded again.
         block: Number of a block of the image, from 0, to compare with all blocks of all images.
         rows: Rows of the block grid.
         cols: Columns of the block grid.
@@ -44,30 +46,43 @@ def neighbors(
     from mlssl.data.decoding import decode_rgb
     from mlssl.data.formats import read_train
     from mlssl.data.option_checks import check_options
+    from mlssl.data.records import Records
     from mlssl.drawing.similar import draw_similar
-    from mlssl.evaluation.similar import find_similar
-    from mlssl.views.grid import block_grid
+    from mlssl.embeddings.files import read_embeddings
+    from mlssl.embeddings.search import embedded_alike, nearest_rows
+    from mlssl.evaluation.similar import Similar, find_similar
+    from mlssl.views.grid import Box, block_grid
     from mlssl.weights.sources import open_backbone
 
+    if embeddings is not None and block is not None:
+        raise ValueError(f"--block {block} compares blocks, and --embeddings holds whole images: leave one of them out")
     options = with_folder(options, root)
     check_options(options)
-    pixels, records = decode_rgb(image, white=options.white), read_train(options)
+    pixels = decode_rgb(image, white=options.white)
+    saved = None if embeddings is None else read_embeddings(embeddings)
+    if saved is not None and not isinstance(options.root, str):
+        raise ValueError(f"--embeddings is of one folder, and {options.root!r} was given: pass that folder alone")
+    records = read_train(options) if saved is None else Records(saved.names, root=str(options.root))
     model = open_backbone(backbone, seed=seed)
     own = next((line for line in range(len(records)) if records.path(line).resolve() == image.resolve()), None)
-    found = find_similar(
-        model,
-        pixels,
-        records,
-        k,
-        block=block,
-        rows=rows,
-        cols=cols,
-        overlap=overlap,
-        size=size,
-        leave_out=own,
-        num_workers=num_workers,
-        progress=True,
-    )
+    if saved is not None and embeddings is not None:
+        places, cosines = nearest_rows(embedded_alike(pixels, model, saved, embeddings, size), saved.rows, k, own)
+        found = Similar(places, [Box(0, 0, 0, 0)] * len(places), cosines)
+    else:
+        found = find_similar(
+            model,
+            pixels,
+            records,
+            k,
+            block=block,
+            rows=rows,
+            cols=cols,
+            overlap=overlap,
+            size=size,
+            leave_out=own,
+            num_workers=num_workers,
+            progress=True,
+        )
     box = None if block is None else block_grid(pixels.shape[0], pixels.shape[1], rows, cols, overlap)[block]
     draw_similar(pixels, box, records, found, output, image.name)
     for line, cosine in zip(found.lines, found.cosines, strict=True):

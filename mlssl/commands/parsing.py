@@ -20,7 +20,7 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from mlssl.data.set_options import COMMON, SplitOptions
 
-COMMANDS = ("demo", "report", "linear", "knn", "views", "neighbors", "export", "pack", "completion")
+COMMANDS = ("demo", "report", "linear", "knn", "views", "neighbors", "predict", "tag", "export", "pack", "completion")
 """Each is the function of its name in the module of its name in `mlssl.commands`."""
 
 RARE = frozenset(SplitOptions.__dataclass_fields__) - set(COMMON)

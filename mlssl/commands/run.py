@@ -1,4 +1,4 @@
-"""`mlssl fit`, `validate`, `test` and `predict`: LightningCLI, with a folder of its own for every run."""
+"""`mlssl fit`, `validate` and `test`: LightningCLI, with a folder of its own for every run."""
 
 from __future__ import annotations
 
@@ -13,10 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
-from safetensors.torch import save_file
 
 from mlssl.atomic import remove_leftovers, written_aside
 from mlssl.commands.custom_code import imported, is_import_path, make_importable
@@ -293,22 +291,6 @@ class RunCLI(OpenCLI):
                 "give one of them."
             )
         take_weights(self.model, source)
-
-    def predict(self, **arguments: Any) -> None:
-        """Write the features (n, D) and ids (n,) of every image to ``features.safetensors`` in the run's folder."""
-        if self.trainer.world_size > 1:
-            raise ValueError(
-                f"predict writes one file, and {self.trainer.world_size} devices were asked for: "
-                "pass --trainer.devices 1."
-            )
-        batches: Any = self.trainer.predict(**{**arguments, "return_predictions": True})
-        features = torch.cat(batches)
-        loader: Any = self.trainer.predict_dataloaders
-        ids = torch.tensor(loader.dataset.image_ids()[: len(features)])
-        path = Path(self.trainer.default_root_dir) / "features.safetensors"
-        with written_aside(path) as aside:
-            save_file({"features": features, "image_ids": ids}, aside)
-        print(f"{path}: features {tuple(features.shape)} of {len(ids)} images")
 
     @property
     def model_settings(self) -> dict[str, Any]:

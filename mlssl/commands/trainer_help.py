@@ -69,13 +69,5 @@ Score the online probe of a checkpoint on the test set.
     + """
 
 Example: mlssl test --ckpt_path last.ckpt --config run.yaml""",
-    "predict": """usage: mlssl predict --ckpt_path FILE [OPTIONS]
-
-Write the features of every image to features.safetensors in the run's folder.
-"""
-    + _OF_A_CHECKPOINT
-    + """
-
-Example: mlssl predict --ckpt_path last.ckpt --config run.yaml""",
 }
 """By command, the arguments that most runs need."""

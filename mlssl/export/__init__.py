@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mlssl.atomic import files_written_aside
 from mlssl.backbones import TORCHVISION_PREFIX, check_image_size, image_shape, takes_other_sizes
+from mlssl.export.card import CARD
 from mlssl.export.detectron2 import load_detectron2, write_detectron2
 from mlssl.export.networks import (
     load_own,
@@ -26,6 +27,7 @@ from mlssl.export.networks import (
     write_timm_folder,
 )
 from mlssl.export.onnx import load_onnx, write_onnx
+from mlssl.export.program import load_program, write_program
 from mlssl.weights.sources import TIMM_CONFIG, TIMM_WEIGHTS, Backbone, open_source
 
 MAX_RELATIVE_DIFFERENCE = 1e-4
@@ -41,6 +43,7 @@ EXPORT_SUFFIXES = {
     "timm-dir": ("",),
     "detectron2": (".pkl",),
     "onnx": (".onnx",),
+    "torch.export": (".pt2",),
 }
 """The formats, with the suffixes that a file of each may have; none for a folder."""
 
@@ -68,6 +71,7 @@ def export_backbone(
     overwrite: bool = False,
     metadata: Mapping[str, str] | None = None,
     image_size: int | tuple[int, int] | None = None,
+    fixed_size: bool = False,
 ) -> ExportReport:
     """Write the backbone alone, without projector and predictor, and prove that it gives the same features.
 
@@ -76,23 +80,25 @@ def export_backbone(
     its name: a file is whole and right, or not there. The source keeps its weights, training flags, device and
     precision, and no random state moves.
 
-    ===========  ========================  =====================================================================
+    ============ ========================  =====================================================================
     format       file                      loads with
-    ===========  ========================  =====================================================================
+    ============ ========================  =====================================================================
     timm         .safetensors              `timm.create_model(name, num_classes=0, checkpoint_path=path)`
-    timm-dir     a folder, config.json     `timm.create_model("local-dir:path", pretrained=True, num_classes=0)`
-                 and model.safetensors
+    timm-dir     a folder, config.json,    `timm.create_model("local-dir:path", pretrained=True, num_classes=0)`, or
+                 model.safetensors and     `num_classes=5` for a new head of five classes
+                 README.md
     torchvision  .pth, a dict of tensors   `load_state_dict` once the classifier is `nn.Identity()`
     detectron2   .pkl, and beside it       `MODEL.WEIGHTS`; without Detectron2 the weights are checked in a ResNet
                  configs, head, README     of torchvision that is rebuilt from their names
     safetensors  .safetensors              `load_state_dict(safetensors.torch.load_file(path))`, for any network
     onnx         .onnx                     `onnxruntime.InferenceSession(path)`, for any network that torch exports
-    ===========  ========================  =====================================================================
+    torch.export .pt2                      `torch.export.load(path).module()`, likewise
+    ============ ========================  =====================================================================
 
     A transformer that averages its patch tokens, as ours do, needs the same `global_pool="avg"` in timm's call;
     `check` of the report is the call with all arguments. timm's folder says it itself, but without `pretrained=True`
-    timm keeps random weights and does not tell. An ONNX graph takes any number of images, and images of any size where
-    the network does.
+    timm keeps random weights and does not tell. A graph, of ONNX or torch.export, takes any number of images,
+    and images of any size where the network does and `fixed_size` is False.
 
     Args:
         source: A Lightning checkpoint of a `MultiLabelSSLModule` (of any precision, of DDP, of torch.compile, or the
@@ -103,10 +109,12 @@ def export_backbone(
         network: Name of the submodule to write, the backbone or another of its architecture, such as "teacher".
         overwrite: Whether existing files may be replaced; others in the same folder stay.
         metadata: Entries of the file's header, beside those always there: library version, backbone, its arguments,
-            mean, std and feature width, and from a checkpoint or a fit the steps, the data and the metrics. The
-            tensors of torchvision's format have no header.
+            mean, std and feature width, and from a checkpoint or a fit the steps, the settings of model and data, and
+            the metrics. "license", by the Hugging Face Hub's identifier, such as "cc0-1.0", is that of the model card.
+            The tensors of torchvision's format have no header.
         image_size: Height and width, or one side, of the images that features are compared on; by default the smallest
             that the network takes.
+        fixed_size: Whether a graph takes images of `image_size` alone, as some runtimes need it.
 
     Raises:
         FileExistsError: If a file that would be written exists and `overwrite` is False.
@@ -124,14 +132,21 @@ def export_backbone(
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         opened = open_source(source, network).plain_copy()
         format = _fitting_format(opened, format, path.suffix)
-        batches = _random_images(opened.backbone, image_size)
+        traced = _FORMATS[format].traced
+        if fixed_size and not traced:
+            raise ValueError(
+                f"fixed_size was given, and format {format!r} holds weights, which know no size: leave it out, or "
+                "choose 'onnx' or 'torch.export'."
+            )
+        batches = _random_images(opened.backbone, image_size, other_sizes=not fixed_size)
         expected = [opened.backbone(images) for images in batches]
         header = _header(opened, expected[0].shape[1]) | dict(metadata or {})
         is_folder = format == "timm-dir"
         with files_written_aside(path if is_folder else path.parent, overwrite=overwrite) as aside:
             staged = aside if is_folder else aside / path.name
             try:
-                _FORMATS[format].write(opened, staged, header)
+                settings = {"images": batches[0], "any_size": len(batches) > 1} if traced else {}
+                _FORMATS[format].write(opened, staged, header, **settings)
             except OSError as error:
                 if error.filename is None:  # as a full disk is reported
                     error.filename = str(path)
@@ -178,9 +193,12 @@ def check_format(format: str | None) -> None:
 
 
 class _Format(NamedTuple):
-    write: Callable[[Backbone, Path, Mapping[str, str]], None]
+    write: Callable[..., None]
+    """Takes the source, the path, the header, and for a graph the images to trace, and whether others may be larger."""
     load: Callable[[Backbone, Path | None], tuple[nn.Module, str]]
     """Builds the network by the library of the format, loads the file strictly where there is one, and tells how."""
+    traced: bool = False
+    """Whether it is a graph."""
 
 
 _FORMATS = {
@@ -189,7 +207,8 @@ _FORMATS = {
     "safetensors": _Format(write_safetensors, load_own),
     "timm-dir": _Format(write_timm_folder, load_timm_folder),
     "detectron2": _Format(write_detectron2, load_detectron2),
-    "onnx": _Format(write_onnx, load_onnx),
+    "onnx": _Format(write_onnx, load_onnx, traced=True),
+    "torch.export": _Format(write_program, load_program, traced=True),
 }
 _BUILT_BY_NAME = ("timm", "torchvision", "timm-dir")
 
@@ -205,7 +224,7 @@ def _fitting_format(source: Backbone, format: str | None, suffix: str | None = N
             return candidate
         obstacles.append(f"format {candidate!r} cannot hold it: {obstacle}")
     given = "This network" if source.name is None else f"The backbone {source.name!r}"
-    holding = [repr(other) for other in _FORMATS if other == "onnx" or _obstacle(source, other) is None]
+    holding = [repr(other) for other in _FORMATS if _FORMATS[other].traced or _obstacle(source, other) is None]
     raise ValueError(f"{given} cannot be exported, {'; '.join(obstacles)}. Formats that hold it: {', '.join(holding)}.")
 
 
@@ -235,7 +254,11 @@ def _check_file_name(path: Path, format: str | None, metadata: Mapping[str, str]
 
 
 def _check_free(path: Path, format: str | None, overwrite: bool) -> None:
-    files = [path / TIMM_CONFIG, path / TIMM_WEIGHTS] if format == "timm-dir" and not path.is_file() else [path]
+    files = (
+        [path / TIMM_CONFIG, path / TIMM_WEIGHTS, path / CARD]
+        if format == "timm-dir" and not path.is_file()
+        else [path]
+    )
     for file in files:
         if file.exists() and not (overwrite and file.is_file()):
             raise FileExistsError(
@@ -243,8 +266,8 @@ def _check_free(path: Path, format: str | None, overwrite: bool) -> None:
             )
 
 
-def _random_images(network: nn.Module, image_size: int | tuple[int, int] | None) -> list[Tensor]:
-    """Two of one size, and one of another where the network takes it."""
+def _random_images(network: nn.Module, image_size: int | tuple[int, int] | None, *, other_sizes: bool) -> list[Tensor]:
+    """Two of one size, and one of another where that is asked for and the network takes it."""
     shape = image_shape(network)
     if image_size is not None:
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
@@ -252,7 +275,7 @@ def _random_images(network: nn.Module, image_size: int | tuple[int, int] | None)
         shape = (shape[0], height, width)
     generator = torch.Generator().manual_seed(0)
     images = [torch.rand(2, *shape, generator=generator)]
-    if takes_other_sizes(network, shape):
+    if other_sizes and takes_other_sizes(network, shape):
         channels, height, width = shape
         images.append(torch.rand(1, channels, 2 * height, 3 * width, generator=generator))
     return images

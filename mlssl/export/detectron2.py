@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from importlib.resources import files
 from importlib.util import find_spec
@@ -164,9 +165,11 @@ def _torchvision_network(weights: Mapping[str, Tensor]) -> nn.Module:
 
 
 def _detectron2_network(path: Path) -> nn.Module:
-    from detectron2.config import get_cfg
-    from detectron2.layers import ShapeSpec
-    from detectron2.modeling.backbone import build_resnet_backbone
+    with warnings.catch_warnings():  # Detectron2 0.6 decorates by torch.cuda.amp, which torch has deprecated
+        warnings.simplefilter("ignore", FutureWarning)
+        from detectron2.config import get_cfg
+        from detectron2.layers import ShapeSpec
+        from detectron2.modeling.backbone import build_resnet_backbone
 
     weights = _weights(path)
     config = get_cfg()

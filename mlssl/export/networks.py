@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from mlssl.backbones import TORCHVISION_PREFIX, image_shape
+from mlssl.export.card import CARD, model_card
 from mlssl.weights.sources import DIGEST, TIMM_CONFIG, TIMM_WEIGHTS, Backbone, digest
 
 # ---------------------------------------------------------------------- writers
@@ -33,11 +34,12 @@ def write_state_dict(source: Backbone, path: Path, header: Mapping[str, str]) ->
 
 
 def write_timm_folder(source: Backbone, path: Path, header: Mapping[str, str]) -> None:
-    """Weights and `config.json`, as timm's `local-dir:` and `hf-hub:` read them."""
+    """Weights and `config.json`, as timm's `local-dir:` and `hf-hub:` read them, and the model card."""
     mean, std = source.mean, source.std
-    own = getattr(source.backbone, "pretrained_cfg", None) or {}
+    architecture = _bare_name(source).partition(".")[0]
+    own = getattr(source.backbone, "pretrained_cfg", None) or _timm_config(architecture)
     config = {
-        "architecture": _bare_name(source).partition(".")[0],
+        "architecture": architecture,
         "num_classes": 0,
         "num_features": int(header["features"]),
         "model_args": source.arguments | _image_size(source.backbone),
@@ -49,11 +51,23 @@ def write_timm_folder(source: Backbone, path: Path, header: Mapping[str, str]) -
             "crop_pct": own.get("crop_pct", 0.875),
             "mean": list(mean),
             "std": list(std),
+            # timm looks these up to put in a new head, or to take another number of channels.
+            "classifier": own.get("classifier"),
+            "first_conv": own.get("first_conv"),
         },
         "mlssl": dict(header),
     }
     (path / TIMM_CONFIG).write_text(json.dumps(config, indent=2))
+    (path / CARD).write_text(model_card(header), encoding="utf-8")
     write_safetensors(source, path / TIMM_WEIGHTS, header)
+
+
+def _timm_config(architecture: str) -> dict[str, Any]:
+    """Of a network of torchvision's that timm builds too."""
+    import timm
+
+    config = timm.get_pretrained_cfg(architecture)
+    return config.to_dict() if config else {}
 
 
 def _image_size(network: nn.Module) -> dict[str, list[int]]:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mlssl.backbones import image_shape, takes_other_sizes
+from mlssl.export.program import dynamic_shapes
 from mlssl.weights.sources import Backbone
 
 INPUT, OUTPUT = "images", "features"
@@ -34,26 +34,29 @@ def check_packages() -> None:
         raise ModuleNotFoundError(f"Format 'onnx' needs {', '.join(missing)}: pip install 'mlssl[onnx]'.")
 
 
-def write_onnx(source: Backbone, path: Path, header: Mapping[str, str]) -> None:
-    """The graph in torch's own opset, the header as its metadata."""
+def write_onnx(source: Backbone, path: Path, header: Mapping[str, str], images: Tensor, *, any_size: bool) -> None:
+    """The graph in torch's own opset, the header as its metadata; arguments as of `write_program`."""
+    write_graph(source.backbone, path, header, images, OUTPUT, any_size=any_size)
+
+
+def write_graph(
+    network: nn.Module, path: Path, header: Mapping[str, str], images: Tensor, output: str, *, any_size: bool
+) -> None:
+    """The same of any network from images to one tensor, which the graph calls `output`."""
     import onnx
 
-    shape = image_shape(source.backbone)
-    dynamic: dict[int, Any] = {0: torch.export.Dim("batch")}
-    if takes_other_sizes(source.backbone, shape):
-        dynamic |= {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # torch's remarks on its own progress
         warnings.simplefilter("ignore")
         program: Any = torch.onnx.export(
-            source.backbone,
-            (torch.rand(2, *shape),),
+            network,
+            (images,),
             dynamo=True,
             input_names=[INPUT],
-            output_names=[OUTPUT],
-            dynamic_shapes=(dynamic,),
+            output_names=[output],
+            dynamic_shapes=dynamic_shapes(any_size=any_size),
         )
     model = program.model_proto
-    _name_sizes(model, sizes=("height", "width") if len(dynamic) > 1 else ())
+    _name_sizes(model, sizes=("height", "width") if any_size else ())
     onnx.helper.set_model_props(model, dict(header))
     path.write_bytes(model.SerializeToString())
 

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from mlssl.backbones import build_backbone, built_as, pixel_statistics, rebuild_backbone
-from mlssl.private import trainer_of, uncompiled
+from mlssl.private import uncompiled
 from mlssl.weights.checkpoints import (
     architecture,
     check_holds,
@@ -28,6 +28,8 @@ from mlssl.weights.checkpoints import (
     plain_name,
     weights_of,
 )
+from mlssl.weights.history import history_of_checkpoint, history_of_module
+from mlssl.weights.published import NESTED, has_norm_before_pooling, of_encoder
 
 TIMM_CONFIG = "config.json"
 TIMM_WEIGHTS = "model.safetensors"
@@ -36,14 +38,7 @@ TIMM_WEIGHTS = "model.safetensors"
 DIGEST = "sha256"
 """Entry of the header of an exported file: of its tensors, so that a flipped bit is noticed."""
 
-_NESTED = ("state_dict", "model")
 _CLASSIFIERS = ("fc.", "head.", "heads.", "classifier.")
-
-_PRIVATE_SETTINGS = (
-    *("root", "annotations", "images", "val_annotations", "val_images", "probe", "num_workers"),
-    "_instantiator",
-)
-"""Of the data: they name a machine or Lightning's way to build it, not what was learned from."""
 
 
 class Backbone(nn.Module):
@@ -53,7 +48,7 @@ class Backbone(nn.Module):
         backbone: From normalised images to features (n, D); not copied.
         mean: One number per channel, in 0–1; None takes the network's own.
         std: Likewise, above 0.
-        history: Steps, data and metrics, as far as the source tells.
+        history: Steps, settings of model and data, and metrics, as far as the source tells.
 
     Attributes:
         name: As `build_backbone` takes it; None for a custom network.
@@ -121,7 +116,8 @@ def open_backbone(source: str, *, seed: int = 0) -> Backbone:
     ===================================  ==================================================================
 
     Weights are loaded strictly, but for those of a classifier, which a backbone has not. Prefixes of `torch.compile`,
-    of DDP and of our own module are taken off.
+    of DDP and of our own module are taken off. Of MoCo's published files the trained encoder is taken, without its
+    momentum copy, queue and heads; DINO's are read as they are, ``vit_small_patch16_224=dino_vits16.pth``.
 
     Args:
         source: As above.
@@ -183,7 +179,7 @@ def open_source(source: str | os.PathLike[str] | nn.Module, network: str = "back
             f"{type(source).__name__} has no network {network!r}: {nearest_network(network, names)}"
         ) from None
     mean, std = (_numbers(getattr(source, name, None)) for name in ("pixel_mean", "pixel_std"))
-    return Backbone(inner, mean, std, _history_of_module(source))
+    return Backbone(inner, mean, std, history_of_module(source))
 
 
 def backbone_of(checkpoint: Mapping[str, Any], path: Path, network: str = "backbone") -> Backbone:
@@ -197,7 +193,7 @@ def backbone_of(checkpoint: Mapping[str, Any], path: Path, network: str = "backb
         raise ValueError(f"The weights of {network!r} in {path} do not fit its backbone {name!r}: {wrong}.")
     built.load_state_dict(weights)
     _check_channels(built, mean, std, path)
-    return Backbone(built, mean, std, _history_of_checkpoint(checkpoint))
+    return Backbone(built, mean, std, history_of_checkpoint(checkpoint))
 
 
 def _of_checkpoint(path: Path, network: str = "backbone") -> Backbone:
@@ -205,16 +201,26 @@ def _of_checkpoint(path: Path, network: str = "backbone") -> Backbone:
 
 
 def _exported(path: Path) -> Backbone:
-    header, weights = _read_safetensors(path, "export it again")
+    return backbone_of_file(*read_safetensors(path, "export it again"), path)
+
+
+def backbone_of_file(header: Mapping[str, str], weights: Mapping[str, Tensor], path: Path) -> Backbone:
+    """The backbone of a file of ours, whose header names it, with those of its tensors that are the backbone's.
+
+    Raises:
+        ValueError: If the header does not name a backbone that can be built without running code, or the weights do not
+            fit it.
+    """
     name = header.get("backbone")
     if name is None or "arguments" not in header:
         raise ValueError(f"{path} does not say which backbone it holds: pass its name too, such as resnet50={path}")
-    arguments, mean, std = (_entry_of_header(header, key, path) for key in ("arguments", "mean", "std"))
+    arguments, mean, std = (entry_of_header(header, key, path) for key in ("arguments", "mean", "std"))
     check_received_backbone(name, arguments, mean, std, path)
     return _with_weights(name, arguments, weights, str(path), mean, std)
 
 
-def _entry_of_header(header: Mapping[str, str], key: str, path: Path) -> Any:
+def entry_of_header(header: Mapping[str, str], key: str, path: Path) -> Any:
+    """Parse an entry that is JSON; ValueError if it is not there or is none."""
     try:
         return json.loads(header[key])
     except (KeyError, ValueError, RecursionError):
@@ -223,8 +229,8 @@ def _entry_of_header(header: Mapping[str, str], key: str, path: Path) -> Any:
         ) from None
 
 
-def _read_safetensors(path: Path, remedy: str) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Header and tensors."""
+def read_safetensors(path: Path, remedy: str) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Header and tensors; ValueError, with the remedy, if the file is none or is damaged."""
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
@@ -269,9 +275,9 @@ def _check_channels(
 
 def _read_weights(path: Path) -> dict[str, Any]:
     if path.suffix == ".safetensors":
-        return _read_safetensors(path, "fetch it again")[1]
+        return read_safetensors(path, "fetch it again")[1]
     content = load_plain(path, "a file of weights", ("pass one that torch.save wrote", "save its state_dict alone"))
-    for key in _NESTED:
+    for key in NESTED:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict) or not content or not all(isinstance(one, Tensor) for one in content.values()):
@@ -288,8 +294,12 @@ def _with_weights(
     std: Sequence[float] | None = None,
 ) -> Backbone:
     network = _rebuilt(name, arguments, file)
+    plain = of_encoder({plain_name(key): value for key, value in weights.items()})
+    plain = {key.removeprefix("backbone."): value for key, value in plain.items()}
     own = network.state_dict()
-    plain = {plain_name(key).removeprefix("backbone."): value for key, value in weights.items()}
+    if not arguments and has_norm_before_pooling(plain, own):
+        network = _rebuilt(name, {"fc_norm": False}, file)
+        own = network.state_dict()
     plain = {key: value for key, value in plain.items() if key in own or not key.startswith(_CLASSIFIERS)}
     wrong = misfit(network, plain)
     if wrong:
@@ -311,29 +321,3 @@ def _check_exists(path: Path) -> None:
         raise FileNotFoundError(
             f"no file {str(path)!r}: pass a checkpoint, an exported file, or the name of a backbone"
         )
-
-
-def _history_of_checkpoint(checkpoint: Mapping[str, Any]) -> dict[str, str]:
-    data = checkpoint.get("datamodule_hyper_parameters")
-    return _history(checkpoint.get("global_step"), data, checkpoint.get("metrics"))
-
-
-def _history_of_module(module: Any) -> dict[str, str]:
-    """Of a module under a Trainer; one without has none."""
-    trainer = trainer_of(module)
-    if trainer is None:
-        return {}
-    data = getattr(trainer, "datamodule", None)
-    metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
-    return _history(trainer.global_step, getattr(data, "hparams", None), metrics)
-
-
-def _history(steps: int | None, data: Mapping[str, Any] | None, metrics: Mapping[str, float] | None) -> dict[str, str]:
-    told: dict[str, str] = {}
-    if steps is not None:
-        told["steps"] = str(steps)
-    if data:
-        told["data"] = json.dumps({k: v for k, v in data.items() if k not in _PRIVATE_SETTINGS}, default=repr)
-    if metrics:
-        told["metrics"] = json.dumps({name: round(float(value), 6) for name, value in metrics.items()})
-    return told

@@ -12,9 +12,9 @@ import timm
 import torch
 import yaml
 from PIL import Image
-from safetensors.torch import load_file
 
 from mlssl.cli import main
+from mlssl.embeddings.files import read_embeddings
 from mlssl.module import MultiLabelSSLModule
 from mlssl.runs import RUN_FOLDER_VARIABLE
 
@@ -93,15 +93,48 @@ def test_a_checkpoint_is_validated_and_tested(run, command):
     assert main([command, "--ckpt_path", checkpoint, "--trainer.limit_val_batches", "1", *limits, *words]) == 0
 
 
-def test_predicted_features_are_written_with_the_ids_of_their_images(run):
-    words = [*SMALL_DATA, "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
+def test_embeddings_of_a_run_a_checkpoint_and_an_export_are_the_same(run, coco256, capsys):
+    photographs = sorted((coco256 / "val2017").glob("*.jpg"))[:3]
+    for number, photograph in enumerate(photographs):
+        Path("photos").mkdir(exist_ok=True)
+        Path(f"photos/{number}.jpg").write_bytes(photograph.read_bytes())
+    Path("photos/bad.jpg").write_bytes(b"no image")
     checkpoint = str(run / "checkpoints" / "last.ckpt")
-    assert main(["predict", "--ckpt_path", checkpoint, "--trainer.limit_predict_batches", "2", *words]) == 0
-    (path,) = Path("runs").rglob("features.safetensors")
-    written = load_file(path)
-    assert written["features"].shape[0] == 16
-    assert written["image_ids"].tolist() == list(range(16))
-    assert main(["predict", "--trainer.devices", "2", "--trainer.strategy", "ddp", *words]) == 2
+    assert main(["export", checkpoint, "-o", "out.safetensors"]) == 0
+    found = []
+    for number, source in enumerate((str(run), checkpoint, "out.safetensors")):
+        assert main(["predict", source, "photos", "-o", f"{number}.safetensors", "--size", "[32, 64]"]) == 0
+        assert "1 images cannot be decoded and are left out: bad.jpg" in capsys.readouterr().out
+        found.append(read_embeddings(Path(f"{number}.safetensors")))
+    for one in found:
+        assert one.names == ["0.jpg", "1.jpg", "2.jpg"]
+        torch.testing.assert_close(one.rows, found[0].rows)
+        assert (one.about["size"], one.about["pooling"]) == ("[32, 64]", "avg")
+    assert main(["predict", checkpoint, "photos", "-o", "maps.npy", "--patches", "true", "--size", "[32, 64]"]) == 0
+    maps = read_embeddings(Path("maps.npy"))
+    torch.testing.assert_close(maps.rows.mean((2, 3)), found[0].rows, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["-o", "a.txt"], "is of no known format: let it end in .safetensors, .npy, .csv, .parquet"),
+        (["-o", "a.csv", "--patches", "true"], "is a table, and the feature maps of patches are no rows"),
+        (["-o", "a.npy", "--patches", "true", "--pooling", "max"], "--patches pools nothing"),
+        (["-o", "there.csv"], "'there.csv' exists"),
+        (["-o", "a.csv", "--batch_size", "0"], "batch_size=0 was given: pass at least 1"),
+        (["-o", "a.csv", "--devices", "[tape]"], "there is no device 'tape'"),
+        (["-o", "a.csv"], "none of the 1 images of photos can be decoded, first bad.jpg"),
+    ],
+)
+def test_predict_refuses_wrong_input_in_one_line_and_writes_nothing(words, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("there.csv").write_text("mine")
+    Path("photos").mkdir()
+    Path("photos/bad.jpg").write_bytes(b"no image")
+    assert main(["predict", "test_resnet", "photos", "--size", "32", *words]) == 2
+    assert message in capsys.readouterr().err
+    assert sorted(path.name for path in Path().iterdir()) == ["photos", "there.csv"]
 
 
 def test_the_backbone_of_a_checkpoint_is_exported(run, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,12 @@ import torch
 from test_export import file_names, trained_module, written_checkpoint
 
 from mlssl.cli import main
+
+IN_DETECTRON2 = (
+    "mlssl.export.detectron2.torchvision_resnet('{path}')"
+    if find_spec("detectron2") is None
+    else "Detectron2's build_resnet_backbone and load_state_dict"
+)
 
 
 @pytest.mark.parametrize(
@@ -22,7 +29,7 @@ from mlssl.cli import main
         ),
         ("test_resnet", "timm-dir", "a", "timm.create_model('local-dir:{path}', pretrained=True, num_classes=0)"),
         ("resnet18", "torchvision", "a.pth", "torchvision.models.get_model('resnet18'"),
-        ("resnet18", "detectron2", "a.pkl", "mlssl.export.detectron2.torchvision_resnet('{path}')"),
+        ("resnet18", "detectron2", "a.pkl", IN_DETECTRON2),
         ("test_resnet", "safetensors", "a.safetensors", "safetensors.torch.load_file('{path}')"),
         pytest.param(
             *("test_resnet", "onnx", "a.onnx", "onnxruntime.InferenceSession('{path}')"), marks=pytest.mark.slow
@@ -49,7 +56,7 @@ def test_a_format_is_written_and_its_check_and_difference_printed(
         (["-o", "a.safetensors", "--format", "onyx"], "Unknown export format 'onyx': choose 'timm', 'torchvision'"),
         (
             ["-o", "a.pth", "--format", "torchvision"],
-            "Formats that hold it: 'timm', 'safetensors', 'timm-dir', 'onnx'.",
+            "Formats that hold it: 'timm', 'safetensors', 'timm-dir', 'onnx', 'torch.export'.",
         ),
         (["-o", "there.safetensors"], "there.safetensors exists: choose another name"),
         (["-o", "a.safetensors", "--image_size", "100"], "takes no images of 100 × 100 pixels"),

@@ -134,7 +134,7 @@ def test_a_path_in_a_received_checkpoint_is_imported_by_no_command(
     assert not Path("trapped").exists()
 
 
-@pytest.mark.parametrize("command", ["fit", "validate", "predict"])
+@pytest.mark.parametrize("command", ["fit", "validate"])
 def test_code_in_a_received_checkpoint_is_refused_in_one_line(
     command: str, trap: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -46,7 +46,7 @@ def told(*words: str) -> Told:
 
 def test_subcommand_parsers_are_those_of_the_commands_and_parser_is_that_of_the_given_one() -> None:
     cli = told()
-    assert cli.command_parsers.keys() == {"fit", "validate", "test", "predict"}
+    assert cli.command_parsers.keys() == {"fit", "validate", "test"}
     assert all(isinstance(one, LightningArgumentParser) for one in cli.command_parsers.values())
     assert cli.command_parser is cli.command_parsers["fit"]
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pickle
+import runpy
 import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
+import _detectron2_stand_in
 import numpy as np
 import pytest
 import torch
@@ -17,6 +19,16 @@ from torch import nn
 from mlssl.backbones import build_backbone
 from mlssl.export import MAX_RELATIVE_DIFFERENCE, export_backbone
 from mlssl.export.detectron2 import torchvision_resnet
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders c4 and fpn, each with a bundle `r.pkl`; only read."""
+    folder = tmp_path_factory.mktemp("bundles")
+    for kind, name in (("c4", "resnet50"), ("fpn", "resnet18")):
+        export_backbone(build_backbone(name), folder / kind / "r.pkl", "detectron2")
+    return folder
+
 
 BESIDE = ["r_README.md", "r_coco.yaml", "r_voc.yaml", "res5_extra_norm.py", "train_detectron2.py"]
 
@@ -70,25 +82,24 @@ def test_names_layout_and_values_are_those_that_detectron2_documents(tmp_path: P
         assert np.array_equal(weights[there], own[here].numpy()), there
 
 
-@pytest.mark.parametrize(("name", "head"), [("resnet50", "Res5ROIHeadsExtraNorm"), ("resnet18", "StandardROIHeads")])
-def test_configs_name_the_network_its_pixels_and_the_schedules(name: str, head: str, tmp_path: Path) -> None:
-    export_backbone(build_backbone(name), tmp_path / "r.pkl", "detectron2")
-    voc, coco = (yaml.safe_load((tmp_path / f"r_{schedule}.yaml").read_text()) for schedule in ("voc", "coco"))
+@pytest.mark.parametrize(("kind", "head"), [("c4", "Res5ROIHeadsExtraNorm"), ("fpn", "StandardROIHeads")])
+def test_configs_name_the_network_its_pixels_and_the_schedules(kind: str, head: str, bundles: Path) -> None:
+    voc, coco = (yaml.safe_load((bundles / kind / f"r_{schedule}.yaml").read_text()) for schedule in ("voc", "coco"))
     for config in (voc, coco):
         model = config["MODEL"]
         assert (model["WEIGHTS"], model["ROI_HEADS"]["NAME"], config["INPUT"]["FORMAT"]) == ("r.pkl", head, "RGB")
         assert model["PIXEL_MEAN"] == pytest.approx([123.675, 116.28, 103.53])
         assert model["PIXEL_STD"] == pytest.approx([58.395, 57.12, 57.375])
         assert model["RESNETS"]["STRIDE_IN_1X1"] is False
-        assert model["RESNETS"]["NORM"] == "SyncBN"
+        assert model["RESNETS"]["NORM"] == "naiveSyncBN"
         assert (model["RESNETS"]["DEPTH"], model["RESNETS"]["RES2_OUT_CHANNELS"]) == (
-            (50, 256) if name == "resnet50" else (18, 64)
+            (50, 256) if kind == "c4" else (18, 64)
         )
     assert (voc["SOLVER"]["MAX_ITER"], coco["SOLVER"]["MAX_ITER"]) == (24000, 90000)
     assert (voc["MODEL"]["MASK_ON"], coco["MODEL"]["MASK_ON"]) == (False, True)
     assert (voc["MODEL"]["ROI_HEADS"]["NUM_CLASSES"], coco["MODEL"]["ROI_HEADS"]["NUM_CLASSES"]) == (20, 80)
     assert "voc_2007_test" in voc["DATASETS"]["TEST"]
-    readme = (tmp_path / "r_README.md").read_text()
+    readme = (bundles / kind / "r_README.md").read_text()
     assert "python train_detectron2.py --config-file r_voc.yaml --num-gpus 8" in readme
     assert "$" not in readme.replace("$DETECTRON2_DATASETS", "")
 
@@ -131,44 +142,78 @@ def test_a_pickle_with_a_wrong_value_fails_the_comparison(tmp_path: Path) -> Non
 
 
 @pytest.fixture
-def stand_in(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The few names of Detectron2 that head and check use, over torchvision."""
-
-    class Res5ROIHeads(nn.Module):
-        def __init__(self, cfg, input_shape):
-            super().__init__()
-            self.res5 = nn.Conv2d(4, 512, 1)
-
-        def _shared_roi_transform(self, features, boxes):
-            return self.res5(features[0])
-
-    class Registry(dict):
-        def register(self):
-            return lambda one: self.setdefault(one.__name__, one)
-
-    modeling = ModuleType("detectron2.modeling")
-    modeling.ROI_HEADS_REGISTRY, modeling.Res5ROIHeads = Registry(), Res5ROIHeads
-    layers = ModuleType("detectron2.layers")
-    layers.get_norm = lambda norm, channels: {"BN": nn.BatchNorm2d}[norm](channels)
-    for module in (ModuleType("detectron2"), modeling, layers):
-        monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setattr("mlssl.export.detectron2.find_spec", lambda name: None)  # it builds no backbone
-    return modeling
+def stand_in(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A package of that name before all others, even where the real one is installed."""
+    folder = tmp_path_factory.mktemp("site")
+    _detectron2_stand_in.write(folder)
+    monkeypatch.syspath_prepend(folder)
+    with monkeypatch.context() as modules:
+        own = ("detectron2", "res5_extra_norm")
+        for name in [name for name in sys.modules if name.partition(".")[0] in own]:
+            modules.delitem(sys.modules, name)
+        yield
+        for name in [name for name in sys.modules if name.partition(".")[0] in own]:
+            del sys.modules[name]
 
 
-def test_the_head_puts_a_norm_behind_res5(stand_in: ModuleType, tmp_path: Path) -> None:
-    export_backbone(build_backbone("resnet50"), tmp_path / "r.pkl", "detectron2", overwrite=True)
-    exec((tmp_path / "res5_extra_norm.py").read_text(), {"__name__": "res5_extra_norm"})
+@pytest.mark.parametrize("name", ["resnet18", "resnext50_32x4d"])
+@pytest.mark.usefixtures("stand_in")
+def test_where_detectron2_stands_its_own_network_takes_the_file_strictly(name: str, tmp_path: Path) -> None:
+    report = export_backbone(trained(build_backbone(name)), tmp_path / "r.pkl", "detectron2")
+    assert report.check == "Detectron2's build_resnet_backbone and load_state_dict"
+    assert report.max_difference <= MAX_RELATIVE_DIFFERENCE
+
+
+@pytest.mark.parametrize(
+    ("kind", "head", "built"),
+    [("c4", "Res5ROIHeadsExtraNorm", "Res5ROIHeadsExtraNorm"), ("fpn", "StandardROIHeads", None)],
+)
+@pytest.mark.filterwarnings("ignore:.*amp.autocast:FutureWarning")
+@pytest.mark.usefixtures("stand_in")
+def test_the_training_script_imports_the_head_only_for_a_config_that_names_it(
+    kind: str, head: str, built: str | None, bundles: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(bundles / kind)
+    scope = runpy.run_path(str(bundles / kind / "train_detectron2.py"), run_name="train_detectron2")
+    cfg = SimpleNamespace(MODEL=SimpleNamespace(ROI_HEADS=SimpleNamespace(NAME=head), WEIGHTS="r.pkl"), OUTPUT_DIR=".")
+    cfg.merge_from_file = cfg.merge_from_list = lambda given: None
+    cfg.freeze = lambda: None
+    monkeypatch.setitem(scope["main"].__globals__, "get_cfg", lambda: cfg)
+    args = SimpleNamespace(config_file="r_voc.yaml", opts=[], eval_only=False, resume=False)
+    assert scope["main"](args) == built
+    assert ("res5_extra_norm" in sys.modules) == (head == "Res5ROIHeadsExtraNorm")
+
+
+@pytest.mark.filterwarnings("ignore:.*amp.autocast:FutureWarning")
+@pytest.mark.usefixtures("stand_in")
+def test_the_head_puts_a_norm_behind_res5(bundles: Path) -> None:
+    runpy.run_path(str(bundles / "c4" / "res5_extra_norm.py"))
+    from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY
+
     resnets = SimpleNamespace(RES2_OUT_CHANNELS=64, NORM="BN")
-    head = stand_in.ROI_HEADS_REGISTRY["Res5ROIHeadsExtraNorm"](
-        SimpleNamespace(MODEL=SimpleNamespace(RESNETS=resnets)), {}
-    )
+    head = ROI_HEADS_REGISTRY["Res5ROIHeadsExtraNorm"](SimpleNamespace(MODEL=SimpleNamespace(RESNETS=resnets)), {})
     given = head._shared_roi_transform([100 + 50 * torch.rand(8, 4, 3, 3)], None)
     assert given.shape == (8, 512, 3, 3)
     assert given.mean().abs() < 1e-4
     assert (given.std() - 1).abs() < 0.01
 
 
-def test_the_training_script_is_python(tmp_path: Path) -> None:
-    export_backbone(build_backbone("resnet18"), tmp_path / "r.pkl", "detectron2")
-    compile((tmp_path / "train_detectron2.py").read_text(), "train_detectron2.py", "exec")
+@pytest.mark.parametrize(
+    ("name", "steps"), [("r_voc", (24000, [18000, 22000], 100)), ("r_coco", (90000, [60000, 80000], 1000))]
+)
+def test_the_commands_for_two_gpus_scale_every_number_of_steps(name: str, steps: tuple, bundles: Path) -> None:
+    solver = yaml.safe_load((bundles / "c4" / f"{name}.yaml").read_text())["SOLVER"]
+    whole, parts, warmup = steps
+    assert (solver["MAX_ITER"], solver["STEPS"], solver["WARMUP_ITERS"]) == (whole, str(tuple(parts)), warmup)
+    scaled = (
+        f"SOLVER.IMS_PER_BATCH {solver['IMS_PER_BATCH'] // 4} SOLVER.BASE_LR {solver['BASE_LR'] / 4} "
+        f'SOLVER.WARMUP_ITERS {4 * warmup} SOLVER.STEPS "{tuple(4 * part for part in parts)}" '
+        f"SOLVER.MAX_ITER {4 * whole}"
+    )
+    assert scaled in (bundles / "c4" / "r_README.md").read_text()
+
+
+def test_the_readme_says_which_weights_are_expected_to_be_missing(bundles: Path) -> None:
+    readme = (bundles / "fpn" / "r_README.md").read_text()
+    for words in ("proposal_generator.", "roi_heads.", "backbone.fpn_", "0.4 or newer"):
+        assert words in readme

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,40 @@ def test_the_graph_takes_any_batch_and_any_size(tmp_path: Path) -> None:
     said = {entry.key: entry.value for entry in model.metadata_props}
     assert (said["backbone"], said["mean"], said["licence"]) == ("test_vit", "[0.5, 0.5, 0.5]", "CC0")
     assert file_names(tmp_path) == ["backbone.onnx"]
+
+
+@pytest.mark.slow
+def test_a_graph_of_fixed_size_takes_that_size_alone(tmp_path: Path) -> None:
+    export_backbone(OwnNetwork(), tmp_path / "own.onnx", "onnx", image_size=(32, 48), fixed_size=True)
+    dims = onnx.load(tmp_path / "own.onnx").graph.input[0].type.tensor_type.shape.dim
+    assert [dim.dim_param or dim.dim_value for dim in dims] == ["batch", 3, 32, 48]
+    with pytest.raises(
+        ValueError, match=r"fixed_size was given, and format 'safetensors' holds weights, which know no"
+    ):
+        export_backbone(OwnNetwork(), tmp_path / "own.safetensors", "safetensors", fixed_size=True)
+
+
+@pytest.mark.xfail(torch.__version__.startswith("2.8."), reason="such a graph is refused, see docs/export.md")
+def test_a_program_of_torch_gives_the_features_of_any_batch_and_of_any_or_one_size(tmp_path: Path) -> None:
+    source = trained(build_backbone("test_vit"))
+    report = export_backbone(source, tmp_path / "any.pt2", None, metadata={"licence": "CC0"})
+    assert (report.format, "torch.export.load" in report.check) == ("torch.export", True)
+    extra = {"mlssl.json": ""}
+    program = torch.export.load(report.path, extra_files=extra).module()
+    said = json.loads(extra["mlssl.json"])
+    assert (said["backbone"], said["licence"]) == ("test_vit", "CC0")
+    one_size = export_backbone(source, tmp_path / "one.pt2", None, image_size=(64, 96), fixed_size=True)
+    fixed = torch.export.load(one_size.path).module()
+    for shape in ((1, 3, 64, 96), (5, 3, 64, 96), (2, 3, 224, 64)):
+        images = torch.rand(shape)
+        with torch.no_grad():
+            expected = source(images)
+            torch.testing.assert_close(program(images), expected, rtol=1e-4, atol=1e-4)
+            if shape[2:] == (64, 96):
+                torch.testing.assert_close(fixed(images), expected, rtol=1e-4, atol=1e-4)
+            else:
+                with pytest.raises((AssertionError, RuntimeError), match="64"):
+                    fixed(images)
 
 
 def test_a_network_of_ones_own_and_of_fixed_size_keeps_its_size(tmp_path: Path) -> None:

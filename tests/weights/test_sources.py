@@ -94,6 +94,44 @@ def test_a_torchvision_network_with_published_weights(tmp_path: Path) -> None:
         torch.testing.assert_close(features(opened), network(opened.normalize(IMAGES)))
 
 
+def of_moco(network: torch.nn.Module, encoder: str, momentum: str) -> dict[str, Any]:
+    """A file as MoCo's `main_moco.py` writes it: DDP's prefix, both encoders with heads of their own, and the rest."""
+    state: dict[str, Any] = {}
+    for prefix, factor in ((encoder, 1.0), (momentum, 0.5)):
+        own = {name: value for name, value in network.state_dict().items() if not name.startswith("fc.")}
+        own |= {"fc.0.weight": torch.zeros(8, 8), "fc.2.bias": torch.zeros(4)}
+        state |= {f"module.{prefix}.{name}": factor * value for name, value in own.items()}
+    state |= {"module.queue": torch.zeros(4, 16), "module.queue_ptr": torch.zeros(1, dtype=torch.long)}
+    return {"epoch": 200, "arch": "resnet50", "state_dict": state, "optimizer": {"state": {}, "param_groups": []}}
+
+
+@pytest.mark.parametrize(("encoder", "momentum"), [("encoder_q", "encoder_k"), ("base_encoder", "momentum_encoder")])
+def test_mocos_published_files_are_its_trained_encoder(encoder: str, momentum: str, tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    network = torchvision.models.resnet18().eval()  # whose names are timm's
+    torch.save(of_moco(network, encoder, momentum), tmp_path / "moco.pth.tar")
+    network.fc = torch.nn.Identity()
+    opened = open_backbone(f"resnet18={tmp_path / 'moco.pth.tar'}")
+    with torch.no_grad():
+        torch.testing.assert_close(features(opened), network(opened.normalize(IMAGES)))
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_dinos_published_transformer_keeps_its_norm_before_the_pooling(nested: bool, tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    network = timm.create_model("test_vit", num_classes=0, dynamic_img_size=True).eval()  # as DINO's, a class token
+    torch.nn.init.uniform_(network.norm.weight)
+    weights: Any = network.state_dict()
+    if nested:  # with its head, as training saves it
+        head = {"head.mlp.0.weight": torch.zeros(4, 4), "head.last_layer.weight_v": torch.zeros(4, 4)}
+        weights = {"teacher": {f"backbone.{name}": value for name, value in weights.items()} | head}
+    torch.save(weights, tmp_path / "dino.pth")
+    opened = open_backbone(f"test_vit={tmp_path / 'dino.pth'}")
+    with torch.no_grad():
+        expected = network.forward_features(opened.normalize(IMAGES))[:, network.num_prefix_tokens :].mean(1)
+    torch.testing.assert_close(features(opened), expected)
+
+
 class Code:
     """Pickled, it would run code when opened."""
 

@@ -1,0 +1,92 @@
+"""`mlssl predict`: embeddings of every image of a folder or data set, with their names, in one file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mlssl.choices import DatasetName, Pooling
+
+
+def predict(
+    source: str,
+    folder: Path,
+    dataset: DatasetName = "folder",
+    split: str | None = None,
+    size: int | tuple[int, int] = 224,
+    pooling: Pooling = "avg",
+    patches: bool = False,
+    batch_size: int = 64,
+    num_workers: int = 0,
+    devices: list[str] | None = None,
+    seed: int = 0,
+    overwrite: bool = False,
+    output: Path = Path("embeddings.safetensors"),
+) -> None:
+    """Write the features of every image, with the images' names.
+
+    Example: mlssl predict last.ckpt photos/ -o embeddings.safetensors
+
+    Args:
+        source: Run, checkpoint, exported file, NAME=FILE, or name of a backbone, which is then untrained.
+        folder: Images, or the root of a data set.
+        dataset: Format of the folder.
+        split: Of the data set; its training images by default.
+        size: Side, or height and width, that images are resized to.
+        pooling: Of the last feature map, avg, max, or avgmax, their mean.
+        patches: Write the last feature map, not its pooling.
+        batch_size: Images per step.
+        num_workers: Loader processes.
+        devices: Of torch, such as '[cuda:0, cuda:1]'; by default the first GPU, else the CPU.
+        seed: Of untrained weights.
+        overwrite: Replace an existing file.
+        output: File to write, .safetensors, .npy, .csv or .parquet.
+    """
+    import json
+
+    from mlssl.atomic import check_free
+    from mlssl.backbones import check_image_size
+    from mlssl.data.decoding import BadImageError
+    from mlssl.data.formats import read_train
+    from mlssl.data.option_checks import check_options
+    from mlssl.data.set_options import SetOptions
+    from mlssl.embeddings.files import check_embedding_file, embedding_writer, names_file
+    from mlssl.embeddings.networks import FeatureRows
+    from mlssl.embeddings.streaming import Images, streamed
+    from mlssl.weights.sources import open_backbone
+
+    check_embedding_file(output, patches=patches)
+    if not overwrite:
+        check_free(output)
+        if output.suffix == ".npy":
+            check_free(names_file(output))
+    if patches and pooling != "avg":
+        raise ValueError(f"--pooling {pooling} was given, and --patches pools nothing: leave one of them out")
+    sides = (size, size) if isinstance(size, int) else size
+    model = open_backbone(_checkpoint_of(source), seed=seed)
+    check_image_size(model.backbone, *sides)
+    root = None if dataset == "synthetic" else str(folder)
+    options = SetOptions(dataset=dataset, root=root, train_split=split)
+    check_options(options)
+    images = Images(read_train(options), sides, batch_size, num_workers)
+    about = {"source": source, "size": json.dumps(sides), "pooling": "patches" if patches else pooling}
+    shape: tuple[int, ...] = ()
+    with embedding_writer(output, about) as writer:
+        for places, rows in streamed(
+            FeatureRows(model, pooling, patches=patches), images, devices, total=len(images), progress=True
+        ):
+            writer.write([images.name(place) for place in places], rows)
+            shape = tuple(rows.shape[1:])
+        bad = images.bad()
+        if len(bad) == len(images):
+            raise BadImageError(f"none of the {len(images)} images of {folder} can be decoded, first {bad[0]}")
+    print(f"{output}: {len(images) - len(bad)} rows of {' × '.join(map(str, shape))} float32")
+    if bad:
+        print(
+            f"{len(bad)} images cannot be decoded and are left out: {', '.join(bad[:5])}{', …' if len(bad) > 5 else ''}"
+        )
+
+
+def _checkpoint_of(source: str) -> str:
+    """The last checkpoint of a run, and any other source as it is."""
+    last = Path(source) / "checkpoints" / "last.ckpt"
+    return str(last) if last.exists() else source

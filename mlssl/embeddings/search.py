@@ -1,0 +1,96 @@
+"""Exact search in saved embeddings."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import NamedTuple, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mlssl.backbones import check_image_size
+from mlssl.choices import Pooling
+from mlssl.contracts import FeatureNetwork
+from mlssl.data.decoding import ImageArray
+from mlssl.embeddings.files import Embeddings
+from mlssl.embeddings.networks import FeatureRows
+
+PIECE = 2**14
+"""Rows that are compared at a time, so that embeddings which are mapped from a file are never copied as a whole."""
+
+
+class Nearest(NamedTuple):
+    """Places in the embeddings, nearest first, and their cosines."""
+
+    places: list[int]
+    cosines: list[float]
+
+
+def nearest_rows(query: Tensor, rows: Tensor, k: int, leave_out: int | None = None) -> Nearest:
+    """The k rows of the largest cosine with a query, exactly; all there are where these are fewer.
+
+    Args:
+        query: (D,).
+        rows: (n, D).
+        k: At least 1.
+        leave_out: Place that is not to be found.
+
+    Raises:
+        ValueError: If k is below 1, the widths differ, or nothing is left to search.
+    """
+    if k < 1:
+        raise ValueError(f"k={k} images were asked for: pass at least 1.")
+    if rows.ndim != 2 or rows.shape[1] != len(query):
+        raise ValueError(
+            f"the embeddings have shape {tuple(rows.shape)}, and the backbone gives {len(query)} numbers per image: "
+            "pass the backbone that they were made with"
+        )
+    direction = F.normalize(query.float(), dim=0)
+    cosines = torch.cat([F.normalize(piece.float(), dim=1) @ direction for piece in torch.split(rows, PIECE)])
+    if leave_out is not None:
+        cosines[leave_out] = -torch.inf
+    count = len(rows) - (leave_out is not None)
+    if not count:
+        raise ValueError("the embeddings hold no image but the one to compare with: embed more images")
+    best = cosines.topk(min(k, count))
+    return Nearest(best.indices.tolist(), best.values.tolist())
+
+
+def embedded_alike(image: ImageArray, model: FeatureNetwork, embeddings: Embeddings, path: Path, size: int) -> Tensor:
+    """The row (D,) of one more image, at the size and by the pooling that the file of the embeddings states.
+
+    Args:
+        image: RGB, uint8 (H, W, 3).
+        model: Backbone that the embeddings were made with.
+        embeddings: With what the file says.
+        path: The file, for errors.
+        size: Side of images where the file does not tell.
+
+    Raises:
+        ValueError: If the file holds feature maps, or states a size or pooling that cannot be.
+    """
+    from torchvision.transforms.v2.functional import resize
+
+    pooling = embeddings.about.get("pooling", "avg")
+    try:
+        sides = json.loads(embeddings.about.get("size", json.dumps([size, size])))
+    except ValueError:
+        sides = None
+    if pooling == "patches" or embeddings.rows.ndim != 2:
+        raise ValueError(
+            f"{path} holds feature maps, and pooled embeddings are searched: run mlssl predict without --patches"
+        )
+    is_pair = isinstance(sides, list) and len(sides) == 2
+    if (
+        not is_pair
+        or not all(type(side) is int and 0 < side <= 4096 for side in sides)
+        or pooling not in get_args(Pooling)
+    ):
+        raise ValueError(f"{path} states the size {sides!r:.40} and the pooling {pooling!r:.40}: write it again")
+    check_image_size(model.backbone, *sides)
+    pixels = resize(torch.tensor(image).permute(2, 0, 1), sides, antialias=True)
+    with torch.no_grad():
+        row: Tensor = FeatureRows(model, pooling).eval()(pixels[None])[0]  # type: ignore[arg-type]
+    return row

@@ -1,0 +1,120 @@
+"""Images of any number through a network, on one or several devices, in memory that does not grow with them."""
+
+from __future__ import annotations
+
+import copy
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import cycle
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from mlssl.data.bad_images import BadImages
+from mlssl.data.datasets import ImageDataset, collated
+from mlssl.data.loader import PartialLoader
+from mlssl.data.records import Records
+
+DEVICES_HELP = "devices=('cpu',), ('cuda:0', 'cuda:1') or ('mps',)"
+
+
+class Images:
+    """Whole images of a set in batches, with their places in it; bad images are left out and remembered.
+
+    Args:
+        records: The set.
+        size: Height and width that images are resized to.
+        batch_size: Images per step, at least 1.
+        num_workers: Loader processes.
+
+    Raises:
+        ValueError: If `batch_size` is below 1.
+    """
+
+    def __init__(self, records: Records, size: tuple[int, int], batch_size: int = 64, num_workers: int = 0) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size} was given: pass at least 1")
+        self.records = records
+        self._bad = BadImages(len(records))
+        self._loader: DataLoader[Mapping[str, Tensor]] = PartialLoader(
+            ImageDataset(records, size, self._bad), batch_size, num_workers=num_workers, collate_fn=collated
+        )
+        self._places = {image_id: place for place, image_id in enumerate(records.image_ids.tolist())}
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __iter__(self) -> Iterator[tuple[list[int], Tensor]]:
+        """Places in the records, and images uint8 (n, C, H, W)."""
+        for batch in self._loader:
+            yield [self._places[image_id] for image_id in batch["image_ids"].tolist()], batch["image"]
+
+    def name(self, place: int) -> str:
+        """Path of an image from the root of the set; the whole path where there is no root."""
+        path, root = self.records.path(place), self.records.root
+        return (path.relative_to(root) if root is not None and path.is_relative_to(root) else path).as_posix()
+
+    def bad(self) -> list[str]:
+        """Names of the images that could not be decoded so far."""
+        return [self.name(place) for place in self._bad.indices()]
+
+
+def streamed(
+    network: nn.Module,
+    images: Iterable[tuple[list[int], Tensor]],
+    devices: Sequence[str] | None = None,
+    *,
+    total: int | None = None,
+    progress: bool = False,
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Places and what the network gives for the images there, in their order, on the CPU in float32.
+
+    Each device has a copy of the network in eval mode and works on every n-th batch, while the next one is sent to the
+    next device; as many batches as there are devices are held at a time.
+
+    Args:
+        network: Images uint8 (n, C, H, W) to (n, …).
+        images: Places and images.
+        devices: Names of torch's; None: the first GPU where there is one, else the CPU.
+        total: Of images, for the bar.
+        progress: Whether to show a bar with images per second.
+
+    Raises:
+        ValueError: If a device is unknown or not there, or the network gives a number that is not finite.
+    """
+    names = devices or ("cuda" if torch.cuda.is_available() else "cpu",)
+    copies = [(device, copy.deepcopy(network).to(device).eval()) for device in map(_checked_device, names)]
+    waiting: deque[tuple[list[int], Tensor]] = deque()
+    with tqdm(total=total, disable=not progress, unit=" images") as bar:
+
+        def first() -> tuple[list[int], Tensor]:
+            places, rows = waiting.popleft()
+            rows = rows.to("cpu", torch.float32)
+            wrong = ~rows.flatten(1).isfinite().all(1)
+            if wrong.any():
+                raise ValueError(
+                    f"the network gives NaN or infinity for image {places[int(wrong.nonzero()[0])]}: look at its "
+                    "weights"
+                )
+            bar.update(len(places))
+            return places, rows
+
+        for (places, pixels), (device, one) in zip(images, cycle(copies), strict=False):
+            with torch.no_grad():
+                waiting.append((places, one(pixels.to(device, non_blocking=True))))
+            if len(waiting) >= len(copies):
+                yield first()
+        while waiting:
+            yield first()
+
+
+def _checked_device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        said = str(error).strip().splitlines()[0]
+        raise ValueError(f"there is no device {name!r} ({said}): pass {DEVICES_HELP}") from None
+    return device

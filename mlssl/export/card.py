@@ -1,0 +1,85 @@
+"""The model card of an export, README.md in the layout of the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+
+CARD = "README.md"
+LICENSE = "license"
+"""Entry of the metadata with the licence of the weights, by the Hub's identifier, such as "cc0-1.0"."""
+
+_IDENTIFIER = re.compile(r"[a-z0-9][a-z0-9.+-]*")
+_NOT_STATED = "Not stated: add it here, and `license:` at the top, before you share this folder."
+
+
+def model_card(header: Mapping[str, str]) -> str:
+    """Text of a card: licence, how to load, recipe, data and metrics, as far as the header tells.
+
+    Args:
+        header: Of an exported file; "license" is taken from it where the user gave it as metadata.
+
+    >>> "num_classes=5" in model_card({"backbone": "resnet18", "library": "mlssl 1", "features": "512"})
+    True
+    """
+    stated = header.get(LICENSE)
+    name = header["backbone"]
+    parts = [
+        "\n".join(["---", "library_name: timm", *_license_lines(stated), *_TAGS, "---"]),
+        f"# {name}, pre-trained without labels",
+        f"A backbone for images that show several things at once, {header['features']} features wide, trained and "
+        f"exported with {header['library']}. It has no classifier.",
+        _LOADING,
+        "## Licence",
+        stated or _NOT_STATED,
+        "## Recipe",
+        f"{header['steps']} optimizer steps." if "steps" in header else "The source of this export names no run.",
+        _table(header.get("model"), "setting"),
+        "## Data",
+        _table(header.get("data"), "setting") or "Not named by the source of this export.",
+        "Images are RGB, scaled to 0–1 and normalized by the mean "
+        f"{header.get('mean', 'in config.json')} and the standard deviation {header.get('std', 'in config.json')}.",
+        "## Metrics",
+        _table(header.get("metrics"), "metric, last logged value") or "None were logged.",
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+_TAGS = ("pipeline_tag: image-feature-extraction", "tags:", "- timm", "- self-supervised-learning", "- multi-label")
+
+_LOADING = """## How to load
+
+```python
+import timm
+
+features = timm.create_model("local-dir:FOLDER", pretrained=True, num_classes=0)    # images to features
+classifier = timm.create_model("local-dir:FOLDER", pretrained=True, num_classes=5)  # a new head for five classes
+```
+
+From the Hub, `hf-hub:USER/NAME` takes the place of `local-dir:FOLDER`. Without `pretrained=True` timm keeps random
+weights and does not say so. `timm.data.resolve_model_data_config(features)` gives size, mean and standard deviation."""
+
+
+def _license_lines(stated: str | None) -> list[str]:
+    if stated is None:
+        return ["license: unknown"]
+    if _IDENTIFIER.fullmatch(stated):
+        return [f"license: {stated}"]
+    return ["license: other", f"license_name: {json.dumps(stated, ensure_ascii=False)}"]
+
+
+def _table(entry: str | None, name: str) -> str:
+    """Of a JSON object; nothing for an entry that is not there."""
+    if entry is None:
+        return ""
+    lines = [
+        f"| {_cell(key)} | {_cell(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))} |"
+        for key, value in json.loads(entry).items()
+        if value is not None
+    ]
+    return "\n".join([f"| {name} | |", "|---|---|", *lines]) if lines else ""
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")

@@ -1,0 +1,166 @@
+"""Fit a tagger on labelled features: the classifier on all images, calibration and thresholds on held-out ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from mlssl.atomic import check_free
+from mlssl.choices import Pooling, PositiveWeight
+from mlssl.evaluation.features import Features
+from mlssl.evaluation.logistic import Lines, logistic_regression
+from mlssl.tagging.tagger import LabelNetwork, Tagger
+from mlssl.tagging.thresholds import NEVER, calibrate, check_precision, choose_thresholds
+from mlssl.weights.sources import Backbone
+
+if TYPE_CHECKING:
+    from mlssl.evaluation.protocols import Protocol
+
+FOLDS = 5
+"""Parts of the training images; each is scored by a classifier that was fitted on the others."""
+
+FEW = 10
+"""Positives below which a threshold is called uncertain."""
+
+
+def fit_tagger(
+    model: Backbone,
+    train: Features,
+    classes: Sequence[str],
+    *,
+    size: tuple[int, int],
+    pooling: Pooling,
+    strength: float,
+    precision: float | None = None,
+    pos_weight: PositiveWeight = 1.0,
+    seed: int = 0,
+) -> Tagger:
+    """A linear classifier on frozen features, with a calibration and a threshold for each label.
+
+    Every training image is held out once: it is scored by a classifier that was fitted on four fifths of the others.
+    Calibration and thresholds are chosen on these scores; the classifier of the tagger is then fitted on all images.
+
+    Args:
+        model: Backbone that the features are of.
+        train: Labelled features, at least two images.
+        classes: L names.
+        size: Height and width of the images that features were taken of.
+        pooling: By which they were taken.
+        strength: λ of :func:`mlssl.linear_probe`, as it chose it.
+        precision: Wanted share of right labels among those given; None: the best F1 of each label.
+        pos_weight: As for the probe.
+        seed: Of the parts and of the thresholds' draws.
+
+    Raises:
+        ValueError: If labels are missing, there are fewer than two images, or `precision` is out of range.
+    """
+    labels = train.labels
+    if labels is None or len(labels) < 2:
+        raise ValueError("a tagger needs at least two labelled training images: pass a labelled set")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    held = held_out_logits(train, strength, pos_weight=pos_weight, seed=seed, device=device)
+    lines = Lines(train.features, device=device)
+    solution = logistic_regression(lines, labels, [strength], pos_weight=pos_weight)
+    learned = (labels == 1).any(0) & (labels == 0).any(0)
+    calibration = calibrate(held[:, learned], labels[:, learned])
+    thresholds = choose_thresholds(calibration(held), labels, precision=precision, seed=seed)
+    thresholds.values[~learned] = NEVER
+    network = LabelNetwork(
+        model,
+        solution.mean.cpu(),
+        solution.scale.cpu(),
+        solution.weights[0].T.cpu(),
+        solution.bias[0].cpu(),
+        calibration,
+        pooling,
+    )
+    about = {
+        "images": len(labels),
+        "strength": strength,
+        "pos_weight": pos_weight,
+        "thresholds": "best F1" if precision is None else f"precision {precision:g}",
+        "seed": seed,
+    }
+    return Tagger(network, classes, thresholds, size, about)
+
+
+def check_saving(path: Path | None, precision: float | None, sources: Sequence[str], protocol: Protocol | None) -> None:
+    """Refuse a tagger that cannot be made, before an image is read.
+
+    Raises:
+        ValueError: If a precision is given without a path or is out of range, there are several backbones, or the
+            protocol has another classifier.
+        FileExistsError: If there is something at the path.
+    """
+    if path is None:
+        if precision is not None:
+            raise ValueError(f"precision={precision} is that of a tagger's labels: pass --save tagger.safetensors too")
+        return
+    if path.suffix != ".safetensors":
+        raise ValueError(f"{path} does not end in .safetensors, as a tagger's file does: rename it")
+    if len(sources) > 1:
+        raise ValueError(f"a tagger has one backbone, and {len(sources)} were given with --save: give one of them")
+    if protocol is not None and protocol.classifier != "logistic":
+        raise ValueError(f"{protocol.name} fits no classifier that can be saved: leave out --save, or the protocol")
+    check_precision(precision)
+    check_free(path)
+
+
+def held_out_logits(
+    train: Features, strength: float, *, pos_weight: PositiveWeight, seed: int, device: torch.device | None = None
+) -> Tensor:
+    """Logits (n, L) of every image by a classifier that has not seen it.
+
+    Args:
+        train: Labelled features.
+        strength: Of the classifiers.
+        pos_weight: Likewise.
+        seed: Of the parts.
+        device: To compute on.
+    """
+    labels = train.labels
+    assert labels is not None
+    count = len(labels)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    part = torch.empty(count, dtype=torch.int64)
+    part[order] = torch.arange(count) % min(FOLDS, count)
+    logits = torch.empty(labels.shape)
+    for number in range(min(FOLDS, count)):
+        fit, held = (part != number).nonzero()[:, 0], (part == number).nonzero()[:, 0]
+        solution = logistic_regression(
+            Lines(train.features, fit, device=device), labels[fit], [strength], pos_weight=pos_weight
+        )
+        logits[held] = solution.logits(train.features, held)[0]
+    return logits
+
+
+def certainty(tagger: Tagger) -> list[str]:
+    """Sentences on how certain the thresholds are, for the user of the tagger."""
+    thresholds, classes = tagger.thresholds, tagger.classes
+    width = (thresholds.high - thresholds.low)[thresholds.values < NEVER]
+    said = []
+    if len(width):
+        said.append(
+            f"thresholds by {tagger.about.get('thresholds', 'unknown means')}, chosen on held-out parts of "
+            f"{tagger.about.get('images', 'the')} training images; their 90 % intervals are "
+            f"{width.median().item():.2f} wide in the median, {width.max().item():.2f} at most"
+        )
+    few = [
+        name
+        for name, value, positives in zip(classes, thresholds.values, thresholds.positives, strict=True)
+        if value < NEVER and positives < FEW
+    ]
+    if few:
+        said.append(f"uncertain, fewer than {FEW} images show them: {_listed(few)}")
+    never = [name for name, value in zip(classes, thresholds.values, strict=True) if value >= NEVER]
+    if never:
+        said.append(f"never given, for want of images that show or lack them, or of the precision: {_listed(never)}")
+    return said
+
+
+def _listed(names: Sequence[str]) -> str:
+    return f"{len(names)} labels ({', '.join(names[:5])}{', …' if len(names) > 5 else ''})"

@@ -1,0 +1,82 @@
+"""Search in saved embeddings: what a slow comparison finds, and the command on photographs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mlssl.cli import main
+from mlssl.embeddings import search
+from mlssl.embeddings.files import Embeddings
+from mlssl.embeddings.search import embedded_alike, nearest_rows
+from mlssl.weights.sources import open_backbone
+
+
+def test_the_nearest_rows_are_those_of_a_comparison_with_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search, "PIECE", 7)
+    rows, query = torch.randn(50, 6), torch.randn(6)
+    expected = sorted(
+        ((F.cosine_similarity(row, query, dim=0).item(), place) for place, row in enumerate(rows)), reverse=True
+    )
+    found = nearest_rows(query, rows, 5)
+    assert found.places == [place for _, place in expected[:5]]
+    assert found.cosines == pytest.approx([cosine for cosine, _ in expected[:5]], abs=1e-5)
+    assert nearest_rows(query, rows, 5, expected[0][1]).places == [place for _, place in expected[1:6]]
+    assert len(nearest_rows(query, rows, 99, 3).places) == 49
+
+
+@pytest.mark.parametrize(
+    ("rows", "k", "leave_out", "message"),
+    [
+        (torch.ones(3, 4), 0, None, "k=0 images were asked for"),
+        (torch.ones(3, 5), 1, None, r"have shape \(3, 5\), and the backbone gives 4 numbers per image"),
+        (torch.ones(1, 4), 1, 0, "hold no image but the one to compare with"),
+    ],
+)
+def test_a_search_that_cannot_be_is_refused(rows, k, leave_out, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        nearest_rows(torch.ones(4), rows, k, leave_out)
+
+
+@pytest.mark.parametrize(
+    ("about", "rows", "message"),
+    [
+        ({"pooling": "patches"}, torch.zeros(1, 96), "e.npy holds feature maps"),
+        ({}, torch.zeros(1, 96, 2, 2), "e.npy holds feature maps"),
+        ({"size": "["}, torch.zeros(1, 96), "e.npy states the size None and the pooling 'avg'"),
+        ({"size": "[32, 1e9]"}, torch.zeros(1, 96), "e.npy states the size"),
+        ({"pooling": "sum"}, torch.zeros(1, 96), "the pooling 'sum': write it again"),
+    ],
+)
+def test_what_a_file_states_is_checked(about, rows, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        embedded_alike(
+            np.zeros((9, 9, 3), np.uint8),
+            open_backbone("test_resnet"),
+            Embeddings(["a"], rows, about),
+            Path("e.npy"),
+            32,
+        )
+
+
+def test_neighbors_of_saved_embeddings_are_those_of_the_folder(
+    coco256: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("photos").mkdir()
+    for photograph in sorted((coco256 / "val2017").glob("*.jpg"))[:6]:
+        Path("photos", photograph.name).write_bytes(photograph.read_bytes())
+    query = str(min(Path("photos").iterdir()))
+    common = ["neighbors", query, "photos", "--backbone", "test_resnet", "--k", "3"]
+    assert main([*common, "--size", "32"]) == 0
+    by_folder = capsys.readouterr().out.splitlines()[:3]
+    assert main(["predict", "test_resnet", "photos", "-o", "e.safetensors", "--size", "32"]) == 0
+    capsys.readouterr()
+    assert main([*common, "--embeddings", "e.safetensors"]) == 0
+    assert capsys.readouterr().out.splitlines()[:3] == by_folder
+    assert main([*common, "--embeddings", "e.safetensors", "--block", "0"]) == 2
+    assert "--block 0 compares blocks, and --embeddings holds whole images" in capsys.readouterr().err
