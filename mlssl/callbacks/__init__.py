@@ -11,6 +11,7 @@ from mlssl.callbacks.probe import OnlineLinearProbe as OnlineLinearProbe
 from mlssl.callbacks.random_state import RandomState as RandomState
 from mlssl.callbacks.representation import RepresentationLogger as RepresentationLogger
 from mlssl.callbacks.small_maps import SmallMaps as SmallMaps
+from mlssl.callbacks.step_memory import StepMemory as StepMemory
 from mlssl.callbacks.step_summary import StepSummary as StepSummary
 from mlssl.callbacks.throughput import Throughput as Throughput
 from mlssl.callbacks.view_grid import ViewGridLogger as ViewGridLogger

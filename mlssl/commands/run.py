@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from argparse import ArgumentError
@@ -12,17 +11,22 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from safetensors.torch import save_file
 
 from mlssl.atomic import remove_leftovers, written_aside
+from mlssl.callbacks import StepMemory
+from mlssl.commands.argument_errors import said_plainly
 from mlssl.commands.custom_code import imported, is_import_path, make_importable
 from mlssl.commands.hyper_parameters import is_custom, plain_hyper_parameters
 from mlssl.commands.interrupts import Interrupts
 from mlssl.commands.lightning_private import OpenCLI, is_of_restoring
 from mlssl.commands.run_words import read_words
+from mlssl.commands.trainer_checks import check_monitored, check_trainer, said_of_trainer
 from mlssl.locks import locked
+from mlssl.out_of_memory import is_out_of_memory
 from mlssl.received import check_downloads_nothing
 from mlssl.runs import is_first_process, logger_in_folder, new_run_folder, run_settings, run_summary
 from mlssl.weights.checkpoints import check_content, check_resumable, load_plain
@@ -90,7 +94,13 @@ class RunCLI(OpenCLI):
             raise KeyboardInterrupt(self._where_it_stands()) from None
         except ArgumentError as error:  # of hyper-parameters that a checkpoint brings
             raise ValueError(" ".join(str(error).split())) from error
+        except MisconfigurationException as error:
+            raise ValueError(said_of_trainer(str(error))) from error
         except Exception as error:
+            if is_out_of_memory(error):
+                raise ValueError(self._what_fits() or f"Memory ran out ({' '.join(str(error).split())}).") from error
+            if isinstance(error, RuntimeError) and str(error).startswith("Early stopping conditioned on metric"):
+                raise ValueError(said_of_trainer(str(error))) from error
             if not isinstance(error, (ValueError, OSError)) and is_of_restoring(error):
                 path = self.resumed or self.settings.get("ckpt_path")
                 raise ValueError(
@@ -148,7 +158,8 @@ class RunCLI(OpenCLI):
                 args = [*args, *self._words_of_callbacks()]
             self.config = parser.parse_args(args)
         except ArgumentError as error:
-            raise ValueError(_said_plainly(str(error), self.command_parsers[args[0]])) from error
+            known = re.findall(r"--([\w.]+)", self.command_parsers[args[0]].format_help())
+            raise ValueError(said_plainly(str(error), args[0], known)) from error
         asked = self.settings.model
         self._functions = {
             name: imported(asked[name], f"--model.{name}") for name in FUNCTIONS if is_import_path(asked.get(name))
@@ -205,12 +216,19 @@ class RunCLI(OpenCLI):
         config = self.config.clone()
         for name, function in self._functions.items():
             config[self.subcommand].model[name] = function
-        self.config_init = self.parser.instantiate_classes(config)
+        try:
+            self.config_init = self.parser.instantiate_classes(config)
+        except ValueError as error:
+            if "Does not validate" not in str(error):  # but of a class itself
+                raise
+            raise ValueError(said_plainly(str(error), str(self.subcommand), ())) from error
         self.datamodule, self.model = self.built("data"), self.built("model")
         self.trainer = self.instantiate_trainer()
 
     def instantiate_trainer(self, **settings: Any) -> Any:
         """The Trainer as the user set it, completed by `mlssl.runs.run_settings`."""
+        given = {**self.built("trainer", default={}), **settings}
+        check_trainer(given)
         if self.resumed is None:
             name = self.settings.name or str(self.subcommand)
             self.folder = new_run_folder(self.settings.runs, name)
@@ -218,10 +236,12 @@ class RunCLI(OpenCLI):
         else:  # not in self.config, which is saved: the run itself did not begin with its own checkpoint
             self.config_init[self.subcommand]["ckpt_path"] = str(self.resumed)
         assert self.folder is not None
-        given = {**self.built("trainer", default={}), **settings}
         given["logger"] = self._loggers_in_folder(self.folder, given.get("logger"))
         trainer: Any = super().instantiate_trainer(**run_settings(self.folder, given, checkpoint=self.resumed))
         trainer.callbacks.insert(0, self._interrupts)
+        if not any(isinstance(one, StepMemory) for one in trainer.callbacks):
+            trainer.callbacks.append(StepMemory())
+        check_monitored(trainer.callbacks, self.model)
         return trainer
 
     def _have_alone(self, folder: Path) -> None:
@@ -316,6 +336,11 @@ class RunCLI(OpenCLI):
             return f"the run in {self.folder} has no checkpoint yet"
         return f"the last checkpoint is {last}, and this goes on from it: mlssl fit --resume {self.folder}"
 
+    def _what_fits(self) -> str | None:
+        """What the callback says that tried smaller batches."""
+        callbacks = getattr(getattr(self, "trainer", None), "callbacks", ())
+        return next((one.remedy for one in callbacks if isinstance(one, StepMemory)), None)
+
     def _end_wandb(self) -> None:
         """Close the run in Weights & Biases that this one began; its last values are written then."""
         trainer = getattr(self, "trainer", None)
@@ -366,14 +391,3 @@ def _name_of_class(callback: Any) -> str:
 
 def _as_code(text: str) -> str:
     return "".join(f"    {line}\n" for line in text.splitlines())
-
-
-def _said_plainly(message: str, parser: LightningArgumentParser) -> str:
-    """One line; where a setting is misspelt, the nearest one there is."""
-    known = sorted(set(re.findall(r"--([\w.]+)", parser.format_help())))
-    named = re.search(r"(?:option|key|argument)s?:? [\"']?-{0,2}([A-Za-z_][\w.]*)", message, re.IGNORECASE)
-    if named is None or named[1] in known:
-        return " ".join(message.split())
-    near = difflib.get_close_matches(named[1], known, n=1)
-    meant = f", did you mean {near[0]!r}?" if near else ":"
-    return f"there is no setting {named[1]!r}{meant} `mlssl {parser.prog.split()[-1]} --help_all` lists them"
