@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from jsonargparse import ArgumentError
 
 import mlssl
-from mlssl.commands.parsing import COMMANDS, call_command
+from mlssl.commands.parsing import COMMANDS, bound_yaml, call_command
 from mlssl.commands.trainer_help import TRAINER_HELP
 
 if TYPE_CHECKING:
@@ -80,6 +80,7 @@ def main(
     if words[0] == "--version":
         print(mlssl.__version__)
         return 0
+    bound_yaml()
     try:
         if words[0] in TRAINER_HELP:
             _call_trainer(words, model, data)
