@@ -23,6 +23,7 @@ from mlssl.commands.custom_code import imported, is_import_path, make_importable
 from mlssl.commands.hyper_parameters import is_custom, plain_hyper_parameters
 from mlssl.commands.interrupts import Interrupts
 from mlssl.commands.lightning_private import OpenCLI, is_of_restoring
+from mlssl.commands.other_processes import OtherProcesses
 from mlssl.commands.run_words import read_words
 from mlssl.commands.trainer_checks import check_monitored, check_trainer, said_of_trainer
 from mlssl.locks import locked
@@ -62,6 +63,7 @@ class RunCLI(OpenCLI):
         self._functions: dict[str, Any] = {}
         self._lock = ExitStack()
         self._interrupts = Interrupts()
+        self._others = OtherProcesses()
         with self._interrupts:
             self._run(words, model, data)
 
@@ -97,6 +99,9 @@ class RunCLI(OpenCLI):
         except MisconfigurationException as error:
             raise ValueError(said_of_trainer(str(error))) from error
         except Exception as error:
+            gone = self._others.who_is_gone(error)
+            if gone is not None:
+                raise ChildProcessError(gone) from error
             if is_out_of_memory(error):
                 raise ValueError(self._what_fits() or f"Memory ran out ({' '.join(str(error).split())}).") from error
             if isinstance(error, RuntimeError) and str(error).startswith("Early stopping conditioned on metric"):
@@ -238,7 +243,7 @@ class RunCLI(OpenCLI):
         assert self.folder is not None
         given["logger"] = self._loggers_in_folder(self.folder, given.get("logger"))
         trainer: Any = super().instantiate_trainer(**run_settings(self.folder, given, checkpoint=self.resumed))
-        trainer.callbacks.insert(0, self._interrupts)
+        trainer.callbacks[:0] = [self._others, self._interrupts]
         if not any(isinstance(one, StepMemory) for one in trainer.callbacks):
             trainer.callbacks.append(StepMemory())
         check_monitored(trainer.callbacks, self.model)
