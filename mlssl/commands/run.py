@@ -11,8 +11,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, SaveConfigCallback
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from safetensors.torch import save_file
 
@@ -20,12 +19,14 @@ from mlssl.atomic import remove_leftovers, written_aside
 from mlssl.callbacks import StepMemory
 from mlssl.commands.argument_errors import said_plainly
 from mlssl.commands.custom_code import imported, is_import_path, make_importable
+from mlssl.commands.failures import said_of_failure
 from mlssl.commands.hyper_parameters import is_custom, plain_hyper_parameters
 from mlssl.commands.interrupts import Interrupts
-from mlssl.commands.lightning_private import OpenCLI, is_of_restoring
+from mlssl.commands.lightning_private import OpenCLI
 from mlssl.commands.other_processes import OtherProcesses
 from mlssl.commands.run_words import read_words
-from mlssl.commands.trainer_checks import check_monitored, check_trainer, said_of_trainer
+from mlssl.commands.saved_config import SaveConfig, arguments_of, as_code, name_of_class
+from mlssl.commands.trainer_checks import check_monitored, check_trainer
 from mlssl.locks import locked
 from mlssl.out_of_memory import is_out_of_memory
 from mlssl.received import check_downloads_nothing
@@ -80,7 +81,7 @@ class RunCLI(OpenCLI):
             super().__init__(
                 read.model,
                 read.data,
-                save_config_callback=_SaveConfig,
+                save_config_callback=SaveConfig,
                 save_config_kwargs={"save_to_log_dir": False},
                 args=read.words,
                 seed_everything_default=0,
@@ -94,31 +95,15 @@ class RunCLI(OpenCLI):
             if isinstance(stop, SystemExit) and not (trainer is not None and trainer.interrupted):
                 raise
             raise KeyboardInterrupt(self._where_it_stands()) from None
-        except ArgumentError as error:  # of hyper-parameters that a checkpoint brings
-            raise ValueError(" ".join(str(error).split())) from error
-        except MisconfigurationException as error:
-            raise ValueError(said_of_trainer(str(error))) from error
         except Exception as error:
             gone = self._others.who_is_gone(error)
             if gone is not None:
                 raise ChildProcessError(gone) from error
-            if is_out_of_memory(error):
-                raise ValueError(self._what_fits() or f"Memory ran out ({' '.join(str(error).split())}).") from error
-            if isinstance(error, RuntimeError) and str(error).startswith("Early stopping conditioned on metric"):
-                raise ValueError(said_of_trainer(str(error))) from error
-            if not isinstance(error, (ValueError, OSError)) and is_of_restoring(error):
-                path = self.resumed or self.settings.get("ckpt_path")
-                raise ValueError(
-                    f"{path} does not hold what this run goes on with ({type(error).__name__}: "
-                    f"{' '.join(str(error).split())}): give a checkpoint that mlssl fit has saved of this model, or "
-                    f"begin a new run with its weights, --start_from {path}."
-                ) from error
-            if type(error).__module__.partition(".")[0] != "wandb":
+            path = self.resumed or (self.settings.get("ckpt_path") if "config" in vars(self) else None)
+            said = self._what_fits(error) or said_of_failure(error, path)
+            if said is None:
                 raise
-            raise ValueError(
-                f"Weights & Biases does not take the run ({' '.join(str(error).split())}): log in with `wandb login`, "
-                "or pass --trainer.logger.offline true and send it later with `wandb sync`."
-            ) from error
+            raise ValueError(said) from error
         finally:
             self._end_wandb()
             self._lock.close()
@@ -173,8 +158,8 @@ class RunCLI(OpenCLI):
     def _words_of_callbacks(self) -> list[str]:
         """Callbacks of the recipe, but for those of a class that the user gave."""
         given = self.settings.trainer.callbacks or []
-        names = {_name_of_class(one) for one in (given if isinstance(given, list) else [given])}
-        missing = [one for one in self._recipe_callbacks if _name_of_class(one) not in names]
+        names = {name_of_class(one) for one in (given if isinstance(given, list) else [given])}
+        missing = [one for one in self._recipe_callbacks if name_of_class(one) not in names]
         return [f"--trainer.callbacks+={json.dumps(one)}" for one in missing]
 
     def read_checkpoint(self) -> None:
@@ -265,10 +250,9 @@ class RunCLI(OpenCLI):
     def _loggers_in_folder(self, folder: Path, loggers: Any) -> Any:
         configs = self.settings.trainer.logger
         if isinstance(loggers, list):
-            return [
-                logger_in_folder(one, _arguments(config), folder) for one, config in zip(loggers, configs, strict=True)
-            ]
-        return logger_in_folder(loggers, _arguments(configs), folder) if isinstance(loggers, Logger) else loggers
+            pairs = zip(loggers, configs, strict=True)
+            return [logger_in_folder(one, arguments_of(config), folder) for one, config in pairs]
+        return logger_in_folder(loggers, arguments_of(configs), folder) if isinstance(loggers, Logger) else loggers
 
     def after_fit(self) -> None:
         """Write the run's summary to ``summary.json``, and to the loggers that take one."""
@@ -282,7 +266,7 @@ class RunCLI(OpenCLI):
             if isinstance(logger, WandbLogger):
                 logger.experiment.summary.update(summary)
             elif isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_text("summary", _as_code(json.dumps(summary, indent=2)))
+                logger.experiment.add_text("summary", as_code(json.dumps(summary, indent=2)))
                 logger.finalize("success")  # once more, for what was written after the Trainer did
 
     def before_fit(self) -> None:
@@ -341,9 +325,9 @@ class RunCLI(OpenCLI):
             return f"the run in {self.folder} has no checkpoint yet"
         return f"the last checkpoint is {last}, and this goes on from it: mlssl fit --resume {self.folder}"
 
-    def _what_fits(self) -> str | None:
-        """What the callback says that tried smaller batches."""
-        callbacks = getattr(getattr(self, "trainer", None), "callbacks", ())
+    def _what_fits(self, error: Exception) -> str | None:
+        """Where memory ran out, what the callback says that tried smaller batches."""
+        callbacks = getattr(getattr(self, "trainer", None), "callbacks", ()) if is_out_of_memory(error) else ()
         return next((one.remedy for one in callbacks if isinstance(one, StepMemory)), None)
 
     def _end_wandb(self) -> None:
@@ -360,39 +344,3 @@ class RunCLI(OpenCLI):
         if self.folder is not None and self.resumed is None:
             with suppress(OSError):  # of a folder that is not empty
                 self.folder.rmdir()
-
-
-class _SaveConfig(SaveConfigCallback):
-    """Writes the config of a run to its folder, and to the loggers that take one."""
-
-    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:  # noqa: ARG002
-        """Write config.yaml; of a run that goes on under other settings, the former stay as config-before-<n>.yaml."""
-        path = Path(trainer.default_root_dir) / "config.yaml"
-        before = path.read_text() if path.exists() else None
-        text = self.parser.dump(self.config, skip_none=False)
-        if before not in (None, text):
-            number = 1 + sum(1 for _ in path.parent.glob("config-before-*.yaml"))
-            path.rename(path.with_name(f"config-before-{number}.yaml"))
-        with written_aside(path) as aside:
-            aside.write_text(text)
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                settings = self.config.as_dict()
-                logger.log_hyperparams({name: settings[name] for name in ("trainer", "seed_everything")})
-            elif isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_text("config", _as_code(text))
-
-
-def _arguments(config: Any) -> dict[str, Any]:
-    """Of a class, as the parser keeps it."""
-    init_args, others = config.get("init_args"), config.get("dict_kwargs")
-    return {**(init_args.as_dict() if init_args else {}), **(dict(others) if others else {})}
-
-
-def _name_of_class(callback: Any) -> str:
-    """Of a callback in a config, by whatever path it is imported."""
-    return str(callback["class_path"]).rpartition(".")[2]
-
-
-def _as_code(text: str) -> str:
-    return "".join(f"    {line}\n" for line in text.splitlines())

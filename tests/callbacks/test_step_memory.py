@@ -14,9 +14,10 @@ from _toy import small
 from _toy import trainer as quiet_trainer
 
 import mlssl.callbacks.step_memory as step_memory
-from mlssl.callbacks.step_memory import StepMemory, free_memory_of_processor
+from mlssl.callbacks.step_memory import StepMemory
 from mlssl.cli import main
 from mlssl.data.datamodule import MultiLabelDataModule
+from mlssl.free_memory import free_memory_of_processor
 from mlssl.module import MultiLabelSSLModule
 
 GB = 2**30
