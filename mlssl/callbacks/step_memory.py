@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import lightning as L
@@ -89,10 +90,13 @@ class StepMemory(L.Callback):
             return
         free_memory_of(exception)
         pl_module.zero_grad(set_to_none=True)
-        while images > 1:
-            images //= 2
-            if images < 2 or _fits(trainer, pl_module, images):
-                break
+        try:
+            while images > 1:
+                images //= 2
+                if images < 2 or _fits(trainer, pl_module, images):
+                    break
+        except Exception:  # whatever it is, it must not hide the first
+            return
         self.remedy = f"Memory ran out in a step of {data.hparams['batch_size']} images: {_smaller(images, pl_module)}."
 
 
@@ -258,12 +262,13 @@ def _left_as_it_was(module: Any) -> Iterator[None]:
     """Keep buffers, gradients, random states and the log, and compile nothing for these shapes."""
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
     views_at_a_time = getattr(module, "views_at_a_time", None)
-    stance: Callable[..., Any] = torch.compiler.set_stance
+    has_compiler = "torch._dynamo" in sys.modules  # whose import takes seconds
+    set_stance: Callable[[str], Any] = torch.compiler.set_stance
     module.log = module.log_dict = lambda *_, **__: None
     if views_at_a_time is not None:
         module.views_at_a_time = None
     try:
-        with isolate_rng(), stance("force_eager"):
+        with isolate_rng(), set_stance("force_eager") if has_compiler else nullcontext():
             yield
     finally:
         del module.log, module.log_dict
