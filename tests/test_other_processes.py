@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from test_processes_of_a_run import SMALL, by_torchrun, started
+from test_processes_of_a_run import SMALL, SRUN, by_torchrun, filled, free_port, started
 
 import mlssl.commands.other_processes as other_processes
 from mlssl.commands.other_processes import OtherProcesses, Process
@@ -34,21 +34,29 @@ def number_of_rank_1(parent: int) -> int | None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the process by /proc")
-@pytest.mark.parametrize("starter", ["lightning", pytest.param("torchrun", marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("starter", ["srun", pytest.param("torchrun", marks=pytest.mark.thorough)])
 def test_the_others_end_and_name_the_rank(starter: str, tmp_path: Path) -> None:
     words = ["fit", *SMALL, "--trainer.devices", "2", "--trainer.max_epochs", "1000"]
-    running = started(["-m", "mlssl.cli", *words] if starter == "lightning" else by_torchrun(words), tmp_path)
+    if starter == "srun":  # two processes that nothing else looks after
+        port, words = free_port(), [*words, "--trainer.devices", "1", "--trainer.num_nodes", "2"]
+        commands = [(["-m", "mlssl.cli", *words], filled(SRUN, number, port)) for number in (0, 1)]
+    else:
+        commands = [(by_torchrun(words), {})]
+    all_running = [started(command, tmp_path, **variables) for command, variables in commands]
+    running = all_running[0]
     try:
         while not list(tmp_path.glob("runs/*/metrics.csv")):
             assert running.poll() is None, running.communicate()[0]
             time.sleep(0.2)
-        number = number_of_rank_1(running.pid)
+        number = all_running[1].pid if starter == "srun" else number_of_rank_1(running.pid)
         assert number is not None
         os.kill(number, signal.SIGKILL)
         killed = time.monotonic()
         printed = running.communicate(timeout=60)[0]
     finally:
-        running.kill()
+        for one in all_running:
+            one.kill()
+            one.communicate()
     assert time.monotonic() - killed < 30
     assert running.returncode != 0
     said = rf"mlssl: error: This is rank 0, and rank 1 \(process {number} on .*\) ended during the run: look at what"
