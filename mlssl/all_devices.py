@@ -19,7 +19,7 @@ def compare_with_all_devices(
     boxes: Tensor | None = None,
     key_boxes: Tensor | None = None,
 ) -> Tensor:
-    """Compare every anchor of this device with the keys of all devices.
+    """Compare every anchor of this device with the keys of all devices, or of those in ``loss.group``.
 
     The sum over this device's anchors is divided by the number of anchors over all devices and multiplied by the number
     of devices, so that the mean of gradients that DDP takes is the gradient of the global mean. Without a process group
@@ -40,14 +40,14 @@ def compare_with_all_devices(
     Raises:
         ValueError: As `mlssl.image_aware_contrastive_loss` does.
     """
-    own_index = None
-    if world_size() > 1:
+    own_index, group = None, loss.group
+    if world_size(group) > 1:
         if keys is None:
-            own_index = rank() * len(anchors) + torch.arange(len(anchors), device=anchors.device)
+            own_index = rank(group) * len(anchors) + torch.arange(len(anchors), device=anchors.device)
             keys, key_image_ids, key_boxes = anchors, image_ids, boxes
-        keys = gather_with_gradient(keys)
-        key_image_ids = None if key_image_ids is None else gather(key_image_ids)
-        key_boxes = None if key_boxes is None else gather(key_boxes)
+        keys = gather_with_gradient(keys, group)
+        key_image_ids = None if key_image_ids is None else gather(key_image_ids, group)
+        key_boxes = None if key_boxes is None else gather(key_boxes, group)
     total, count = loss(
         anchors,
         image_ids,
@@ -58,5 +58,5 @@ def compare_with_all_devices(
         key_boxes=key_boxes,
         reduction="sum_and_count",
     )
-    mean: Tensor = total / (sum_over_devices(count).clamp(min=1) / world_size())
+    mean: Tensor = total / (sum_over_devices(count, group).clamp(min=1) / world_size(group))
     return mean

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, TypeAlias
 
-DatasetName = Literal["synthetic", "coco", "voc", "corel5k", "manifest", "folder", "shards"]
+DatasetName = Literal["synthetic", "coco", "roboflow", "voc", "corel5k", "manifest", "folder", "shards"]
 """Formats that `mlssl.data.formats` reads."""
 
 Pooling = Literal["avg", "max", "avgmax"]

@@ -3,58 +3,74 @@
 from __future__ import annotations
 
 import sys
-from typing import Any, TypeVar
+from typing import Any, Optional, TypeAlias, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 T = TypeVar("T")
+Group: TypeAlias = Optional["dist.ProcessGroup"]
 
 
-def world_size() -> int:
-    """Number of processes in the group; 1 without a group."""
-    return dist.get_world_size() if _has_group() else 1
+def world_size(group: Group = None) -> int:
+    """Number of processes, of all or of a group; 1 where there is one process alone."""
+    return dist.get_world_size(group) if _has_group() else 1
 
 
-def rank() -> int:
-    """Place of this process in the group; 0 without a group."""
-    return dist.get_rank() if _has_group() else 0
+def rank(group: Group = None) -> int:
+    """Index of this process among all, or in a group; 0 where there is one process alone."""
+    return dist.get_rank(group) if _has_group() else 0
 
 
-def gather_with_gradient(rows: Tensor) -> Tensor:
+def group_of(devices: int) -> Group:
+    """Split all processes into groups of so many consecutive ranks; every process calls this, and gets its own group.
+
+    Raises:
+        ValueError: If the number of processes is not a multiple of ``devices``.
+    """
+    if devices < 1 or world_size() % devices:
+        raise ValueError(
+            f"{world_size()} devices cannot be split into groups of {devices}: pass a divisor, such as the devices of "
+            "one node."
+        )
+    return dist.new_subgroups(devices)[0] if _has_group() else None
+
+
+def gather_with_gradient(rows: Tensor, group: Group = None) -> Tensor:
     """Stack the rows of every process, in order of rank, so that gradients find their way home.
 
     The backward pass sums what all processes say of a row and hands it to the process that the row came from.
 
     Args:
         rows: (R, …), of the same shape on every process.
+        group: The processes whose rows are stacked; None: all.
 
     Returns:
         (R × devices, …); ``rows`` itself without a process group.
     """
     if not _has_group():
         return rows
-    gathered: Tensor = _Gather.apply(rows)
+    gathered: Tensor = _Gather.apply(rows, group)
     return gathered
 
 
-def gather(rows: Tensor) -> Tensor:
-    """Stack the rows of every process, in order of rank, without gradient: (R, …) → (R × devices, …)."""
+def gather(rows: Tensor, group: Group = None) -> Tensor:
+    """Stack the rows of every process (of a group), in order of rank, without gradient: (R, …) → (R × devices, …)."""
     if not _has_group():
         return rows
     rows = rows.contiguous()
-    parts = [torch.empty_like(rows) for _ in range(world_size())]
-    dist.all_gather(parts, rows)
+    parts = [torch.empty_like(rows) for _ in range(world_size(group))]
+    dist.all_gather(parts, rows, group=group)
     return torch.cat(parts)
 
 
-def sum_over_devices(value: Tensor) -> Tensor:
-    """Sum of a tensor over all processes, without gradient; the tensor itself is left as it is."""
+def sum_over_devices(value: Tensor, group: Group = None) -> Tensor:
+    """Sum of a tensor over all processes (of a group), without gradient; the tensor itself is left as it is."""
     if not _has_group():
         return value
     total = value.detach().clone()
-    dist.all_reduce(total)
+    dist.all_reduce(total, group=group)
     return total
 
 
@@ -85,15 +101,15 @@ def is_sharded(network: nn.Module) -> bool:
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor) -> Tensor:
-        ctx.num_rows = len(rows)
-        return gather(rows)
+    def forward(ctx: Any, rows: Tensor, group: Group) -> Tensor:
+        ctx.num_rows, ctx.group = len(rows), group
+        return gather(rows, group)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        total = sum_over_devices(gradient.contiguous())
-        start = rank() * ctx.num_rows
-        return total[start : start + ctx.num_rows]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        total = sum_over_devices(gradient.contiguous(), ctx.group)
+        start = rank(ctx.group) * ctx.num_rows
+        return total[start : start + ctx.num_rows], None
 
 
 def _has_group() -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple, overload
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor, nn
@@ -156,6 +156,9 @@ class ImageAwareContrastiveLoss(nn.Module):
 
     checks_values = False
     """Set to True to check values on any device, which waits for it; on the CPU they are always checked."""
+
+    group: Any = None
+    """Process group whose keys are compared, see `mlssl.callbacks.CompareWithinGroups`; None: those of all devices."""
 
     def __init__(
         self,

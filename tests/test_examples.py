@@ -273,6 +273,8 @@ def test_every_benchmark_is_run_here():
         *(
             "authors_way",
             "albumentations_way",
+            "gpu",  # in test_gpu_benchmark.py
+            "gpu_measurements",
             "views",
             "loader",
             "loss",

@@ -18,6 +18,8 @@ from mlssl.data.decoding import decode_rgb
 from mlssl.data.packing import pack_shards
 from mlssl.data.readers.coco import read_coco
 from mlssl.data.readers.corel5k import read_corel5k
+from mlssl.data.readers.cvat import read_cvat
+from mlssl.data.readers.label_studio import read_label_studio
 from mlssl.data.readers.manifest import read_manifest
 from mlssl.data.readers.python_sets import read_dataset
 from mlssl.data.readers.shards import read_shards
@@ -25,7 +27,7 @@ from mlssl.data.readers.voc import read_voc
 from mlssl.data.records import Records
 
 INPUTS = [200, pytest.param(2000, marks=pytest.mark.thorough)]
-"""Of each of seven kinds: 1,400 in every run, 14,000 by `pytest -m thorough tests/test_mutated.py`."""
+"""Of each of nine kinds: 1,800 in every run, 18,000 by `pytest -m thorough tests/test_mutated.py`."""
 
 JUNK = [None, True, -1, 0, 2**70, 1e308, float("nan"), "", "..", "../x", "/etc/passwd", "\0", "ä" * 300, [], {}, [[]]]
 FORMATS = ["jpeg", "png", "gif", "bmp", "tiff", "webp"]
@@ -151,6 +153,44 @@ def test_mutated_manifests(number: int, tmp_path: Path) -> None:
             changed = with_other_values(json.loads(json.dumps(lines)), dice)
             path.write_text("\n".join(map(json.dumps, changed)) if isinstance(changed, list) else json.dumps(changed))
         read += check(lambda path=path: read_manifest(path), tmp_path)  # type: ignore[misc]
+    assert 0 < read < number, "all were read, or none: the changes test nothing"
+
+
+@pytest.mark.parametrize("number", INPUTS)
+def test_mutated_tasks_of_label_studio(number: int, tmp_path: Path) -> None:
+    for place in range(4):
+        (tmp_path / f"{place}.jpg").touch()
+    results = [{"from_name": "a", "type": "choices", "value": {"choices": ["sky", "sea"]}}]
+    tasks = [
+        {"id": place, "data": {"image": f"/data/upload/1/{place}.jpg"}, "annotations": [{"result": results}] * place}
+        for place in range(4)
+    ]
+    least = [
+        {"id": place, "image": f"{place}.jpg", "a": {"choices": ["sky"]}, "annotation_id": 1} for place in range(4)
+    ]
+    path, read = tmp_path / "tasks.json", 0
+    for seed in range(number):
+        dice = random.Random(seed)
+        whole = json.dumps(tasks if seed % 4 < 2 else least)
+        if seed % 2:
+            path.write_bytes(with_other_bytes(whole.encode(), dice))
+        else:
+            path.write_text(json.dumps(with_other_values(json.loads(whole), dice)))
+        read += check(lambda: read_label_studio(path), tmp_path)
+    assert 0 < read < number, "all were read, or none: the changes test nothing"
+
+
+@pytest.mark.parametrize("number", INPUTS)
+def test_mutated_xml_of_cvat(number: int, tmp_path: Path) -> None:
+    for place in range(4):
+        (tmp_path / f"{place}.jpg").touch()
+    label = "<meta><task><labels><label><name>sky</name></label></labels></task></meta>"
+    images = "".join(f'<image id="{place}" name="{place}.jpg"><box label="sky"/></image>' for place in range(4))
+    whole = f'<?xml version="1.0" encoding="utf-8"?><annotations>{label}{images}</annotations>'.encode()
+    path, read = tmp_path / "annotations.xml", 0
+    for seed in range(number):
+        path.write_bytes(with_other_bytes(whole, random.Random(seed)))
+        read += check(lambda: read_cvat(path), tmp_path)
     assert 0 < read < number, "all were read, or none: the changes test nothing"
 
 

@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mlssl import MultiLabelDataModule, MultiLabelSSLModule
 from mlssl.callbacks import SmallMaps
-from mlssl.data.formats import DatasetName
+from mlssl.choices import DatasetName
 from mlssl.runs import default_precision
 
 WARM = 2

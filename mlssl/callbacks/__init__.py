@@ -5,6 +5,7 @@ from mlssl.callbacks.collapse import CollapseMonitor as CollapseMonitor
 from mlssl.callbacks.export import BackboneExport as BackboneExport
 from mlssl.callbacks.finite import FiniteLoss as FiniteLoss
 from mlssl.callbacks.finite import FiniteSteps as FiniteSteps
+from mlssl.callbacks.groups import CompareWithinGroups as CompareWithinGroups
 from mlssl.callbacks.knn import OnlineKNN as OnlineKNN
 from mlssl.callbacks.learning_rate import LearningRate as LearningRate
 from mlssl.callbacks.probe import OnlineLinearProbe as OnlineLinearProbe

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
@@ -66,9 +67,11 @@ class CollapseMonitor(NetworkCallback):
         if z is None:
             self.say("the training step returns neither projections nor features to watch.")
             return
-        if not z.isfinite().all():  # a step that is skipped for it
+        on_device = {"finite": z.isfinite().all().float()} | collapse_measures(z.nan_to_num(0, 0, 0))
+        numbers: list[float] = torch.stack(list(on_device.values())).cpu().tolist()  # one read, as each waits
+        measures = dict(zip(on_device, numbers, strict=True))
+        if not measures.pop("finite"):  # a step that is skipped for it
             return
-        measures = {name: value.item() for name, value in collapse_measures(z).items()}
         for name, value in measures.items():
             pl_module.log(self.metric(f"collapse/{name}"), value, batch_size=len(z))
 

@@ -11,6 +11,7 @@ from mlssl.commands.results import Found, print_table, write_results
 from mlssl.contracts import FeatureNetwork
 from mlssl.data.datamodule import MultiLabelDataModule
 from mlssl.data.records import Records
+from mlssl.data.set_options import as_list, given_options
 from mlssl.evaluation.frozen import FrozenSets, frozen_sets
 
 
@@ -24,13 +25,19 @@ class LabelledSets(NamedTuple):
 
 def completed(options: EvaluationOptions) -> EvaluationOptions:
     """The options with defaults for those that were not given."""
+    is_drawn = options.dataset is None and options.annotations is None
     return replace(
         options,
-        dataset=options.dataset or "synthetic",
+        dataset="synthetic" if is_drawn else options.dataset,
         eval_size=224 if options.eval_size is None else options.eval_size,
         pooling=options.pooling or "avgmax",
         batch_size=64 if options.batch_size is None else options.batch_size,
     )
+
+
+def set_name(options: EvaluationOptions) -> str:
+    """What the images are called: their format, or the files of annotations."""
+    return ", ".join(as_list(options.annotations)) or str(completed(options).dataset)
 
 
 def labelled_sets(options: EvaluationOptions) -> LabelledSets:
@@ -41,22 +48,20 @@ def labelled_sets(options: EvaluationOptions) -> LabelledSets:
         FileNotFoundError: If a file is missing.
     """
     options = completed(options)
-    assert options.dataset is not None
     assert options.batch_size is not None
     data = MultiLabelDataModule(
-        options.dataset,
-        options.root,
+        **given_options(options),
         batch_size=options.batch_size,
         eval_size=options.eval_size,
         num_workers=options.num_workers,
-        train_split=options.train_split,
-        val_split=options.val_split,
-        min_images_per_class=options.min_images_per_class,
     )
     data.setup()
     train, test = data.train_records, data.val_records
     if train is None or test is None or train.labels is None or test.labels is None:
-        raise ValueError("an evaluation needs labelled training and test images: pass a data set that has both")
+        raise ValueError(
+            "an evaluation needs labelled training and test images: pass a data set that has both, or --val_fraction "
+            "0.2 to hold some out"
+        )
     return LabelledSets(data, train, test)
 
 

@@ -16,7 +16,7 @@ def knn(sources: list[str], options: EvaluationOptions, k: int | None = None, te
         k: Nearest training images that vote; 20 by default.
         temperature: Of their weights exp(cosine / temperature); 0.07 by default.
     """
-    from mlssl.commands.evaluation import completed, features_of, finish, labelled_sets, print_missing
+    from mlssl.commands.evaluation import features_of, finish, labelled_sets, print_missing, set_name
     from mlssl.commands.scores import found_by_neighbors
     from mlssl.evaluation.neighbors import NUM_NEIGHBORS, TEMPERATURE, check_temperature
     from mlssl.weights.sources import open_backbone
@@ -27,10 +27,7 @@ def knn(sources: list[str], options: EvaluationOptions, k: int | None = None, te
         raise ValueError(f"k={k} neighbours were asked for, and there are {len(train)} training images: pass fewer")
     check_temperature(temperature)
     models = [(source, open_backbone(source, seed=options.seed)) for source in sources]
-    print(
-        f"{completed(options).dataset}: {len(train)} voting and {len(test)} test images, {len(train.classes)} classes, "
-        f"k {k}"
-    )
+    print(f"{set_name(options)}: {len(train)} voting and {len(test)} test images, {len(train.classes)} classes, k {k}")
     print_missing(train, test)
     found = []
     for source, model in models:

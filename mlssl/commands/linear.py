@@ -31,7 +31,7 @@ def linear(
         threshold: Probability of a predicted label; 0.5 by default.
         epochs: In place of those of a protocol that trains.
     """
-    from mlssl.commands.evaluation import completed, features_of, finish, labelled_sets, print_missing
+    from mlssl.commands.evaluation import features_of, finish, labelled_sets, print_missing, set_name
     from mlssl.commands.protocol_options import options_of_protocol, refuse_ignored
     from mlssl.commands.scores import found_by_probe, found_by_sgd, found_by_svm
     from mlssl.evaluation.few_labels import check_fractions
@@ -57,7 +57,7 @@ def linear(
         print(describe(chosen, train, test, epochs))
     else:
         print(
-            f"{completed(options).dataset}: {len(train)} training and {len(test)} test images, {len(train.classes)} "
+            f"{set_name(options)}: {len(train)} training and {len(test)} test images, {len(train.classes)} "
             f"classes, threshold {threshold:g}, no epochs: the strength is chosen on a fifth of the training images"
         )
     print_missing(train, test)

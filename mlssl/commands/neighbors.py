@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mlssl.data.set_options import SetOptions, with_folder
+
 
 def neighbors(
     image: Path,
-    folder: Path,
+    root: str | list[str],
+    options: SetOptions,
     backbone: str = "resnet50",
     k: int = 9,
     block: int | None = None,
@@ -25,7 +28,8 @@ def neighbors(
 
     Args:
         image: File to compare with; left out where it lies in the folder itself.
-        folder: Searched, however deep.
+        root: Folder that is searched, however deep, or several: '[a, b]'.
+        options: Of the set of images in it; the format is folder by default.
         backbone: Checkpoint, exported file, NAME=FILE, or a name, which is then untrained.
         k: Images to find.
         block: Number of a block of the image, from 0, to compare with all blocks of all images.
@@ -38,13 +42,16 @@ def neighbors(
         output: PNG to write; an existing one is replaced.
     """
     from mlssl.data.decoding import decode_rgb
-    from mlssl.data.readers.folder import read_folder
+    from mlssl.data.formats import read_train
+    from mlssl.data.option_checks import check_options
     from mlssl.drawing.similar import draw_similar
     from mlssl.evaluation.similar import find_similar
     from mlssl.views.grid import block_grid
     from mlssl.weights.sources import open_backbone
 
-    pixels, records = decode_rgb(image), read_folder(folder)
+    options = with_folder(options, root)
+    check_options(options)
+    pixels, records = decode_rgb(image, white=options.white), read_train(options)
     model = open_backbone(backbone, seed=seed)
     own = next((line for line in range(len(records)) if records.path(line).resolve() == image.resolve()), None)
     found = find_similar(

@@ -4,37 +4,30 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mlssl.choices import DatasetName
+from mlssl.data.set_options import SplitOptions, given_options, with_folder
 
 
 def pack(
-    root: str,
-    dataset: DatasetName = "folder",
-    train_split: str | None = None,
-    val_split: str | None = None,
-    megabytes: int | None = None,
-    output: Path = Path("shards"),
+    root: str | list[str], options: SplitOptions, megabytes: int | None = None, output: Path = Path("shards")
 ) -> None:
     """Pack a data set in tar archives with an index, to be read from a disk or an object store.
 
     Example: mlssl pack datasets/coco --dataset coco -o coco-shards
 
     Args:
-        root: Folder that holds the images.
-        dataset: Format of ROOT; all but synthetic and shards.
-        train_split: Split to pack as train; the format's own by default.
-        val_split: Split to pack as val, '' for none; the format's own by default.
+        root: Folder that holds the images, or several: '[a, b]'.
+        options: Of sets; the format is folder by default.
         megabytes: Size of an archive in millions of bytes; 256 by default.
         output: Folder to make; an existing one is never changed.
     """
     from mlssl.data.datamodule import MultiLabelDataModule
     from mlssl.data.packing import ARCHIVE_MEGABYTES, check_target, pack_shards
 
-    if dataset in ("synthetic", "shards"):
-        raise ValueError(f"dataset={dataset!r} has no image files to pack: say which format {root!r} has")
+    if options.dataset in ("synthetic", "shards"):
+        raise ValueError(f"dataset={options.dataset!r} has no image files to pack: say which format {root!r} has")
     megabytes = ARCHIVE_MEGABYTES if megabytes is None else megabytes
     check_target(output, megabytes)
-    data = MultiLabelDataModule(dataset, root, train_split=train_split, val_split=val_split)
+    data = MultiLabelDataModule(**given_options(with_folder(options, root)))
     data.setup()
     assert data.train_records is not None
     sets = {"train": data.train_records} | ({} if data.val_records is None else {"val": data.val_records})

@@ -9,6 +9,8 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
+import textwrap
+from argparse import SUPPRESS
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -19,8 +21,15 @@ from yaml import YAMLError
 
 from mlssl.safe_yaml import check_yaml_size
 
+from mlssl.data.set_options import COMMON, SplitOptions
+
 COMMANDS = ("demo", "report", "linear", "knn", "views", "neighbors", "export", "pack", "completion")
 """Each is the function of its name in the module of its name in `mlssl.commands`."""
+
+RARE = frozenset(SplitOptions.__dataclass_fields__) - set(COMMON)
+"""Options of sets of images that help names and `--help_all` explains."""
+
+HELP_ALL = "--help_all"
 
 COLUMNS = 80
 """Width of a terminal that help has to fit."""
@@ -51,25 +60,40 @@ def call_command(name: str, words: list[str]) -> None:
     Raises:
         ArgumentError: On words that are no arguments of it.
     """
+    if HELP_ALL in words:
+        command_parser(name, all_options=True).print_help()
+        return
     function = _function(name)
     values: dict[str, Any] = command_parser(name).parse_args(words).as_dict()
+    own = inspect.signature(function).parameters
     for argument, kind in _option_groups(function).items():
-        values[argument] = kind(**{field.name: values.pop(field.name) for field in dataclasses.fields(kind)})
+        fields = [field.name for field in dataclasses.fields(kind) if field.name not in own]
+        values[argument] = kind(**{name: values.pop(name) for name in fields})
     function(**values)
 
 
-def command_parser(name: str) -> ArgumentParser:
-    """The parser of a small command, from its function's signature and docstring."""
+def command_parser(name: str, *, all_options: bool = False) -> ArgumentParser:
+    """The parser of a small command, from its function's signature and docstring.
+
+    Args:
+        name: Of the command.
+        all_options: Whether help explains all options of sets of images; it only names those that few need.
+    """
     function = _function(name)
     summary, example, about = _docstring(function)
     parameters = inspect.signature(function).parameters
     groups = _option_groups(function)
     required = [one for one in parameters if parameters[one].default is inspect.Parameter.empty and one not in groups]
+    fields = [field.name for kind in groups.values() for field in dataclasses.fields(kind)]
+    rare = [] if all_options else [field for field in fields if field in RARE]
+    more = f"{HELP_ALL} explains more, of the images: {', '.join(f'--{option}' for option in rare)}"
     parser = ArgumentParser(
         prog=f"mlssl {name}",
         usage=" ".join([f"mlssl {name}", *map(str.upper, required), "[OPTIONS]"]),
         description=summary,
-        epilog=f"Example: {example}",
+        epilog="\n".join(
+            [*(textwrap.wrap(more, COLUMNS) if rare else ()), *([""] if rare else ()), f"Example: {example}"]
+        ),
         formatter_class=_Help,
         exit_on_error=False,
     )
@@ -81,7 +105,10 @@ def command_parser(name: str) -> ArgumentParser:
         parser.add_argument(*flags, **settings, **given, help=about.get(argument))
     parser.add_function_arguments(function, as_group=False, as_positional=True, skip={*special, *groups})
     for kind in groups.values():
-        parser.add_class_arguments(kind, as_group=False)
+        parser.add_class_arguments(kind, as_group=False, skip={one for one in fields if one in parameters})
+    for action in parser._actions:
+        if action.dest in rare:
+            action.help = SUPPRESS
     return parser
 
 
@@ -94,6 +121,9 @@ _SPECIAL_ARGUMENTS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
 
 class _Help(DefaultHelpFormatter):  # type: ignore[misc]
     """Help that fits a screen: no types, which choices and defaults tell, and no defaults that say nothing."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "\n".join("\n".join(textwrap.wrap(line, width, initial_indent=indent)) for line in text.splitlines())
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=29, width=COLUMNS)

@@ -7,9 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from mlssl.commands.evaluation_options import EvaluationOptions
+from mlssl.data.set_options import SplitOptions
 from mlssl.evaluation.protocols import Protocol
 
-_FIXED = ("dataset", "train_split", "val_split", "eval_size", "min_images_per_class", "threshold")
+_FIXED = (*(name for name in SplitOptions.__dataclass_fields__ if name != "root"), "eval_size", "threshold")
 """Options that every protocol fixes."""
 
 _OF_FEATURES = ("pooling", "batch_size", "fractions", "pos_weight")

@@ -13,8 +13,8 @@ _MORE = """
 _OF_A_CHECKPOINT = (
     """
   --ckpt_path FILE         checkpoint of mlssl fit
-  --data.dataset NAME      synthetic (default), coco, voc, corel5k, manifest,
-                           folder, shards
+  --data.dataset NAME      synthetic (default), folder, coco, roboflow, voc,
+                           corel5k, manifest, shards
   --data.root FOLDER       its images
   --data.eval_size N       side that whole images are resized to"""
     + _MORE
@@ -25,9 +25,11 @@ TRAINER_HELP = {
 
 Pre-train a backbone. Everything is written to a new folder, RUNS/NAME-<time>.
 
-  --data.dataset NAME      synthetic (default), coco, voc, corel5k, manifest,
-                           folder, shards
+  --data.dataset NAME      synthetic (default), folder, coco, roboflow, voc,
+                           corel5k, manifest, shards
   --data.root FOLDER       its images
+  --data.annotations FILE  in place of both: COCO, Label Studio, CVAT, CSV;
+                           --data.images FOLDER, --data.val_fraction SHARE
   --data.batch_size N      images per step on one device (default: 64)
   --data.size N            side of a view in pixels (default: 224)
   --data.rows N            rows of the grid of blocks (default: 2)

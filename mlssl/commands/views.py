@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 _GRID = ("rows", "cols", "overlap")
-_SETTINGS = ("size", *_GRID, "branches", "regions", "local_views")
-"""Settings of the data that say how views are made."""
+_SETTINGS = ("size", *_GRID, "branches", "regions", "local_views", "white")
+"""Settings of the data that say how an image is read and views are made."""
 
 
 def views(
@@ -19,6 +19,7 @@ def views(
     rows: int | None = None,
     cols: int | None = None,
     overlap: float | None = None,
+    white: float | None = None,
     config: Path | None = None,
     recipe: str | None = None,
     backbone: str | None = None,
@@ -39,6 +40,7 @@ def views(
         rows: Rows of the block grid; 2 by default.
         cols: Columns of the block grid; 2 by default.
         overlap: Fraction of the image side by which blocks overlap, 0–0.5; 0.2 by default.
+        white: Value that is white in gray images of more than 8 bits.
         config: YAML of a run, such as its config.yaml, for what is not given here.
         recipe: Name or YAML file of a recipe, for what neither says.
         backbone: Checkpoint, exported file, NAME=FILE, or a name, which is then untrained: draws OUTPUT-alike.png, how
@@ -54,12 +56,13 @@ def views(
     from mlssl.safe_yaml import parse_yaml
     from mlssl.views.blocks import BlockViews
 
-    given: dict[str, Any] = {"size": size, "rows": rows, "cols": cols, "overlap": overlap}
+    given: dict[str, Any] = {"size": size, "rows": rows, "cols": cols, "overlap": overlap, "white": white}
     for name, text in (("branches", branches), ("regions", regions), ("local_views", local_views)):
         given[name] = None if text is None else parse_yaml(text, f"--{name}")
     make_importable()  # for branches and regions by their import path
-    views_of = BlockViews(**_settings({name: one for name, one in given.items() if one is not None}, config, recipe))
-    pixels = decode_rgb(image)
+    settings = _settings({name: one for name, one in given.items() if one is not None}, config, recipe)
+    pixels = decode_rgb(image, white=settings.pop("white", None))
+    views_of = BlockViews(**settings)
     drawn = views_of.arrays(pixels, np.random.default_rng(seed))
     boxes = views_of.boxes(*pixels.shape[:2])
     local = drawn.get("local_views")
@@ -79,7 +82,7 @@ def views(
 
 
 def _settings(given: dict[str, Any], config: Path | None, recipe_name: str | None) -> dict[str, Any]:
-    """Arguments of `BlockViews`: of a recipe, over these those of a config, and over both the given ones."""
+    """Arguments of `BlockViews`, and `white`: of a recipe, over these a config's, and over both the given ones."""
     from mlssl.recipes import recipe
 
     file = {} if config is None else _read_config(config)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from mlssl.data.decoding import BadImageError, DamagedImageWarning
 from mlssl.data.records import Records
+from mlssl.distributed import gather_objects, rank, world_size
 
 
 class BadImages:
@@ -62,6 +63,31 @@ def find_bad_images(
             bad |= {index: reason for index, reason in batch if reason}
             bar.update(len(batch))
     return bad
+
+
+def check_all_images(sets: Mapping[str, Records], skipped: Mapping[str, BadImages], num_workers: int) -> None:
+    """Decode every image, each process its share, and know everywhere what was found.
+
+    Args:
+        sets: Name → records.
+        skipped: Name → where to remember images that are skipped; empty where none may be.
+        num_workers: As for `find_bad_images`.
+
+    Raises:
+        BadImageError: Naming all of a set that cannot be decoded, unless they are skipped.
+    """
+    for name, records in sets.items():
+        share = range(rank(), len(records), world_size())
+        found = gather_objects(find_bad_images(records, share, num_workers=num_workers, name=name))
+        reasons = {index: reason for part in found for index, reason in part.items()}
+        if reasons and not skipped:
+            listed = "; ".join(reasons[index] for index in sorted(reasons))
+            raise BadImageError(
+                f"{len(reasons)} of {len(records)} {name} images cannot be decoded: replace them, leave them out, "
+                f"or pass on_bad_image='skip' (--data.on_bad_image skip): {listed}"
+            )
+        for index in reasons:
+            skipped[name].add(index)
 
 
 class _Trials(Dataset[tuple[int, str]]):

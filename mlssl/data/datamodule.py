@@ -1,43 +1,34 @@
 """From records on disk to the batches that the module trains on and the callbacks evaluate."""
 
-import math
 import os
-import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import lightning as L
-import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from mlssl.choices import DatasetName
-from mlssl.data.absent import absent_values
-from mlssl.data.bad_images import BadImages, find_bad_images
+from mlssl.data.bad_images import BadImages, check_all_images
 from mlssl.data.datasets import EpochSampler, ImageDataset, ViewDataset, collated
-from mlssl.data.decoding import BadImageError
 from mlssl.data.described import describe
-from mlssl.data.formats import check_source, read_sets
+from mlssl.data.formats import read_sets
 from mlssl.data.loader import PartialLoader, ResumableLoader
+from mlssl.data.option_checks import check_numbers, check_options, height_width
 from mlssl.data.records import Records
-from mlssl.distributed import gather_objects, rank, world_size
+from mlssl.data.set_checks import check_classes, check_own, check_presence, check_same_steps, check_steps
+from mlssl.data.set_options import SplitOptions, plain_options
+from mlssl.data.workers import default_workers, loader_of
+from mlssl.distributed import gather_objects
 from mlssl.views.blocks import BlockViews
 from mlssl.views.branches import plain_branches
 from mlssl.views.local_views import plain_local_views
 from mlssl.views.regions import plain_regions
 
 AnyLoader = TypeVar("AnyLoader", ResumableLoader, PartialLoader)
-
-OF_FILES = {
-    **dict.fromkeys(("separator", "path_column", "label_columns", "absent"), ("manifest",)),
-    "white": ("coco", "manifest", "folder", "shards"),
-}
-"""Arguments that say how files are written → the formats that they are for."""
-
-MAX_WORKERS = 8
-"""Worker processes at most, where the user does not say, so that a run does not take all of a large machine."""
 
 
 class MultiLabelDataModule(L.LightningDataModule):
@@ -47,10 +38,9 @@ class MultiLabelDataModule(L.LightningDataModule):
     A run that is resumed in the middle of an epoch goes on with the batch after the last one that was used.
 
     Args:
-        dataset: Format of ``root``: ``synthetic`` (drawn, needs no files), ``coco``, ``voc``, ``corel5k``, ``manifest``
-            (a table of paths and labels), ``folder`` (any photographs, without labels), or ``shards`` (written by
-            ``mlssl pack``).
-        root: Folder that the reader of the format describes, of ``shards`` also an address; not for ``synthetic``.
+        dataset: Format of ``root``: ``synthetic`` (drawn, no files), ``folder`` (any photographs), ``coco``,
+            ``roboflow``, ``voc``, ``corel5k``, ``manifest`` (a table), or ``shards`` (written by ``mlssl pack``).
+        root: Folder that the format's reader describes, of ``shards`` also an address; several are read as one set.
         batch_size: Images a step on one device.
         size: S, side of a view in pixels ≥ 16 (paper: 224).
         rows: Rows ≥ 1 of the block grid (paper: 2).
@@ -64,22 +54,32 @@ class MultiLabelDataModule(L.LightningDataModule):
         num_workers: Loader processes; by default one less than a device's share of the cores, at least 1 and at most 8.
         timeout: Seconds ≥ 0 that loader processes may take for a batch; 0 waits for ever, also for a disk that hangs.
         train_split: Split to train on; by default ``train2017`` of COCO, ``2012/trainval`` of VOC, ``train`` of
-            Corel-5K, shards and drawn scenes, the manifest ``train.csv``, the whole of a ``folder``, whose splits are
-            the folders in it.
+            Roboflow, Corel-5K, shards and drawn scenes, the manifest ``train.csv``, the whole of a ``folder``, whose
+            splits are the folders in it. Of CVAT's ``annotations`` a subset.
         val_split: Split to evaluate on, ``""`` for none; by default ``val2017`` of COCO, ``2007/test`` of VOC, ``test``
-            of Corel-5K and the drawn scenes, the manifest ``val.csv``, ``val`` of shards that have it, none of a
-            ``folder``.
+            of Corel-5K and the drawn scenes, the manifest ``val.csv``, ``valid`` of Roboflow and ``val`` of shards that
+            have it, none of a ``folder`` and of ``annotations``.
+        val_fraction: In (0, 1), of the images, to hold out and evaluate on: the same ones in every run, by their paths.
+        annotations: In place of ``root``: a file of COCO, Label Studio or CVAT, or a manifest, or several such files.
+        images: Folder of the images of ``annotations``; that of the file by default.
+        val_annotations: Likewise, of the images to evaluate on.
+        val_images: Folder of the images of ``val_annotations``; ``images`` by default.
+        classes: Names of the classes to keep, in the order of the labels; labels of others are left out and counted.
         min_images_per_class: Keep only classes with at least so many train and so many val images, e.g. (40, 4).
-        separator: Between the names in a field of a ``manifest``, such as ";", or " " for blanks; by default "|".
-        path_column: Column of a ``manifest`` that holds the paths, by default ``path`` or a header like it.
-        label_columns: Column of a ``manifest`` that holds names of classes, or the columns of 1, 0 and −1 that each
-            stand for a class; by default ``labels``, or all columns if they hold nothing else.
-        absent: What else than 0 means absent in such columns of classes: −1, ``blank``, or a list of both.
+        separator: Between the names in a field of a manifest, such as ";", or " " for blanks; by default "|".
+        path_column: Column of a manifest, or key of Label Studio's data, that holds the paths; by default ``path`` or a
+            name like it.
+        label_columns: Column of a manifest that holds names of classes, or the columns of 1, 0 and −1 that each
+            stand for a class; by default ``labels``, or all columns if they hold nothing else. Label Studio's controls.
+        absent: What else than 0 means absent in such columns of classes: −1, ``blank``, or both. With 0, a blank among
+            names is an image that nobody labelled.
         white: Value > 0 that is white in gray images of more than 8 bits, such as 4095 for 12 bits; 65535 by default.
         seed: Of order and augmentation, at least 0.
         on_bad_image: ``stop`` at the first image that cannot be decoded, or ``skip`` it: another takes its place in a
             training batch, evaluation goes on without it, and all of them are counted and named at the end.
         check_images: Whether to decode every image before anything else, with a progress bar.
+        probe: Labelled set for the probe, where the training set has no labels: options of a set, as for this class.
+            Its training set is what the probe learns from, its val set is what is evaluated on.
         train: Records of one's own to train on, instead of ``dataset``; labels are optional.
         val: Records of one's own to evaluate on.
         probe_train: Labelled records that the probe learns from, where they are not the training set.
@@ -94,7 +94,7 @@ class MultiLabelDataModule(L.LightningDataModule):
     def __init__(
         self,
         dataset: DatasetName = "synthetic",
-        root: str | os.PathLike[str] | None = None,
+        root: str | Sequence[str | os.PathLike[str]] | os.PathLike[str] | None = None,
         *,
         batch_size: int = 64,
         size: int = 224,
@@ -109,6 +109,12 @@ class MultiLabelDataModule(L.LightningDataModule):
         timeout: float = 600.0,
         train_split: str | None = None,
         val_split: str | None = None,
+        val_fraction: float | None = None,
+        annotations: str | Sequence[str | os.PathLike[str]] | os.PathLike[str] | None = None,
+        images: str | os.PathLike[str] | None = None,
+        val_annotations: str | Sequence[str | os.PathLike[str]] | os.PathLike[str] | None = None,
+        val_images: str | os.PathLike[str] | None = None,
+        classes: Sequence[str] | None = None,
         min_images_per_class: tuple[int, int] | None = None,
         separator: str | None = None,
         path_column: str | None = None,
@@ -117,50 +123,39 @@ class MultiLabelDataModule(L.LightningDataModule):
         white: float | None = None,
         seed: int = 0,
         on_bad_image: Literal["stop", "skip"] = "stop",
-        check_images: bool = False,  # noqa: ARG002  read from the hyper-parameters
+        check_images: bool = False,
+        probe: SplitOptions | Mapping[str, Any] | None = None,
         train: Records | None = None,
         val: Records | None = None,
         probe_train: Records | None = None,
     ) -> None:
+        given = dict(locals())
         super().__init__()
-        root = None if root is None else os.fspath(root)  # a Path in a checkpoint would not load with weights_only
-        _check_numbers(batch_size=(batch_size, 1), seed=(seed, 0), num_workers=(num_workers, 0), timeout=(timeout, 0))
+        check_numbers(batch_size=(batch_size, 1), seed=(seed, 0), num_workers=(num_workers, 0), timeout=(timeout, 0))
         if on_bad_image not in ("stop", "skip"):
             raise ValueError(f"on_bad_image={on_bad_image!r} was given: pass 'stop' or 'skip'.")
-        of_files = {
-            "separator": separator,
-            "path_column": path_column,
-            "label_columns": label_columns,
-            "absent": absent,
-            "white": white,
-        }
-        if white is not None and not 0 < white < math.inf:
-            raise ValueError(f"white={white} was given: pass the value above 0 that is white.")
+        options = plain_options(**{name: given[name] for name in SplitOptions.__dataclass_fields__})
+        of_probe = None if probe is None else plain_options(**(vars(probe) if is_dataclass(probe) else probe))
         if train is None:
             if val is not None or probe_train is not None:
                 raise ValueError("val or probe_train was given without train: pass train=Records(…) too.")
-            check_source(dataset, root)
-            _check_of_files(dataset, of_files)
+            check_options(options, of_probe)
         else:
-            _check_own(
-                {"train": train, "val": val, "probe_train": probe_train},
-                root=root,
-                train_split=train_split,
-                val_split=val_split,
-                min_images_per_class=min_images_per_class,
-                **of_files,
-            )
-        absent_values(absent)
+            of_read = {name: value for name, value in vars(options).items() if name != "dataset"}
+            check_own({"train": train, "val": val, "probe_train": probe_train}, {**of_read, "probe": of_probe})
         channels = 3 if train is None else train.channels
         self.views = BlockViews(size, rows, cols, overlap, branches, regions, local_views, channels)
-        custom = {
+        custom: dict[str, Any] = {
             "branches": plain_branches(branches),
             "regions": plain_regions(regions),
             "local_views": plain_local_views(local_views),
         }
+        custom |= asdict(options)  # a Path in a checkpoint would not load with weights_only
+        custom["probe"] = of_probe and {name: one for name, one in vars(of_probe).items() if one is not None}
         self.save_hyperparameters(ignore=["train", "val", "probe_train", *custom])
         self.save_hyperparameters(custom)
-        self.eval_size = _height_width(size if eval_size is None else eval_size)
+        self._options, self._probe_options = options, of_probe
+        self.eval_size = height_width(size if eval_size is None else eval_size)
         self.train_records = train
         self.val_records = val
         self.probe_records = probe_train
@@ -191,21 +186,19 @@ class MultiLabelDataModule(L.LightningDataModule):
         if self._is_set_up:
             return
         if self.train_records is None:
-            wanted = ("dataset", "root", "train_split", "val_split", "min_images_per_class")
-            of_files = {name: self.hparams[name] for name in OF_FILES if self.hparams[name] is not None}
-            train, val = read_sets(*(self.hparams[name] for name in wanted), **of_files)
-            _check_classes({"train": train, "val": val})
-            self.train_records, self.val_records = train, val
+            train, val, probe = read_sets(self._options, self._probe_options)
+            check_classes({"train": train, "val": val, "probe_train": probe})
+            self.train_records, self.val_records, self.probe_records = train, val, probe
         else:  # readers have looked for the files already
             for _, records in self._sets():
                 records.check_files()
         for name, records in self._sets():
-            _check_presence(name, records)
-            rank_zero_info(f"{name}: {describe(records)}")
+            for sentence in (*check_presence(name, records), f"{name}: {describe(records)}"):
+                rank_zero_info(sentence)
         if self.hparams["on_bad_image"] == "skip":
             self._bad = {name: BadImages(len(records)) for name, records in self._sets()}
         if self.hparams["check_images"]:
-            self._check_images()
+            check_all_images(dict(self._sets()), self._bad, self._num_workers())
         self._is_set_up = True
 
     @property
@@ -231,7 +224,9 @@ class MultiLabelDataModule(L.LightningDataModule):
         """
         train, _ = self._records()
         devices = self.trainer.world_size if self.trainer else 1
-        _check_steps(len(train), self.hparams["batch_size"], devices)
+        remark = check_steps(len(train), self.hparams["batch_size"], devices)
+        if remark is not None:
+            rank_zero_info(remark)
         dataset = ViewDataset(train, self.views, self.hparams["seed"], self._bad.get("train"))
         sampler = EpochSampler(
             dataset,
@@ -310,14 +305,8 @@ class MultiLabelDataModule(L.LightningDataModule):
         """Steps of this epoch that the Trainer has behind it, more than 0 where it goes on from a checkpoint."""
         assert self.trainer is not None
         steps = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        now = {"images": len(self._records()[0]), "images_per_step": self._images_per_step()}
-        saved = self._saved_by
-        if steps and saved is not None and saved != now:
-            raise ValueError(
-                f"The checkpoint was saved after {steps} steps of an epoch, with {saved['images_per_step']} of "
-                f"{saved['images']} images a step, and now a step takes {now['images_per_step']} of {now['images']}: "
-                "keep batch_size × devices and the images, or go on from a checkpoint at the end of an epoch."
-            )
+        if steps and self._saved_by is not None:
+            check_same_steps(steps, self._saved_by, self.state_dict())
         return steps
 
     def _sets(self) -> Iterator[tuple[str, Records]]:
@@ -330,21 +319,6 @@ class MultiLabelDataModule(L.LightningDataModule):
             if records is not None:
                 yield name, records
 
-    def _check_images(self) -> None:
-        """Decode every image, each process its share, and know everywhere what was found."""
-        for name, records in self._sets():
-            share = range(rank(), len(records), world_size())
-            found = gather_objects(find_bad_images(records, share, num_workers=self._num_workers(), name=name))
-            reasons = {index: reason for part in found for index, reason in part.items()}
-            if reasons and not self._bad:
-                listed = "; ".join(reasons[index] for index in sorted(reasons))
-                raise BadImageError(
-                    f"{len(reasons)} of {len(records)} {name} images cannot be decoded: replace them, leave them out, "
-                    f"or pass on_bad_image='skip' (--data.on_bad_image skip): {listed}"
-                )
-            for index in reasons:
-                self._bad[name].add(index)
-
     def _say_skipped(self, parts: Sequence[dict[str, list[Path]]]) -> None:
         paths = sorted({path for part in parts for of_set in part.values() for path in of_set})
         if len(paths) > self._num_said:
@@ -354,7 +328,7 @@ class MultiLabelDataModule(L.LightningDataModule):
 
     def _num_workers(self) -> int:
         given: int | None = self.hparams["num_workers"]
-        return _default_workers(self.trainer.num_devices if self.trainer else 1) if given is None else given
+        return default_workers(self.trainer.num_devices if self.trainer else 1) if given is None else given
 
     def _image_loader(self, dataset: ImageDataset, **settings: Any) -> DataLoader[Any]:
         return self._loader(dataset, kind=PartialLoader, collate_fn=collated, **settings)
@@ -367,129 +341,8 @@ class MultiLabelDataModule(L.LightningDataModule):
         kind: type[AnyLoader],
         **settings: Any,
     ) -> AnyLoader:
-        workers = self._num_workers()
-        loader = kind(
-            dataset,
-            batch_size=self.hparams["batch_size"],
-            num_workers=workers,
-            persistent_workers=keep_workers and workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_prepare_worker,
-            timeout=self.hparams["timeout"] if workers else 0,
-            generator=torch.Generator(),  # else every pass over a loader would draw from the model's random state
-            **settings,
-        )
+        settings |= {"timeout": self.hparams["timeout"], "keep_workers": keep_workers}
+        loader = loader_of(kind, dataset, self.hparams["batch_size"], self._num_workers(), **settings)
         if self.trainer:
             loader.end = self._end
         return loader
-
-
-def _height_width(size: int | tuple[int, int]) -> tuple[int, int]:
-    both = (size, size) if isinstance(size, int) else tuple(size)
-    if len(both) != 2 or min(both) < 1:
-        raise ValueError(f"eval_size={size} was given: pass height and width in pixels, at least 1 each.")
-    return both
-
-
-def _default_workers(devices: int) -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(MAX_WORKERS, cores // devices - 1))
-
-
-def _prepare_worker(_worker: int) -> None:
-    import cv2
-
-    cv2.setNumThreads(0)  # workers are parallel already: threads would fight over the same cores
-    # A terminal's Ctrl-C reaches workers too, and the death of one would be reported in place of the interrupt.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _check_numbers(**numbers: tuple[float | None, int]) -> None:
-    for name, (value, least) in numbers.items():
-        if value is not None and value < least:
-            raise ValueError(f"{name}={value} was given: pass a number of at least {least}.")
-
-
-def _check_own(sets: dict[str, Records | None], **of_files: object) -> None:
-    for name, records in sets.items():
-        if records is not None and not isinstance(records, Records):
-            raise TypeError(
-                f"{name} is of type {type(records).__name__}: pass mlssl.Records(paths, labels, classes), "
-                "or train the module on a loader of your own."
-            )
-    given = [name for name, value in of_files.items() if value is not None]
-    if given:
-        raise ValueError(f"{given[0]} and train were given: {given[0]} is for a dataset that is read, leave out one.")
-    probe_train = sets["probe_train"]
-    if probe_train is not None and probe_train.labels is None:
-        raise ValueError(f"probe_train is {probe_train!r}: pass labelled records, or leave it out.")
-    channels = {name: records.channels for name, records in sets.items() if records is not None}
-    if len(set(channels.values())) > 1:
-        raise ValueError(f"The sets have different numbers of channels, {channels}: decode all of them alike.")
-    _check_classes(sets)
-
-
-def _check_of_files(dataset: str, settings: dict[str, Any]) -> None:
-    for name, value in settings.items():
-        if value is not None and dataset not in OF_FILES[name]:
-            raise ValueError(
-                f"{name}={value!r} and dataset={dataset!r} were given: {name} is for {', '.join(OF_FILES[name])}, "
-                "leave it out."
-            )
-
-
-def _check_presence(name: str, records: Records) -> None:
-    """Refuse labels that say nothing, and name the classes that a set has no image of."""
-    if records.labels is None:
-        return
-    shown = (records.labels == 1).any(axis=0)
-    if not shown.any():
-        raise ValueError(
-            f"No image of {name} shows any of its {len(records.classes)} classes, all of its labels are absent or "
-            "unknown: correct the labels, or leave them out."
-        )
-    is_known_absent = (records.labels == 0).any(axis=0)
-    if not is_known_absent.any() and (records.labels == -1).any():
-        raise ValueError(
-            f"The labels of {name} are 1 and -1 and never 0, and -1 means unknown, so that no class can be scored: "
-            "pass absent=-1 (--data.absent -1; in Python, to read_dataset) if it means absent, or 0 for what is absent."
-        )
-    always = [one for one, there in zip(records.classes, is_known_absent, strict=True) if not there]
-    if always:
-        rank_zero_info(
-            f"{len(always)} of {len(records.classes)} classes are absent from no image of {name} and are left out of "
-            f"its mAP: {', '.join(always[:5])}{', …' if len(always) > 5 else ''}"
-        )
-    absent = [one for one, is_shown in zip(records.classes, shown, strict=True) if not is_shown]
-    if absent:
-        rank_zero_info(
-            f"{len(absent)} of {len(records.classes)} classes are shown by no image of {name} and are left out of its "
-            f"mAP: {', '.join(absent[:5])}{', …' if len(absent) > 5 else ''}"
-        )
-
-
-def _check_steps(num_images: int, batch_size: int, devices: int) -> None:
-    step = batch_size * devices
-    if num_images < step:
-        raise ValueError(
-            f"The training set has {num_images} images, and a step takes {step} "
-            f"(batch_size {batch_size} on {devices} device(s)): pass a smaller batch_size."
-        )
-    if num_images % step:
-        rank_zero_info(
-            f"{num_images} images fill {num_images // step} steps of {step}: the other {num_images % step} sit out "
-            "an epoch, different ones each time."
-        )
-
-
-def _check_classes(sets: dict[str, Records | None]) -> None:
-    labelled = {name: records for name, records in sets.items() if records is not None and records.labels is not None}
-    for name, records in labelled.items():
-        first_name, first = next(iter(labelled.items()))
-        if records.classes != first.classes:
-            differing = sorted(set(records.classes) ^ set(first.classes))
-            raise ValueError(
-                f"{first_name} has {len(first.classes)} classes and {name} has {len(records.classes)}"
-                + (f" (only in one of them: {', '.join(differing[:5])})" if differing else " in another order")
-                + ": give both the same list of classes."
-            )

@@ -62,7 +62,7 @@ class FewBitsWarning(UserWarning):
 def readable_extensions() -> tuple[str, ...]:
     """Ends of names of image files that can be decoded here: AVIF needs Pillow 11.3, HEIC needs pillow-heif."""
     missing = [] if _reads_avif() else [".avif"]
-    missing += [] if importlib.util.find_spec("pillow_heif") else [".heic", ".heif"]
+    missing += [] if _reads_heif() else [".heic", ".heif"]
     return tuple(one for one in IMAGE_EXTENSIONS if one not in missing)
 
 
@@ -205,18 +205,19 @@ def _reads_avif() -> bool:
     return bool(AvifImagePlugin.SUPPORTED)
 
 
+def _reads_heif() -> bool:
+    return importlib.util.find_spec("pillow_heif") is not None
+
+
 def _brand(content: bytes) -> bytes:
     """Four letters that tell AVIF and HEIC apart; nothing of another format."""
     return content[8:12] if content[4:8] == b"ftyp" else b""
 
 
 def _register_heif(content: bytes) -> None:
-    if _brand(content) in _HEIF and importlib.util.find_spec("pillow_heif"):
-        pillow_heif = importlib.import_module(
-            "pillow_heif"
-        )  # changes what Pillow opens, which nothing but such a file should
-
-        pillow_heif.register_heif_opener()
+    if _brand(content) in _HEIF and _reads_heif():
+        # It changes what Pillow opens, which nothing but such a file should.
+        importlib.import_module("pillow_heif").register_heif_opener()
 
 
 _HEIF = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
@@ -229,7 +230,7 @@ def _not_decoded(name: str, error: Exception, content: bytes = b"") -> BadImageE
         reason = "it is of no format that Pillow knows"
         if _brand(content) in _AVIF:
             reason = "it is AVIF, which Pillow reads from version 11.3 on"
-        elif _brand(content) in _HEIF:
+        elif _brand(content) in _HEIF and not _reads_heif():
             reason = "it is HEIC, which needs the package pillow-heif"
     return BadImageError(
         f"cannot decode {name!r} as an image ({reason}): replace the file or leave it out of the data set"

@@ -19,16 +19,22 @@ def describe(records: Records) -> str:
     """
     by_extension = count_extensions(records.path(index).name for index in range(len(records)))
     kinds = f" ({_listed(by_extension)})" if set(by_extension) != {""} else ""
-    left_out = f", left out {_listed(records.left_out)}" if records.left_out else ""
+    left_out = f", left out {_listed(records.left_out)};" if records.left_out else ","
     said = f"{len(records)} images{kinds}{left_out}"
     if records.labels is None:
-        return f"{said}, unlabelled"
+        return f"{said} unlabelled"
     present = (records.labels == 1).sum(axis=0)
     order = sorted(range(len(records.classes)), key=lambda column: -present[column])
     counts = [f"{records.classes[column]} {present[column]}" for column in order]
     least = counts[NUM_NAMED:][-NUM_NAMED:]
+    unlabelled = int((records.labels == -1).all(axis=1).sum())
+    without = int((records.labels != 1).all(axis=1).sum()) - unlabelled
+    few = [
+        f"{number} of them {what}" for number, what in ((unlabelled, "unlabelled"), (without, "without any")) if number
+    ]
     return (
-        f"{said}, {len(order)} classes, {present.sum() / len(records):.1f} labels per image; "
+        f"{said} {len(order)} classes, {present.sum() / len(records):.1f} labels per image"
+        f"{''.join(f', {one}' for one in few)}; "
         f"most frequent: {', '.join(counts[:NUM_NAMED])}" + (f"; least frequent: {', '.join(least)}" if least else "")
     )
 

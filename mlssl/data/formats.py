@@ -1,86 +1,93 @@
-"""Data sets by the names of their formats: which reader, which splits, and both sets of a run."""
+"""Sets by their options: which reader, which splits, and both sets of a run."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mlssl.choices import DatasetName
+from mlssl.data.annotation_files import Source, annotation_source
 from mlssl.data.decoding import decode_rgb, decode_rgb_bytes
+from mlssl.data.joined import held_out, joined, with_classes_named
+from mlssl.data.option_checks import OF_FORMATS
 from mlssl.data.readers.coco import read_coco
 from mlssl.data.readers.corel5k import frequent_labels, read_corel5k
 from mlssl.data.readers.folder import read_folder
 from mlssl.data.readers.manifest import read_manifest
-from mlssl.data.readers.shards import has_split, read_shards
+from mlssl.data.readers.roboflow import has_split as has_roboflow
+from mlssl.data.readers.roboflow import read_roboflow
+from mlssl.data.readers.shards import has_split as has_shards
+from mlssl.data.readers.shards import read_shards
 from mlssl.data.readers.synthetic import synthetic_scenes
-from mlssl.data.readers.voc import read_voc
+from mlssl.data.readers.voc import VOC_CLASSES, read_voc
 from mlssl.data.records import Records
+from mlssl.data.set_options import SetOptions, SplitOptions, as_list
 
 NUM_SCENES = {"train": 2000, "test": 500}
 """Synthetic scenes of a split: a few minutes of training, and a test set that is read in seconds."""
 
 
-def check_source(dataset: str, root: str | None) -> None:
-    """Raise ValueError if there is no such format, or it needs a root and got none, or got one and needs none."""
-    if dataset not in _FORMATS:
-        raise ValueError(f"dataset={dataset!r} is unknown: pass one of {', '.join(_FORMATS)}, or train=Records(…).")
-    if root is None and dataset != "synthetic":
-        raise ValueError(f"dataset={dataset!r} needs the folder that holds it: pass root (--data.root FOLDER).")
-    if root is not None and dataset == "synthetic":
-        others = ", ".join(name for name in _FORMATS if name != "synthetic")
-        raise ValueError(f"root={root!r} was given, and drawn scenes have no files: say which dataset it is, {others}.")
-
-
-def read_sets(
-    dataset: DatasetName,
-    root: str | None = None,
-    train_split: str | None = None,
-    val_split: str | None = None,
-    min_images_per_class: tuple[int, int] | None = None,
-    **of_files: Any,
-) -> tuple[Records, Records | None]:
-    """Read the training set and, unless ``val_split`` is ``""`` or the format has none by default, the val set.
+def read_train(options: SetOptions) -> Records:
+    """Read the training set.
 
     Args:
-        dataset: Format.
-        root: Folder or address that its reader describes; not for ``synthetic``.
-        train_split: By default that of the format.
-        val_split: Likewise.
-        min_images_per_class: Keep only classes with at least so many train and so many val images.
-        **of_files: How the lists of a ``manifest`` are written, as `read_manifest` takes it, and what is ``white``
-            in images of more than 8 bits.
+        options: As `check_options` lets them pass.
 
     Raises:
-        ValueError: On unknown splits, and if no class is frequent enough.
+        ValueError: On unknown splits and classes, sets that cannot be joined, and what the readers refuse.
         FileNotFoundError: If a folder or file is missing.
     """
-    source, root = _FORMATS[dataset], root or "."
-    white = of_files.pop("white", None)
-    if white is not None:
-        decode = decode_rgb_bytes if dataset == "shards" else decode_rgb
-        of_files["decode"] = partial(decode, white=white)
-    default = source.val(root) if callable(source.val) else source.val
-    read = partial(source.read, **of_files)
-    train = read(root, source.train if train_split is None else train_split, None)
-    split = default if val_split is None else val_split
-    try:
-        val = read(root, split, train.classes or None) if split else None
-    except FileNotFoundError as error:
-        if val_split is not None:
-            raise
-        missing = str(error).rpartition(": ")[0]  # not the reader's advice, which might be the training set
-        raise FileNotFoundError(
-            f'there is no validation set {split!r} ({missing}): pass val_split="" (--data.val_split "") to train '
-            "without one, or a val_split whose images are not trained on"
-        ) from error
-    if min_images_per_class is None:
+    if options.annotations is not None:
+        files = as_list(options.annotations)
+        return _read([annotation_source(one, options.images, options, options.train_split) for one in files], options)
+    return _read(_sources(options, options.train_split, lambda kind, _: kind.train), options)
+
+
+class Sets(NamedTuple):
+    """The sets of a run."""
+
+    train: Records
+    val: Records | None
+    probe_train: Records | None
+
+
+def read_sets(options: SplitOptions, probe: SplitOptions | None = None) -> Sets:
+    """Read the training set and the validation set, None where the options and the format name none.
+
+    Args:
+        options: As `check_options` lets them pass.
+        probe: Of a labelled set, whose training set is for the probe and whose val set is the val set.
+
+    Raises:
+        ValueError: As `read_train`; if no class is frequent enough; if a set for the probe has no labels or no val set.
+        FileNotFoundError: If a folder or file is missing.
+    """
+    if probe is None:
+        return Sets(*_read_both(options), None)
+    learned, val = _read_both(probe)
+    if val is None or learned.labels is None or val.labels is None:
+        raise ValueError(
+            "the set of probe has no labels or no images to validate on: pass one with both, or hold some out, "
+            "probe.val_fraction=0.2 (--data.probe.val_fraction 0.2)"
+        )
+    return Sets(read_train(options), val, learned)
+
+
+def _read_both(options: SplitOptions) -> tuple[Records, Records | None]:
+    train = read_train(options)
+    if options.val_fraction is not None:
+        train, held = held_out(train, options.val_fraction)
+        val: Records | None = held
+    else:
+        val = _read_val(options, train.classes or None)
+    if options.min_images_per_class is None:
         return train, val
-    least_train, least_val = min_images_per_class
+    least_train, least_val = options.min_images_per_class
     if val is None:
         raise ValueError(
-            f"min_images_per_class={min_images_per_class} counts val images too, and there are none: leave it out."
+            f"min_images_per_class={options.min_images_per_class} counts val images too, and there are none: leave it "
+            "out."
         )
     kept = frequent_labels(train, val, least_train, least_val)
     if not kept:
@@ -88,30 +95,134 @@ def read_sets(
     return train.with_classes(kept), val.with_classes(kept)
 
 
+def _read_val(options: SplitOptions, classes: Sequence[str] | None) -> Records | None:
+    if options.annotations is not None:
+        files, split = as_list(options.val_annotations), options.val_split or None
+        images = options.images if options.val_images is None else options.val_images
+        if split is not None:  # of the same files
+            files, images = as_list(options.annotations), options.images
+        sources = [annotation_source(one, images, options, split) for one in files]
+    elif options.val_split == "":
+        return None
+    else:
+        sources = _sources(options, options.val_split, lambda kind, root: kind.val(root))
+    try:
+        return _read(sources, options, classes) if sources else None
+    except FileNotFoundError as error:
+        if options.val_split is not None or options.annotations is not None:
+            raise
+        missing, split = str(error).rpartition(": ")[0], _FORMATS[options.dataset or "synthetic"].val(".")
+        raise FileNotFoundError(  # without the reader's advice, which might be the training set
+            f'there is no validation set {split!r} ({missing}): pass val_split="" (--data.val_split "") to train '
+            "without one, val_fraction=0.1 (--data.val_fraction 0.1) to hold images out, or a val_split whose images "
+            "are not trained on"
+        ) from error
+
+
+def _read(sources: Sequence[Source], options: SetOptions, classes: Sequence[str] | None = None) -> Records:
+    """Read sources as one set.
+
+    Args:
+        sources: At least one.
+        options: Whose ``classes`` are kept, if they are given.
+        classes: Of the training set, for a val set.
+    """
+    names, chosen = [one.name for one in sources], options.classes
+    if chosen is not None:
+        sets = [
+            one.read(chosen, True) if one.is_open else with_classes_named(one.read(None, False), chosen, one.name)
+            for one in sources
+        ]
+        without = next((name for name, records in zip(names, sets, strict=True) if records.labels is None), None)
+        if without is not None:
+            raise ValueError(f"classes={chosen} were given, and {without!r} has no labels: leave classes out")
+        return joined(sets, names)
+    sets = [one.read(classes, False) for one in sources]
+    named = {name for records in sets for name in records.classes}
+    if classes is None and len({records.classes for records in sets}) > 1:
+        # An image shows no class of another list, if that is a list of names; one of categories says which it means.
+        sets = [
+            one.read(sorted(named), False) if one.is_open else records
+            for one, records in zip(sources, sets, strict=True)
+        ]
+    order = sets[0].classes if classes is None else tuple(classes)
+    for place, records in enumerate(sets):
+        if records.classes != order and set(records.classes) == set(order):
+            sets[place] = with_classes_named(records, order, names[place])
+    return joined(sets, names)
+
+
 class _Format(NamedTuple):
     read: Callable[..., Records]
-    """Root, split and, for a val set, the classes of the training set, which a manifest does not list itself."""
+    """Root, split, classes of the labels or None, whether to leave out labels of others, and how files are written."""
+
     train: str
-    val: str | Callable[[str], str]
-    """A split, or a function of the root that tells it."""
+    val: Callable[[str], str | None]
+    """From the root to a split; None for none."""
+
+    is_open: bool = False
+    """As `Source.is_open`."""
+
+
+def _sources(options: SetOptions, split: str | None, default: Callable[[_Format, str], str | None]) -> list[Source]:
+    """The roots to read a split of: that which was given, or the default where it has one."""
+    dataset = options.dataset or "synthetic"
+    kind = _FORMATS[dataset]
+    how: dict[str, Any] = {name: getattr(options, name) for name in OF_FORMATS if getattr(options, name) is not None}
+    white = how.pop("white", None)
+    if white is not None:
+        how["decode"] = partial(decode_rgb_bytes if dataset == "shards" else decode_rgb, white=white)
+    sources = []
+    for root in as_list(options.root) or ["."]:
+        chosen = default(kind, root) if split is None else split
+        if chosen is not None:
+            read = partial(_read_root, kind, root, chosen, how)
+            sources.append(Source(root if dataset != "synthetic" else "synthetic", read, kind.is_open))
+    return sources
+
+
+def _read_root(
+    kind: _Format,
+    root: str,
+    split: str,
+    how: dict[str, Any],
+    classes: Sequence[str] | None,
+    leave_out_others: bool,
+) -> Records:
+    return kind.read(root, split, classes, leave_out_others, **how)
 
 
 _FORMATS = {
     "synthetic": _Format(
-        lambda _root, split, _: synthetic_scenes(split, count=NUM_SCENES.get(split, 1)), "train", "test"
+        lambda _, split, *__: synthetic_scenes(split, count=NUM_SCENES.get(split, 1)), "train", lambda _: "test"
     ),
-    "coco": _Format(lambda root, split, _, **how: read_coco(root, split, **how), "train2017", "val2017"),
-    "voc": _Format(lambda root, split, _: read_voc(root, split), "2012/trainval", "2007/test"),
-    "corel5k": _Format(lambda root, split, _: read_corel5k(root, split), "train", "test"),
-    "manifest": _Format(
-        lambda root, split, classes, **how: read_manifest(Path(root) / split, classes, **how),
-        "train.csv",
-        "val.csv",
-    ),
-    "folder": _Format(lambda root, split, _, **how: read_folder(Path(root) / split, **how), "", ""),
-    "shards": _Format(
-        lambda root, split, _, **how: read_shards(root, split, **how),
+    "coco": _Format(lambda root, split, *_, **how: read_coco(root, split, **how), "train2017", lambda _: "val2017"),
+    "roboflow": _Format(
+        lambda root, split, classes, _, **how: read_roboflow(root, split, classes, **how),
         "train",
-        lambda root: "val" if has_split(root, "val") else "",
+        lambda root: "valid" if has_roboflow(root, "valid") else None,
+    ),
+    "voc": _Format(
+        lambda root, split, classes, leave_out, **how: read_voc(
+            root, split, classes if leave_out else VOC_CLASSES, leave_out_others=leave_out, **how
+        ),
+        "2012/trainval",
+        lambda _: "2007/test",
+        is_open=True,
+    ),
+    "corel5k": _Format(lambda root, split, *_: read_corel5k(root, split), "train", lambda _: "test"),
+    "manifest": _Format(
+        lambda root, split, classes, leave_out, **how: read_manifest(
+            Path(root) / split, classes, leave_out_others=leave_out, **how
+        ),
+        "train.csv",
+        lambda _: "val.csv",
+        is_open=True,
+    ),
+    "folder": _Format(lambda root, split, *_, **how: read_folder(Path(root) / split, **how), "", lambda _: None),
+    "shards": _Format(
+        lambda root, split, *_, **how: read_shards(root, split, **how),
+        "train",
+        lambda root: "val" if has_shards(root, "val") else None,
     ),
 }

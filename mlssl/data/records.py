@@ -20,6 +20,9 @@ from mlssl.data.paths import listing
 
 Decode: TypeAlias = Callable[[Path], ImageArray]
 
+OTHER_CLASSES = "labels of other classes"
+"""What of `left_out` counts labels of classes that were not asked for."""
+
 
 class Records:
     """Images of a data set in a fixed order: file, id and labels of each.
@@ -33,7 +36,8 @@ class Records:
         decode: From a path to pixels uint8 (H, W, C). It must be picklable to reach loader workers, and raises
             `BadImageError` for an image that may be skipped where the user asks for that.
         channels: C, at least 1, that `decode` gives; three are taken as RGB.
-        left_out: Extension → number of image files that a reader found and left out, kept under the same name.
+        left_out: What a reader found and left out → its number: extensions of image files, and kinds of labels. Kept
+            under the same name.
 
     Raises:
         ValueError: No images, an id or a class twice, a class without a name, labels of another shape or value, class

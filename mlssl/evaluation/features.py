@@ -16,6 +16,7 @@ from mlssl.backbones import check_image_size, pooled_features
 from mlssl.choices import Pooling
 from mlssl.contracts import FeatureNetwork
 from mlssl.data.batches import check_image_batch
+from mlssl.data.records import Records
 from mlssl.evaluation.cache import FeatureCache, cache_alone
 from mlssl.evaluation.metrics import first_places
 from mlssl.modes import eval_mode
@@ -188,6 +189,9 @@ def _open_cache(
     """The cache, if what it holds already is what the backbone gives now for its first and its last image."""
     images = cast(Any, loader.dataset)
     made_with = {"weights": _digest(backbone), "pooling": pooling, "dtype": str(dtype).removeprefix("torch.")}
+    records = getattr(images, "records", None)
+    if records is not None:  # the same images may come under labels that are read in another way
+        made_with["labels"] = _digest_of_labels(records)
     cache = FeatureCache(folder, len(images), made_with)
     for index in sorted({0, cache.done - 1} if cache.done else set()):
         with eval_mode(backbone):
@@ -199,6 +203,13 @@ def _open_cache(
                 "pass another folder, or remove that one"
             )
     return cache
+
+
+def _digest_of_labels(records: Records) -> str:
+    """Of ids, classes and labels, in their order."""
+    digest = hashlib.sha256(repr((records.classes, records.image_ids.tolist())).encode())
+    digest.update(b"" if records.labels is None else records.labels.tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _digest(network: nn.Module) -> str:

@@ -24,17 +24,22 @@ def pair_cosines(z: Tensor) -> dict[str, Tensor]:
         >>> {kind: len(cosines) for kind, cosines in pair_cosines(torch.randn(3, 2, 4, 8)).items()}
         {'same_block': 24, 'same_image': 144, 'other_image': 384}
     """
-    image, _, block = torch.meshgrid(*(torch.arange(n, device=z.device) for n in z.shape[:3]), indexing="ij")
-    image, block = image.flatten(), block.flatten()
     rows = F.normalize(z.float().flatten(0, 2), dim=1)
-    cosines = (rows @ rows.T).clamp(-1, 1)  # rounding goes beyond
-    of_one_image, of_one_block = image[:, None] == image, block[:, None] == block
+    # Rounding goes beyond 1. Pairs are taken by their place, because a mask would wait for the device.
+    cosines = (rows @ rows.T).clamp(-1, 1).view(*z.shape[:3], *z.shape[:3])
+    of_one_image = cosines.diagonal(dim1=0, dim2=3)  # (A, K, A, K, B)
     pairs = {
-        "same_block": of_one_image & of_one_block & ~torch.eye(len(rows), dtype=torch.bool, device=z.device),
-        "same_image": of_one_image & ~of_one_block,
-        "other_image": ~of_one_image,
+        "same_block": _off_diagonal(of_one_image.diagonal(dim1=1, dim2=3)),
+        "same_image": _off_diagonal(of_one_image.movedim((1, 3), (0, 1))),
+        "other_image": _off_diagonal(cosines.movedim(3, 1)),
     }
-    return {name: cosines[pair] for name, pair in pairs.items() if pair.any()}
+    return {name: found.flatten() for name, found in pairs.items() if found.numel()}
+
+
+def _off_diagonal(pairs: Tensor) -> Tensor:
+    """Entries (n · (n − 1), …) of (n, n, …) outside the diagonal."""
+    n = len(pairs)
+    return pairs.flatten(0, 1)[1:].reshape(n - 1, n + 1, *pairs.shape[2:])[:, :-1].flatten(0, 1)
 
 
 def spread(z: Tensor) -> Tensor:

@@ -39,7 +39,10 @@ DIGEST = "sha256"
 _NESTED = ("state_dict", "model")
 _CLASSIFIERS = ("fc.", "head.", "heads.", "classifier.")
 
-_PRIVATE_SETTINGS = ("root", "num_workers", "_instantiator")
+_PRIVATE_SETTINGS = (
+    *("root", "annotations", "images", "val_annotations", "val_images", "probe", "num_workers"),
+    "_instantiator",
+)
 """Of the data: they name a machine or Lightning's way to build it, not what was learned from."""
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
+import pytest
 import torch
 from _gloo import Processes
 
@@ -54,3 +56,20 @@ def test_a_process_that_the_checkpoint_does_not_know_keeps_its_state() -> None:
     callback.on_load_checkpoint(None, None, {"random_state": {"cpu": torch.zeros(0, len(before), dtype=torch.uint8)}})  # type: ignore[arg-type]
     callback.on_train_start(None, None)  # type: ignore[arg-type]
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_state_of_a_gpu_is_saved_and_restored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in for torch's generator on the GPU, and tensors that stay where they are."""
+    gpu, generator = SimpleNamespace(device=torch.device("cuda", 1)), {"state": torch.arange(16, dtype=torch.uint8)}
+    monkeypatch.setattr("torch.cuda.get_rng_state", lambda device: generator[f"of {device}"])
+    monkeypatch.setattr("torch.cuda.set_rng_state", lambda state, device: generator.update({f"of {device}": state}))
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, *_: tensor)
+    generator["of cuda:1"] = saved = generator.pop("state")
+    checkpoint: dict[str, Any] = {}
+    RandomState().on_save_checkpoint(None, gpu, checkpoint)  # type: ignore[arg-type]
+    generator["of cuda:1"] = torch.zeros(16, dtype=torch.uint8)
+    callback = RandomState()
+    callback.on_load_checkpoint(None, gpu, checkpoint)  # type: ignore[arg-type]
+    assert not generator["of cuda:1"].any()
+    callback.on_train_start(None, gpu)  # type: ignore[arg-type]
+    assert torch.equal(generator["of cuda:1"], saved)

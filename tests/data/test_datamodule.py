@@ -23,11 +23,12 @@ from PIL import Image
 from torch import Tensor
 
 from mlssl.data.batches import check_image_batch, check_view_batch
-from mlssl.data.datamodule import MAX_WORKERS, MultiLabelDataModule
+from mlssl.data.datamodule import MultiLabelDataModule
 from mlssl.data.described import describe
 from mlssl.data.readers.corel5k import read_corel5k
 from mlssl.data.readers.folder import read_folder
 from mlssl.data.records import Records
+from mlssl.data.workers import MAX_WORKERS
 from mlssl.views.recipe import PRESETS, Recipe
 
 Draws = dict[int, str]
@@ -540,7 +541,7 @@ def test_settings_in_a_checkpoint_load_with_weights_only(coco: Path, tmp_path: P
     [
         (
             {"dataset": "imagenet"},
-            "dataset='imagenet' is unknown: pass one of synthetic, coco, voc, corel5k, manifest, folder, shards, or",
+            "dataset='imagenet' is unknown: pass one of synthetic, coco, roboflow, voc, corel5k, manifest, folder, sh",
         ),
         ({"dataset": "coco"}, r"dataset='coco' needs the folder that holds it: pass root \(--data.root FOLDER\)"),
         ({"root": "photos"}, "root='photos' was given, and drawn scenes have no files: say which dataset it is, coco"),
@@ -687,7 +688,7 @@ def test_the_start_says_images_classes_and_frequencies(coco: Path, caplog: pytes
     with caplog.at_level("INFO"):
         from_disk("coco", coco).setup()
     assert (
-        "train: 6 images (6 .jpg), left out 1 .heic, 3 classes, 1.2 labels per image; "
+        "train: 6 images (6 .jpg), left out 1 .heic; 3 classes, 1.2 labels per image; "
         "most frequent: person 6, dog 1, cat 0" in caplog.text
     )
     assert "classes are absent from no image of train and are left out of its mAP: person" in caplog.text

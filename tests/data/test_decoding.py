@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.machinery
 import os
 import pickle
 import re
 import struct
 import sys
-import types
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,8 +15,9 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pillow_heif
 import pytest
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from mlssl.data.bad_images import find_bad_images
 from mlssl.data.datamodule import MultiLabelDataModule
@@ -292,9 +291,10 @@ def test_white_scales_what_has_more_than_8_bits(
 
 def test_white_is_refused_where_it_means_nothing(tmp_path: Path) -> None:
     with pytest.raises(
-        ValueError, match=r"white=4095 and dataset='voc' were given: white is for coco, manifest, folder"
+        ValueError,
+        match=r"white=4095 and dataset='corel5k' were given: white is for coco, roboflow, voc, manifest, folder",
     ):
-        MultiLabelDataModule("voc", tmp_path, white=4095)
+        MultiLabelDataModule("corel5k", tmp_path, white=4095)
     for white in (0, -1, float("inf"), float("nan")):
         with pytest.raises(ValueError, match=f"white={white} was given: pass the value above 0 that is white"):
             MultiLabelDataModule("folder", tmp_path, white=white)
@@ -303,7 +303,10 @@ def test_white_is_refused_where_it_means_nothing(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------- AVIF, JFIF and HEIC
 
 
-def test_avif_and_jfif_are_read_and_what_is_left_out_is_counted(tmp_path: Path) -> None:
+def test_avif_and_jfif_are_read_and_what_is_left_out_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)  # as if it were not installed
     image = Image.new("RGB", (64, 48), COLOUR)
     for name, kind in (("0.jpg", "JPEG"), ("1.jfif", "JPEG"), ("2.JPG", "JPEG"), ("3.jpe", "JPEG"), ("4.avif", "AVIF")):
         if kind == "JPEG" or ".avif" in readable_extensions():
@@ -331,14 +334,22 @@ def not_identified(*_: object) -> None:
     raise UnidentifiedImageError
 
 
-def test_heic_is_read_where_pillow_heif_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened: list[bool] = []
-    fake = types.ModuleType("pillow_heif")
-    fake.__spec__ = importlib.machinery.ModuleSpec("pillow_heif", None)
-    fake.register_heif_opener = lambda: opened.append(True)  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "pillow_heif", fake)
-    monkeypatch.setattr(Image, "open", lambda *_: Image.new("RGB", (4, 3), COLOUR))
-    (tmp_path / "a.HEIC").write_bytes(bytes(4) + b"ftypheic" + bytes(20))
-    records = read_folder(tmp_path)
-    assert records.image(0)[0, 0].tolist() == list(COLOUR)
-    assert opened
+@pytest.mark.parametrize("bits", [8, 10])
+def test_heic_is_read_upright_where_pillow_heif_is_installed(tmp_path: Path, bits: int) -> None:
+    pixels = np.zeros((40, 64, 3), np.uint8)
+    pixels[:, 32:] = COLOUR
+    depth = {"mode": "RGB;16", "data": (pixels.astype(np.uint16) * 257).tobytes()} if bits == 10 else {"mode": "RGB"}
+    image = pillow_heif.from_bytes(**{"size": (64, 40), "data": pixels.tobytes(), **depth})
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # turned by a quarter: the right half was photographed at the bottom
+    image.save(tmp_path / "a.HEIC", quality=95, exif=exif.tobytes(), save_all=False)
+    (records, shown) = (read_folder(tmp_path), read_folder(tmp_path).image(0))
+    assert (records.left_out, shown.shape) == ({}, (64, 40, 3))
+    assert shown[5, 5].max() < 8
+    assert np.abs(shown[60, 5].astype(int) - COLOUR).max() < 8
+    content = (tmp_path / "a.HEIC").read_bytes()
+    for broken in (content[: len(content) // 2], content[:12] + bytes(40)):
+        (tmp_path / "b.heic").write_bytes(broken)
+        with pytest.raises(BadImageError, match=r"cannot decode '.*b\.heic' as an image \(.+\): replace") as caught:
+            decode_rgb(tmp_path / "b.heic")
+        assert "needs the package" not in str(caught.value)

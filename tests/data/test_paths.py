@@ -12,8 +12,10 @@ from PIL import Image
 from mlssl.data.paths import check_files
 from mlssl.data.readers.coco import read_coco
 from mlssl.data.readers.corel5k import read_corel5k
+from mlssl.data.readers.cvat import read_cvat
 from mlssl.data.readers.folder import read_folder
 from mlssl.data.readers.manifest import read_manifest
+from mlssl.data.readers.roboflow import read_roboflow
 from mlssl.data.readers.voc import read_voc
 from mlssl.data.records import Records
 
@@ -52,11 +54,22 @@ def corel5k(root: Path, name: str) -> Records:
     return read_corel5k(root)
 
 
+def cvat(root: Path, name: str) -> Records:
+    (root / "annotations.xml").write_text(f'<annotations><image name="{name}.jpg"/></annotations>')
+    return read_cvat(root / "annotations.xml")
+
+
+def roboflow(root: Path, name: str) -> Records:
+    (root / "train").mkdir()
+    (root / "train" / "_classes.csv").write_text(f"filename, dog\n{name}.jpg, 1\n")
+    return read_roboflow(root)
+
+
 NAMES = ["../secret", "a/../../secret", "{outside}/secret", "a\\..\\..\\secret", "C:\\secret", "\\\\host\\secret", ".."]
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("read", [coco, voc, csv, json_lines, corel5k])
+@pytest.mark.parametrize("read", [coco, voc, csv, json_lines, corel5k, cvat, roboflow])
 def test_a_name_that_leads_out_of_the_folder_is_refused(
     read: Callable[[Path, str], Records], name: str, tmp_path: Path
 ) -> None:
@@ -67,7 +80,7 @@ def test_a_name_that_leads_out_of_the_folder_is_refused(
         Image.new("RGB", (8, 8)).save(place / "secret.jpg")
     name = name.format(outside=tmp_path)
     refusal = "expected an image number" if read is corel5k else "expected a path inside the folder of the images"
-    if name == ".." and read in (coco, csv, json_lines):
+    if name == ".." and read not in (voc, corel5k):
         name = "../."  # to which they add the suffix
     with pytest.raises(ValueError, match=refusal):
         read(root, name)

@@ -15,10 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from mlssl.atomic import FullDiskError
+from mlssl.data.datasets import ImageDataset
+from mlssl.data.records import Records
 from mlssl.evaluation import cache as module
 from mlssl.evaluation.features import Features, extract_features
 
@@ -159,6 +162,20 @@ def test_other_features_are_not_taken(model: SimpleNamespace, tmp_path: Path) ->
     model.backbone[0].weight.data.mul_(1.001)
     with pytest.raises(ValueError, match="taken with weights"):
         extract_features(model, loader(Images()), cache=tmp_path)
+
+
+def test_the_same_images_under_labels_in_another_order_are_not_taken(model: SimpleNamespace, tmp_path: Path) -> None:
+    for name, gray in (("0.png", 10), ("1.png", 200)):
+        Image.new("L", (8, 8), gray).save(tmp_path / name)
+    records = Records(["0.png", "1.png"], [[1, 0], [0, 1]], ["sky", "sea"], root=tmp_path)
+
+    def taken(of: Records) -> Features:
+        return extract_features(model, DataLoader(ImageDataset(of, (8, 8)), batch_size=2), cache=tmp_path / "cache")
+
+    first = taken(records)
+    assert_same(taken(records), first)
+    with pytest.raises(ValueError, match=r"were taken with labels '\w+', and now it is '\w+': pass another folder"):
+        taken(records.with_classes([1, 0]))
 
 
 def test_labels_that_come_or_go_in_between_are_found(model: SimpleNamespace, tmp_path: Path) -> None:

@@ -130,6 +130,7 @@ def test_steps_epoch_data_and_metrics_are_told(make_run: Any, tmp_path: Path) ->
 def test_what_names_a_machine_or_the_command_is_not_told(tmp_path: Path) -> None:
     path = written_checkpoint(trained_module(), tmp_path / "last.ckpt")
     settings = {"root": "/home/me", "num_workers": 4, "_instantiator": "lightning", "size": 32}
+    settings |= {"annotations": "/home/me/a.json", "images": "/home/me", "probe": {"root": "/home/me"}}
     torch.save(torch.load(path, weights_only=True) | {"datamodule_hyper_parameters": settings}, path)
     assert json.loads(header(export_backbone(path, tmp_path / "a.safetensors").path)["data"]) == {"size": 32}
 

@@ -5,35 +5,39 @@ the archives:
 
     root/VOC2012/ImageSets/Main/trainval.txt    one image a line: 2008_000002
     root/VOC2012/Annotations/2008_000002.xml    its objects, <name> and <difficult> of each
-    root/VOC2012/JPEGImages/2008_000002.jpg
+    root/VOC2012/JPEGImages/2008_000002.jpg     or .png and others, as annotation tools write them
     root/VOC2007/…                              likewise
 """
 
 from __future__ import annotations
 
 import os
-import re
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from xml.etree import ElementTree
 
 import numpy as np
 import numpy.typing as npt
 
-from mlssl.data.paths import check_files, check_names, first_repeated
-from mlssl.data.records import Records
+from mlssl.data.decoding import decode_rgb
+from mlssl.data.paths import IMAGE_EXTENSIONS, check_files, check_names, extension, first_repeated, listing
+from mlssl.data.records import OTHER_CLASSES, Decode, Records, check_class_names
+from mlssl.data.safe_xml import read_xml
 
 VOC_CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
 
-_ENCODING = re.compile(rb"""(?:\xef\xbb\xbf)?\s*<\?xml[^>]*?encoding\s*=\s*["']([\w.:-]+)["'][^>]*\?>""")
-
 
 def read_voc(
-    root: str | os.PathLike[str], split: str = "2012/trainval", classes: Sequence[str] = VOC_CLASSES
+    root: str | os.PathLike[str],
+    split: str = "2012/trainval",
+    classes: Sequence[str] = VOC_CLASSES,
+    *,
+    leave_out_others: bool = False,
+    decode: Decode = decode_rgb,
 ) -> Records:
     """Read a split of PASCAL VOC: which classes each image shows, by its objects.
 
@@ -44,6 +48,8 @@ def read_voc(
         root: Folder that holds `VOC2007` and `VOC2012`; the archives call it VOCdevkit.
         split: Year and list of images, such as "2012/trainval", "2012/val", "2007/trainval" or "2007/test".
         classes: Names of the objects, in the order of the labels; VOC's twenty by default.
+        leave_out_others: Whether to leave out, and count, objects of other classes, which are an error otherwise.
+        decode: From a path to pixels uint8 (H, W, 3), as for `Records`.
 
     Returns:
         Images in the order of the list. Their ids are the digits of their names (2008_000002 becomes 2008000002), and
@@ -51,8 +57,8 @@ def read_voc(
 
     Raises:
         FileNotFoundError: The folder, the list, an annotation or an image is missing.
-        ValueError: A split of another form, a list that is empty or names an image twice, or an annotation that is
-            broken or names another class.
+        ValueError: A split of another form, a list that is empty or names an image twice, two image files of one name,
+            or an annotation that is broken or names another class.
     """
     year, _, name = split.partition("/")
     if not (year and name):
@@ -62,23 +68,33 @@ def read_voc(
         raise FileNotFoundError(
             f"no folder {str(folder)!r}: pass as root the folder with VOC2007/ and VOC2012/, which VOC calls VOCdevkit"
         )
+    classes = [unicodedata.normalize("NFC", one) for one in classes]
+    check_class_names(classes)
     list_file = folder / "ImageSets" / "Main" / f"{name}.txt"
-    stems = check_names(_stems(list_file, name), list_file)
+    stems = check_names(_stems(list_file, name, listing(folder / "Annotations")), list_file)
     repeated = first_repeated(stems)
     if repeated:
         raise ValueError(f"{str(list_file)!r} lists {stems[repeated[1]]!r} twice: keep one of its lines")
-    files = check_files(folder / "JPEGImages", [f"{stem}.jpg" for stem in stems], list_file)
+    files = check_files(folder / "JPEGImages", _image_names(folder / "JPEGImages", stems), list_file)
     check_files(folder / "Annotations", [f"{stem}.xml" for stem in stems], list_file)
     column_of = {one: column for column, one in enumerate(classes)}
     labels = np.zeros((len(stems), len(classes)), dtype=np.int8)
+    left_out = Counter(files.left_out)
     for row, stem in enumerate(stems):
-        _read_objects(folder / "Annotations" / f"{stem}.xml", column_of, labels[row])
+        path = folder / "Annotations" / f"{stem}.xml"
+        left_out[OTHER_CLASSES] += _read_objects(path, column_of, labels[row], leave_out_others)
     return Records(
-        files.names, labels, classes, image_ids=_ids(stems), root=folder / "JPEGImages", left_out=files.left_out
+        files.names,
+        labels,
+        classes,
+        image_ids=_ids(stems),
+        root=folder / "JPEGImages",
+        decode=decode,
+        left_out=+left_out,
     )
 
 
-def _stems(path: Path, name: str) -> list[str]:
+def _stems(path: Path, name: str, annotations: set[str]) -> list[str]:
     if not path.is_file():
         there = sorted(file.stem for file in path.parent.glob("*.txt") if "_" not in file.stem)
         raise FileNotFoundError(
@@ -88,49 +104,55 @@ def _stems(path: Path, name: str) -> list[str]:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise ValueError(f"{str(path)!r} is no text in UTF-8 ({error}): fetch the data set again") from error
-    # A list of a single class has 1, 0 or -1 behind each name.
-    stems = [line.split()[0] for line in lines if line.strip()]
+    stems = [_stem(line.strip(), annotations) for line in lines if line.strip()]
     if not stems:
         raise ValueError(f"{str(path)!r} lists no image: fetch the data set again")
     return stems
 
 
-def _read_objects(path: Path, column_of: dict[str, int], labels: npt.NDArray[np.int8]) -> None:
-    """Set the labels (L,) of an image: 1 outlasts −1, because one plain object is enough."""
-    for one in _parsed(path).iter():
-        if _local(one.tag) != "object":
-            continue
-        texts = {_local(part.tag): (part.text or "").strip() for part in reversed(one)}
+def _stem(line: str, annotations: set[str]) -> str:
+    """A line without the 1, 0 or −1 that a list of a single class has behind each name."""
+    name, _, flag = line.rpartition(" ")
+    return name.rstrip() if flag in ("1", "0", "-1") and name and f"{line}.xml" not in annotations else line
+
+
+def _image_names(folder: Path, stems: list[str]) -> list[str]:
+    """The file of each image: VOC's own are .jpg, those of annotation tools .png and others too."""
+    there: dict[str, list[str]] = {}
+    for file in listing(folder):
+        if extension(file) in IMAGE_EXTENSIONS:
+            there.setdefault(unicodedata.normalize("NFC", file[: -len(extension(file))]), []).append(file)
+    names = []
+    for stem in stems:
+        found = sorted(there.get(unicodedata.normalize("NFC", stem), ()))
+        if len(found) > 1:
+            raise ValueError(
+                f"{str(folder)!r} holds {' and '.join(found)}, and one annotation is for both: keep one of them, or "
+                "give each its own name"
+            )
+        names.append(found[0] if found else f"{stem}.jpg")
+    return names
+
+
+def _read_objects(path: Path, column_of: dict[str, int], labels: npt.NDArray[np.int8], leave_out_others: bool) -> int:
+    """Set the labels (L,) of an image: 1 outlasts −1, because one plain object is enough. Give the number left out."""
+    left_out = 0
+    for one in read_xml(path).iter("object"):
+        texts = {part.tag: (part.text or "").strip() for part in reversed(one)}
         name, difficult = unicodedata.normalize("NFC", texts.get("name", "")), texts.get("difficult")
         if name not in column_of:
+            if leave_out_others and name:
+                left_out += 1
+                continue
             raise ValueError(
                 f"{str(path)!r} has an object of the class {name!r}, expected one of {', '.join(column_of)}: "
-                "correct it, or call read_voc with classes of your own"
+                "correct it, or pass the classes of this set, classes=[…] (--data.classes '[…]')"
             )
         if difficult != "1":
             labels[column_of[name]] = 1
         elif labels[column_of[name]] == 0:
             labels[column_of[name]] = -1
-
-
-def _parsed(path: Path) -> ElementTree.Element:
-    content = path.read_bytes()
-    try:
-        try:
-            return ElementTree.fromstring(content)
-        except ValueError:  # expat knows no encoding of several bytes a letter but UTF-8 and UTF-16
-            declared = _ENCODING.match(content)
-            if declared is None:
-                raise
-            text = content.decode(declared[1].decode("ascii"))
-            return ElementTree.fromstring(text[text.index("?>") + 2 :].lstrip())
-    except (ElementTree.ParseError, ValueError, LookupError) as error:
-        raise ValueError(f"{str(path)!r} is not XML ({error}): fetch the annotation again") from error
-
-
-def _local(tag: object) -> str:
-    """A tag without its namespace; nothing of a comment, whose tag is a function."""
-    return tag.rpartition("}")[2] if isinstance(tag, str) else ""
+    return left_out
 
 
 def _ids(stems: list[str]) -> list[int] | None:

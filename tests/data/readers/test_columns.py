@@ -244,7 +244,8 @@ def test_an_empty_name_in_json_is_refused(photos: Path) -> None:
 
 def test_the_words_reach_the_reader_from_the_command_line() -> None:
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(MultiLabelDataModule, "data")
+    parser.add_class_arguments(MultiLabelDataModule, "data", skip={"train", "val", "probe_train"})
+    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes  # before jsonargparse 4.49
     for words, name, value in (
         (["--data.absent", "-1"], "absent", -1),
         (["--data.absent", "blank"], "absent", "blank"),
@@ -256,6 +257,13 @@ def test_the_words_reach_the_reader_from_the_command_line() -> None:
         (["--data.label_columns", "Finding Labels"], "label_columns", "Finding Labels"),
         (["--data.label_columns", "[No Finding, Edema]"], "label_columns", ["No Finding", "Edema"]),
         (["--data.path_column", "Image Index"], "path_column", "Image Index"),
+        (["--data.root", "[a, b]"], "root", ["a", "b"]),
+        (["--data.classes", "[No Finding, Edema]"], "classes", ["No Finding", "Edema"]),
+        (
+            ["--data.probe.annotations", "a.json", "--data.probe.val_fraction", "0.2"],
+            "probe",
+            {"annotations": "a.json", "val_fraction": 0.2},
+        ),
     ):
-        data = MultiLabelDataModule(**parser.parse_args(["--data.dataset=manifest", "--data.root=.", *words])["data"])
+        data = instantiate(parser.parse_args(["--data.dataset=manifest", "--data.root=.", *words]))["data"]
         assert data.hparams[name] == value

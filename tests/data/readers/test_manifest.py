@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from mlssl.data.datamodule import MultiLabelDataModule
+from mlssl.data.described import describe
 from mlssl.data.readers.corel5k import read_corel5k
 from mlssl.data.readers.manifest import read_manifest
 
@@ -117,7 +118,6 @@ WRONG: list[tuple[str, str, str]] = [
     ("a.jsonl", '{"labels": []}\n', "line 1 of .* has no path"),
     ("a.jsonl", '{"path": "3.png", "labels": "sun"}\n', "line 1 of .* has labels 'sun': write a list of names"),
     ("a.jsonl", '{"path": 3, "labels": ["sun"]}\n', "names the image 3: expected a path"),
-    ("a.jsonl", json_lines(LINES[0], {"path": "3.png"}), "line 2 of .* has no labels and others have some"),
 ]
 
 
@@ -154,3 +154,38 @@ def test_a_list_of_real_photographs_says_what_their_own_files_say(corel5k: Path,
     records = read_manifest(path, expected.classes, root=corel5k / "test_jpeg")
     assert np.array_equal(records.labels, expected.labels)
     assert np.array_equal(records.image(7), expected.image(7))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "settings"),
+    [
+        ("a.jsonl", json_lines(LINES[0], {"path": "b/2.png", "labels": None}, {"path": "3.png", "labels": []}), {}),
+        ("a.jsonl", json_lines(LINES[0], {"path": "b/2.png"}, {"path": "3.png", "labels": []}), {}),
+        ("a.csv", "path,labels,unknown\na/1.png,sky|sea,\nb/2.png,,\n3.png,,sea|sky\n", {"absent": 0}),
+    ],
+)
+def test_what_nobody_labelled_is_unknown(photos: Path, name: str, text: str, settings: dict[str, Any]) -> None:
+    records = read_manifest(write(photos, text, name), **settings)
+    assert records.labels is not None
+    last = [-1, -1] if settings else [0, 0]
+    assert (records.classes, records.labels.tolist()) == (("sea", "sky"), [[1, 1], [-1, -1], last])
+    assert "1 of them unlabelled" in describe(records) or settings
+
+
+def test_a_blank_field_of_names_shows_no_class_by_default(photos: Path) -> None:
+    records = read_manifest(write(photos, "path,labels\na/1.png,sky\nb/2.png,\n"))
+    assert records.labels is not None
+    assert records.labels.tolist() == [[1], [0]]
+    assert "1 of them without any" in describe(records)
+
+
+def test_labels_of_other_classes_are_left_out_and_counted_where_asked(photos: Path) -> None:
+    records = read_manifest(write(photos, CSV), ["fog", "sky"], leave_out_others=True)
+    assert records.labels is not None
+    assert (records.labels.tolist(), records.left_out) == ([[0, 1], [0, -1], [0, 0]], {"labels of other classes": 2})
+    flags = write(photos, "path,sky,sea\na/1.png,1,1\nb/2.png,0,-1\n")
+    records = read_manifest(flags, ["sky"], leave_out_others=True)
+    assert records.labels is not None
+    assert (records.labels.tolist(), records.left_out["labels of other classes"]) == ([[1], [0]], 1)
+    with pytest.raises(ValueError, match=r"has 2 columns of classes for 1 classes \(only in one of them: fog\)"):
+        read_manifest(flags, ["fog"], leave_out_others=True)

@@ -197,3 +197,25 @@ def test_an_image_twice_is_refused(tmp_path: Path) -> None:
     (folder / "ImageSets" / "Main" / "all.txt").write_text("1\n2\n1\n")
     with pytest.raises(ValueError, match=r"all\.txt' lists '1' twice: keep one of its lines"):
         read_voc(tmp_path, "2012/all")
+
+
+def test_png_images_and_blanks_in_names_are_read(tmp_path: Path) -> None:
+    folder = make(tmp_path, "2012", "all", {"a photo": [("dog", 0)], "photo 1": [], "cat": [("cat", 0)]})
+    (folder / "JPEGImages" / "a photo.jpg").rename(folder / "JPEGImages" / "a photo.PNG")
+    (folder / "ImageSets" / "Main" / "all.txt").write_text("a photo  -1\nphoto 1\ncat  1\n")
+    records = read_voc(tmp_path, "2012/all", leave_out_others=True)
+    assert [records.path(row).name for row in range(3)] == ["a photo.PNG", "photo 1.jpg", "cat.jpg"]
+    (folder / "JPEGImages" / "cat.png").touch()
+    with pytest.raises(ValueError, match=r"JPEGImages' holds cat\.jpg and cat\.png, and one annotation is for both"):
+        read_voc(tmp_path, "2012/all")
+
+
+def test_custom_classes_refuse_others_or_count_them(tmp_path: Path) -> None:
+    make(tmp_path, "2024", "all", {"1": [("helmet", 0), ("head", 0)], "2": [("person", 0), ("person", 0)]})
+    with pytest.raises(
+        ValueError, match=r"the class 'helmet', expected one of .* pass the classes of this set, classes="
+    ):
+        read_voc(tmp_path, "2024/all")
+    records = read_voc(tmp_path, "2024/all", ["head", "helmet"], leave_out_others=True)
+    assert records.labels is not None
+    assert (records.labels.tolist(), records.left_out) == ([[1, 1], [0, 0]], {"labels of other classes": 2})
