@@ -19,9 +19,8 @@ from typing import Any, get_type_hints
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, get_loader, set_loader
 from yaml import YAMLError
 
-from mlssl.safe_yaml import check_yaml_size
-
 from mlssl.data.set_options import COMMON, SplitOptions
+from mlssl.safe_yaml import check_yaml_size
 
 COMMANDS = ("demo", "report", "linear", "knn", "views", "neighbors", "export", "pack", "completion")
 """Each is the function of its name in the module of its name in `mlssl.commands`."""
