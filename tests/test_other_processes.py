@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -64,12 +65,13 @@ def test_the_others_end_and_name_the_rank(starter: str, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def ended_process() -> Process:
+def ended_process() -> Iterator[Process]:
     """One that has ended and that nobody has waited for, as a killed process of a launcher."""
     child = subprocess.Popen([sys.executable, "-c", ""])
     while other_processes._is_running(child.pid):
         time.sleep(0.05)
-    return Process(3, socket.gethostname(), child.pid)
+    yield Process(3, socket.gethostname(), child.pid)
+    child.wait()
 
 
 def test_errors_of_a_group_name_who_is_gone(ended_process: Process, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -263,7 +263,7 @@ def _left_as_it_was(module: Any) -> Iterator[None]:
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
     views_at_a_time = getattr(module, "views_at_a_time", None)
     has_compiler = "torch._dynamo" in sys.modules  # whose import takes seconds
-    set_stance: Callable[[str], Any] = torch.compiler.set_stance
+    set_stance: Any = torch.compiler.set_stance
     module.log = module.log_dict = lambda *_, **__: None
     if views_at_a_time is not None:
         module.views_at_a_time = None

@@ -43,6 +43,7 @@ class OtherProcesses(L.Callback):
     def __init__(self) -> None:
         self._others: list[Process] = []
         self._ended = threading.Event()
+        self._raised = False
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
         """Learn who they are, and begin to look."""
@@ -63,17 +64,16 @@ class OtherProcesses(L.Callback):
         self,
         trainer: L.Trainer,  # noqa: ARG002
         pl_module: L.LightningModule,  # noqa: ARG002
-        exception: BaseException,  # noqa: ARG002
+        exception: BaseException,
     ) -> None:
-        """This one is ending."""
-        self._ended.set()
+        """This one is ending; where another one is the cause, in bounded time."""
+        self._raised = _is_of_group(exception)
+        if not self._raised:
+            self._ended.set()
 
     def who_is_gone(self, error: BaseException) -> str | None:
         """Who left this process alone, in one sentence; None where the error is none of a group of processes."""
-        of_group = isinstance(error, torch.distributed.DistError) or (
-            isinstance(error, RuntimeError) and any(one in str(error).lower() for one in _OF_A_GROUP)
-        )
-        if not (self._others and of_group):
+        if not (self._others and _is_of_group(error)):
             return None
         for _ in range(int(SECONDS_TO_END / SECONDS_BETWEEN_LOOKS)):  # it may still be ending
             gone = self._gone()
@@ -90,11 +90,19 @@ class OtherProcesses(L.Callback):
             gone = self._gone()
             if not gone or self._ended.is_set():
                 continue
-            sys.stderr.write(f"mlssl: error: {_said(gone)}\n")
-            sys.stderr.flush()
+            if not self._raised:  # or the command says it
+                sys.stderr.write(f"mlssl: error: {_said(gone)}\n")
+                sys.stderr.flush()
             if not self._ended.wait(SECONDS_TO_END):
                 os._exit(2)  # the main thread waits within a collective, which nothing interrupts
             return
+
+
+def _is_of_group(error: BaseException) -> bool:
+    """Whether a collective failed."""
+    if isinstance(error, torch.distributed.DistError):
+        return True
+    return isinstance(error, RuntimeError) and any(one in str(error).lower() for one in _OF_A_GROUP)
 
 
 def _said(gone: list[Process]) -> str:
