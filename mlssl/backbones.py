@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from mlssl.choices import Pooling
 from mlssl.modes import eval_mode
 from mlssl.private import uncompiled
+from mlssl.waiting import downloads_end
 
 TORCHVISION_PREFIX = "torchvision/"
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -186,10 +187,17 @@ def _build(name: str, kwargs: dict[str, Any], passed_on: frozenset[str]) -> nn.M
     if architecture.get("in_chans") == 3:  # everybody's default, which torchvision has no argument for
         del architecture["in_chans"]
     try:
-        if name.startswith(TORCHVISION_PREFIX):
-            network = _build_torchvision(name, architecture, weights)
-        else:
-            network, architecture = _build_timm(name, architecture, weights, pretrained=bool(kwargs.get("pretrained")))
+        with downloads_end():
+            if name.startswith(TORCHVISION_PREFIX):
+                network = _build_torchvision(name, architecture, weights)
+            else:
+                pretrained = bool(kwargs.get("pretrained"))
+                network, architecture = _build_timm(name, architecture, weights, pretrained=pretrained)
+    except TimeoutError as error:
+        raise OSError(
+            f"The weights of backbone {name!r} cannot be fetched, their server gave no answer ({error}): look at the "
+            "connection, or pass a file, checkpoint_path=FILE."
+        ) from error
     except TypeError as error:
         unknown = _unexpected_argument(error)
         if unknown not in kwargs:

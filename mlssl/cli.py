@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from jsonargparse import ArgumentError
 
 import mlssl
-from mlssl.commands.parsing import COMMANDS, call_command
+from mlssl.commands.parsing import COMMANDS, bound_yaml, call_command
 from mlssl.commands.quiet import quiet
 from mlssl.commands.trainer_help import TRAINER_HELP
 
@@ -87,6 +87,7 @@ def main(
         return 0
     # Who passes words from a program of their own has set up logging there.
     screen = quiet(verbose) if argv is None else nullcontext()
+    bound_yaml()
     try:
         with screen:
             _call(words, model, data)

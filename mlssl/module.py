@@ -21,6 +21,7 @@ from mlssl.losses import ImageAwareContrastiveLoss, negative_cosine_similarity
 from mlssl.module_checks import check_at_least, check_channels, check_layers, check_pixel_statistics, check_step
 from mlssl.module_state import repair_loaded_state, repair_saved_state
 from mlssl.optim import check_optimizer
+from mlssl.out_of_memory import InParts
 from mlssl.recompute import in_parts
 from mlssl.safe_loading import SafeLoading
 from mlssl.trainer_optimizer import optimizer_of_run
@@ -144,6 +145,7 @@ class MultiLabelSSLModule(SafeLoading):
         self.views_per_step = views_per_step
         self.channels_last = channels_last
         self.compiles = compile
+        self._in_parts = InParts()
 
         # In this order, so that a seed alone tells the weights that a run starts with.
         self.backbone = build_backbone(backbone, **(backbone_kwargs or {}))
@@ -291,8 +293,7 @@ class MultiLabelSSLModule(SafeLoading):
             if batch_idx == self.global_step == 0:
                 check_image_size(self.backbone, *batch["image"].shape[-2:])
             batch = batch["image"]
-        features: Tensor = self(batch)
-        return features
+        return self._in_parts(self, batch)
 
     # ------------------------------------------------------------------ life under a Trainer
 

@@ -15,6 +15,7 @@ from mlssl.backbones import built_as
 from mlssl.private import trainer_of
 from mlssl.received import OWN_INSTANTIATOR, check_downloads_nothing, check_names_no_code, is_remote
 from mlssl.safe_yaml import read_yaml
+from mlssl.waiting import LONGEST_READ, answer
 from mlssl.weights.checkpoints import BACKBONE_KEY, check_content, load_plain
 
 _HYPER_PARAMETERS = ("hyper_parameters", "hparams", "module_arguments")
@@ -44,8 +45,7 @@ def check_received(
         content = load_plain(Path(source))
     else:
         if isinstance(source, (str, os.PathLike)):
-            with fsspec.open(os.fspath(source), "rb") as file:
-                source = io.BytesIO(file.read())
+            source = io.BytesIO(_fetched(os.fspath(source)))
         start = source.tell()
         content = torch.load(source, map_location="cpu", weights_only=True)
         source.seek(start)
@@ -69,6 +69,20 @@ def check_received(
     torch.save(content, changed)
     changed.seek(0)
     return changed
+
+
+def _fetched(address: str) -> bytes:
+    """Bytes of a file at an address."""
+    try:
+        file = answer(lambda: fsspec.open(address, "rb").open())
+        try:
+            return bytes(answer(file.read, seconds=LONGEST_READ))
+        finally:
+            file.close()
+    except TimeoutError as error:
+        raise OSError(
+            f"cannot read the checkpoint {address!r} ({error}): look at the connection, or fetch the file first"
+        ) from error
 
 
 def repair_saved_state(module: Any, checkpoint: dict[str, Any]) -> None:

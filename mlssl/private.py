@@ -7,9 +7,10 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch._C import _remove_worker_pids
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._python_dispatch import TorchDispatchMode
 
 BatchNorm = _BatchNorm
 """What all batch norms of torch derive from."""
@@ -68,3 +69,18 @@ def _no() -> bool:
 def stepped_batches(checkpoint: Mapping[str, Any]) -> int:
     """The same count in a checkpoint of the Trainer."""
     return int(checkpoint["loops"]["fit_loop"]["epoch_loop.state_dict"]["_batches_that_stepped"])
+
+
+class TensorMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """While it is entered, `made` is called with every tensor that an operation gives, those of gradients as well."""
+
+    def made(self, tensor: Tensor) -> None:
+        """Look at the tensor."""
+        raise NotImplementedError
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = func(*args, **(kwargs or {}))
+        for one in given if isinstance(given, (tuple, list)) else (given,):
+            if isinstance(one, Tensor):
+                self.made(one)
+        return given

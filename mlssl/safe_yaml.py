@@ -51,6 +51,24 @@ def parse_yaml(text: str, source: str) -> Any:
         raise ValueError(f"{source} cannot be read as YAML: {kind}{said}") from None
 
 
+def check_yaml_size(text: str, source: str) -> None:
+    """Refuse a text that another reader would build something too large of; one that is no YAML is left to it.
+
+    Args:
+        text: YAML.
+        source: Where it is from, for errors.
+
+    Raises:
+        ValueError: If it is nested too deeply or too large; names the line.
+    """
+    try:
+        _check_size(text)
+    except _TooLargeError as error:
+        raise ValueError(f"{source}, {error}") from None
+    except yaml.YAMLError:
+        return
+
+
 class _TooLargeError(Exception):
     """What is more than the limits, after the line."""
 

@@ -29,6 +29,7 @@ def in_a_process(
     process.start()
     process.join(LONGEST)
     assert process.exitcode is not None, f"the process hangs after seed {seed}"
+    assert process.exitcode != 255, "multiprocessing lost its fork server, and with it the exit code of the process"
     return process.exitcode
 
 

@@ -14,6 +14,7 @@ from mlssl.callbacks.representation import RepresentationLogger as Representatio
 from mlssl.callbacks.run_bar import RunBar as RunBar
 from mlssl.callbacks.run_time import RunTime as RunTime
 from mlssl.callbacks.small_maps import SmallMaps as SmallMaps
+from mlssl.callbacks.step_memory import StepMemory as StepMemory
 from mlssl.callbacks.step_summary import StepSummary as StepSummary
 from mlssl.callbacks.throughput import Throughput as Throughput
 from mlssl.callbacks.view_grid import ViewGridLogger as ViewGridLogger

@@ -16,9 +16,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from jsonargparse import ArgumentParser, DefaultHelpFormatter
+from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, get_loader, set_loader
+from yaml import YAMLError
 
 from mlssl.data.set_options import COMMON, SplitOptions
+from mlssl.safe_yaml import check_yaml_size
 
 COMMANDS = ("demo", "report", "linear", "knn", "views", "neighbors", "predict", "tag", "export", "pack", "completion")
 """Each is the function of its name in the module of its name in `mlssl.commands`."""
@@ -30,6 +32,25 @@ HELP_ALL = "--help_all"
 
 COLUMNS = 80
 """Width of a terminal that help has to fit."""
+
+
+def bound_yaml() -> None:
+    """Have jsonargparse refuse values and files whose YAML would grow too large, in all that this process parses."""
+    load = get_loader("yaml")
+    if getattr(load, "is_bounded", False):
+        return
+
+    def bounded(text: str) -> Any:
+        try:
+            check_yaml_size(text, "The YAML of an option")
+        except ValueError as error:
+            raise ArgumentError(
+                None, str(error)
+            ) from None  # which jsonargparse does not take for another kind of value
+        return load(text)
+
+    bounded.is_bounded = True  # type: ignore[attr-defined]
+    set_loader("yaml", bounded, (YAMLError,))
 
 
 def call_command(name: str, words: list[str]) -> None:

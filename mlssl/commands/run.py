@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 import shutil
@@ -13,18 +12,25 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, SaveConfigCallback
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from mlssl.atomic import remove_leftovers, written_aside
+from mlssl.callbacks import StepMemory
+from mlssl.commands.argument_errors import said_plainly
 from mlssl.commands.custom_code import imported, is_import_path, make_importable
 from mlssl.commands.end_of_fit import describe_end, take_weights
+from mlssl.commands.failures import said_of_failure
 from mlssl.commands.hyper_parameters import is_custom, plain_hyper_parameters
 from mlssl.commands.interrupts import Interrupts
-from mlssl.commands.lightning_private import OpenCLI, is_of_restoring
+from mlssl.commands.lightning_private import OpenCLI
+from mlssl.commands.other_processes import OtherProcesses
 from mlssl.commands.run_words import read_words
+from mlssl.commands.saved_config import SaveConfig, arguments_of, as_code, name_of_class
+from mlssl.commands.trainer_checks import check_monitored, check_trainer
 from mlssl.data.datamodule import MultiLabelDataModule
 from mlssl.locks import locked
+from mlssl.out_of_memory import is_out_of_memory
 from mlssl.received import check_downloads_nothing
 from mlssl.runs import is_first_process, logger_in_folder, new_run_folder, run_settings, run_summary, steps_of
 from mlssl.weights.checkpoints import check_content, check_resumable, load_plain
@@ -61,6 +67,7 @@ class RunCLI(OpenCLI):
         self._lock = ExitStack()
         self._began = 0.0
         self._interrupts = Interrupts()
+        self._others = OtherProcesses()
         with self._interrupts:
             self._run(words, model, data)
 
@@ -77,7 +84,7 @@ class RunCLI(OpenCLI):
             super().__init__(
                 read.model,
                 read.data,
-                save_config_callback=_SaveConfig,
+                save_config_callback=SaveConfig,
                 save_config_kwargs={"save_to_log_dir": False},
                 args=read.words,
                 seed_everything_default=0,
@@ -91,22 +98,15 @@ class RunCLI(OpenCLI):
             if isinstance(stop, SystemExit) and not (trainer is not None and trainer.interrupted):
                 raise
             raise KeyboardInterrupt(self._where_it_stands()) from None
-        except ArgumentError as error:  # of hyper-parameters that a checkpoint brings
-            raise ValueError(" ".join(str(error).split())) from error
         except Exception as error:
-            if not isinstance(error, (ValueError, OSError)) and is_of_restoring(error):
-                path = self.resumed or self.settings.get("ckpt_path")
-                raise ValueError(
-                    f"{path} does not hold what this run goes on with ({type(error).__name__}: "
-                    f"{' '.join(str(error).split())}): give a checkpoint that mlssl fit has saved of this model, or "
-                    f"begin a new run with its weights, --start_from {path}."
-                ) from error
-            if type(error).__module__.partition(".")[0] != "wandb":
+            gone = self._others.who_is_gone(error)
+            if gone is not None:
+                raise ChildProcessError(gone) from error
+            path = self.resumed or (self.settings.get("ckpt_path") if "config" in vars(self) else None)
+            said = self._what_fits(error) or said_of_failure(error, path)
+            if said is None:
                 raise
-            raise ValueError(
-                f"Weights & Biases does not take the run ({' '.join(str(error).split())}): log in with `wandb login`, "
-                "or pass --trainer.logger.offline true and send it later with `wandb sync`."
-            ) from error
+            raise ValueError(said) from error
         finally:
             self._end_wandb()
             self._lock.close()
@@ -151,7 +151,8 @@ class RunCLI(OpenCLI):
                 args = [*args, *self._words_of_callbacks()]
             self.config = parser.parse_args(args)
         except ArgumentError as error:
-            raise ValueError(_said_plainly(str(error), self.command_parsers[args[0]])) from error
+            known = re.findall(r"--([\w.]+)", self.command_parsers[args[0]].format_help())
+            raise ValueError(said_plainly(str(error), args[0], known)) from error
         asked = self.settings.model
         self._functions = {
             name: imported(asked[name], f"--model.{name}") for name in FUNCTIONS if is_import_path(asked.get(name))
@@ -160,8 +161,8 @@ class RunCLI(OpenCLI):
     def _words_of_callbacks(self) -> list[str]:
         """Callbacks of the recipe, but for those of a class that the user gave."""
         given = self.settings.trainer.callbacks or []
-        names = {_name_of_class(one) for one in (given if isinstance(given, list) else [given])}
-        missing = [one for one in self._recipe_callbacks if _name_of_class(one) not in names]
+        names = {name_of_class(one) for one in (given if isinstance(given, list) else [given])}
+        missing = [one for one in self._recipe_callbacks if name_of_class(one) not in names]
         return [f"--trainer.callbacks+={json.dumps(one)}" for one in missing]
 
     def read_checkpoint(self) -> None:
@@ -208,12 +209,19 @@ class RunCLI(OpenCLI):
         config = self.config.clone()
         for name, function in self._functions.items():
             config[self.subcommand].model[name] = function
-        self.config_init = self.parser.instantiate_classes(config)
+        try:
+            self.config_init = self.parser.instantiate_classes(config)
+        except ValueError as error:
+            if "Does not validate" not in str(error):  # but of a class itself
+                raise
+            raise ValueError(said_plainly(str(error), str(self.subcommand), ())) from error
         self.datamodule, self.model = self.built("data"), self.built("model")
         self.trainer = self.instantiate_trainer()
 
     def instantiate_trainer(self, **settings: Any) -> Any:
         """The Trainer as the user set it, completed by `mlssl.runs.run_settings`."""
+        given = {**self.built("trainer", default={}), **settings}
+        check_trainer(given)
         if self.resumed is None:
             name = self.settings.name or str(self.subcommand)
             self.folder = new_run_folder(self.settings.runs, name)
@@ -221,10 +229,12 @@ class RunCLI(OpenCLI):
         else:  # not in self.config, which is saved: the run itself did not begin with its own checkpoint
             self.config_init[self.subcommand]["ckpt_path"] = str(self.resumed)
         assert self.folder is not None
-        given = {**self.built("trainer", default={}), **settings}
         given["logger"] = self._loggers_in_folder(self.folder, given.get("logger"))
         trainer: Any = super().instantiate_trainer(**run_settings(self.folder, given, checkpoint=self.resumed))
-        trainer.callbacks.insert(0, self._interrupts)
+        trainer.callbacks[:0] = [self._others, self._interrupts]
+        if not any(isinstance(one, StepMemory) for one in trainer.callbacks):
+            trainer.callbacks.append(StepMemory())
+        check_monitored(trainer.callbacks, self.model)
         return trainer
 
     def _have_alone(self, folder: Path) -> None:
@@ -243,10 +253,9 @@ class RunCLI(OpenCLI):
     def _loggers_in_folder(self, folder: Path, loggers: Any) -> Any:
         configs = self.settings.trainer.logger
         if isinstance(loggers, list):
-            return [
-                logger_in_folder(one, _arguments(config), folder) for one, config in zip(loggers, configs, strict=True)
-            ]
-        return logger_in_folder(loggers, _arguments(configs), folder) if isinstance(loggers, Logger) else loggers
+            pairs = zip(loggers, configs, strict=True)
+            return [logger_in_folder(one, arguments_of(config), folder) for one, config in pairs]
+        return logger_in_folder(loggers, arguments_of(configs), folder) if isinstance(loggers, Logger) else loggers
 
     def after_fit(self) -> None:
         """Write the run's summary to ``summary.json``, and to the loggers that take one; say how it went."""
@@ -261,7 +270,7 @@ class RunCLI(OpenCLI):
             if isinstance(logger, WandbLogger):
                 logger.experiment.summary.update(summary)
             elif isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_text("summary", _as_code(json.dumps(summary, indent=2)))
+                logger.experiment.add_text("summary", as_code(json.dumps(summary, indent=2)))
                 logger.finalize("success")  # once more, for what was written after the Trainer did
         begun = self.resumed or self.settings.ckpt_path
         print(describe_end(self, self.folder, seconds, 0 if begun is None else steps_of(begun)))
@@ -307,6 +316,11 @@ class RunCLI(OpenCLI):
             return f"the run in {self.folder} has no checkpoint yet"
         return f"the last checkpoint is {last}, and this goes on from it: mlssl fit --resume {self.folder}"
 
+    def _what_fits(self, error: Exception) -> str | None:
+        """Where memory ran out, what the callback says that tried smaller batches."""
+        callbacks = getattr(getattr(self, "trainer", None), "callbacks", ()) if is_out_of_memory(error) else ()
+        return next((one.remedy for one in callbacks if isinstance(one, StepMemory)), None)
+
     def _end_wandb(self) -> None:
         """Close the run in Weights & Biases that this one began; its last values are written then."""
         trainer = getattr(self, "trainer", None)
@@ -327,50 +341,3 @@ class RunCLI(OpenCLI):
     def _has_stepped(self) -> bool:
         trainer = getattr(self, "trainer", None)
         return trainer is not None and trainer.fit_loop.epoch_loop.batch_progress.total.completed > 0
-
-
-class _SaveConfig(SaveConfigCallback):
-    """Writes the config of a run to its folder, and to the loggers that take one."""
-
-    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:  # noqa: ARG002
-        """Write config.yaml; of a run that goes on under other settings, the former stay as config-before-<n>.yaml."""
-        path = Path(trainer.default_root_dir) / "config.yaml"
-        before = path.read_text() if path.exists() else None
-        text = self.parser.dump(self.config, skip_none=False)
-        if before not in (None, text):
-            number = 1 + sum(1 for _ in path.parent.glob("config-before-*.yaml"))
-            path.rename(path.with_name(f"config-before-{number}.yaml"))
-        with written_aside(path) as aside:
-            aside.write_text(text)
-        for logger in trainer.loggers:
-            if isinstance(logger, WandbLogger):
-                settings = self.config.as_dict()
-                logger.log_hyperparams({name: settings[name] for name in ("trainer", "seed_everything")})
-            elif isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_text("config", _as_code(text))
-
-
-def _arguments(config: Any) -> dict[str, Any]:
-    """Of a class, as the parser keeps it."""
-    init_args, others = config.get("init_args"), config.get("dict_kwargs")
-    return {**(init_args.as_dict() if init_args else {}), **(dict(others) if others else {})}
-
-
-def _name_of_class(callback: Any) -> str:
-    """Of a callback in a config, by whatever path it is imported."""
-    return str(callback["class_path"]).rpartition(".")[2]
-
-
-def _as_code(text: str) -> str:
-    return "".join(f"    {line}\n" for line in text.splitlines())
-
-
-def _said_plainly(message: str, parser: LightningArgumentParser) -> str:
-    """One line; where a setting is misspelt, the nearest one there is."""
-    known = sorted(set(re.findall(r"--([\w.]+)", parser.format_help())))
-    named = re.search(r"(?:option|key|argument)s?:? [\"']?-{0,2}([A-Za-z_][\w.]*)", message, re.IGNORECASE)
-    if named is None or named[1] in known:
-        return " ".join(message.split())
-    near = difflib.get_close_matches(named[1], known, n=1)
-    meant = f", did you mean {near[0]!r}?" if near else ":"
-    return f"there is no setting {named[1]!r}{meant} `mlssl {parser.prog.split()[-1]} --help_all` lists them"

@@ -20,6 +20,7 @@ from mlssl.data.records import Records
 from mlssl.evaluation.cache import FeatureCache, cache_alone
 from mlssl.evaluation.metrics import first_places
 from mlssl.modes import eval_mode
+from mlssl.out_of_memory import InParts
 
 
 class Features(NamedTuple):
@@ -105,6 +106,7 @@ def _pass(
     before = {name: buffer.clone() for name, buffer in owner.named_buffers()}
     num_labels, num_batches, num_labelled = None, 0, 0
     title = f"features, {progress}" if isinstance(progress, str) else "features"
+    in_parts = InParts()
     with (
         eval_mode(backbone),
         tqdm(total=total, initial=store.done, disable=not progress, unit=" images", desc=title) as bar,
@@ -119,7 +121,7 @@ def _pass(
                     f'{num_labelled} of the first {num_batches} batches have "labels": give them in all or in none'
                 )
             try:
-                features = image_features(backbone, normalize, batch["image"], pooling)
+                features = in_parts(lambda part: image_features(backbone, normalize, part, pooling), batch["image"])
             except (RuntimeError, AssertionError):
                 check_image_size(backbone, *batch["image"].shape[-2:])  # says so if that is what is wrong
                 raise

@@ -6,7 +6,6 @@ import difflib
 import errno
 import pickle
 import re
-import warnings
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mlssl.received import check_downloads_nothing, check_names_no_code, check_statistics
+from mlssl.weights.sharded import SHARDS, sharded_weights
 
 BACKBONE_KEY = "backbone"
 """Entry of a checkpoint: {"name", "arguments", "mean", "std"} of a backbone that was built by name."""
@@ -23,15 +23,8 @@ BACKBONE_KEY = "backbone"
 _WRAPPERS = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 """What torch.compile, FSDP and activation checkpointing put in front of or into the names of weights."""
 
-_SHARDS = ".metadata"
-"""File that names the tensors of a checkpoint which `torch.distributed.checkpoint` wrote, a folder."""
-
 _REST_OF_SHARDS = "meta.pt"
 """File of Lightning beside the shards, with all of a checkpoint but its weights."""
-
-_WEIGHTS = ("model.", "state_dict.")
-"""Before the names of weights in shards: the former by FSDP's strategy, the latter by ModelParallel's."""
-
 
 _OF_A_RUN = ("loops", "callbacks", "optimizer_states", "lr_schedulers")
 """Entries of a checkpoint that a run goes on with, besides its weights."""
@@ -79,10 +72,11 @@ def load_checkpoint(path: Path) -> Any:
         return load_plain(path)
     if not holds_shards(path):
         raise ValueError(
-            f"{path} is a folder, and not one of shards, for it has no {_SHARDS}: give the path of a checkpoint, such "
+            f"{path} is a folder, and not one of shards, for it has no {SHARDS}: give the path of a checkpoint, such "
             "as checkpoints/last.ckpt in the folder of a run."
         )
-    return _load_shards(path)
+    rest: dict[str, Any] = load_plain(path / _REST_OF_SHARDS)
+    return rest | {"state_dict": sharded_weights(path)}
 
 
 def load_plain(
@@ -171,7 +165,7 @@ def check_content(content: Any, path: object) -> None:
 
 def holds_shards(path: Path) -> bool:
     """Whether it is a checkpoint of many files, as FSDP's processes write one by default."""
-    return (path / _SHARDS).is_file()
+    return (path / SHARDS).is_file()
 
 
 def architecture(checkpoint: Mapping[str, Any], path: Path) -> Architecture:
@@ -310,46 +304,3 @@ def misfit(network: nn.Module, weights: Mapping[str, Tensor]) -> str:
         for fault, names in faults.items()
         if names
     )
-
-
-def _load_shards(path: Path) -> dict[str, Any]:
-    """Weights, and all that is no tensor, of a checkpoint that FSDP wrote in shards."""
-    from torch.distributed.checkpoint.state_dict_loader import load
-
-    rest: dict[str, Any] = load_plain(path / _REST_OF_SHARDS)
-    try:
-        with (path / _SHARDS).open("rb") as file:
-            tensors = _HarmlessUnpickler(file).load().state_dict_metadata
-        wanted = {name: one for name, one in tensors.items() if name.startswith(_WEIGHTS) and hasattr(one, "size")}
-        state = {name: torch.empty(one.size, dtype=one.properties.dtype) for name, one in wanted.items()}
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
-            load(state, checkpoint_id=path, no_dist=True)
-    except OSError:
-        raise
-    except Exception as error:  # as for a file
-        raise ValueError(f"{path} is not a sharded checkpoint or is damaged: {error}.") from None
-    return rest | {"state_dict": {name.partition(".")[2]: value for name, value in state.items()}}
-
-
-class _HarmlessUnpickler(pickle.Unpickler):
-    """Reads names, shapes and places of tensors, and refuses everything else that a pickle can call."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module in _HARMLESS_MODULES and "." not in name:
-            found = super().find_class(module, name)
-            of_metadata = module == _METADATA_MODULE and isinstance(found, type)
-            if of_metadata or isinstance(found, torch.dtype) or (module, name) in _HARMLESS:
-                return found
-        raise pickle.UnpicklingError(f"it names {module}.{name}, which has no place among the names of weights")
-
-
-_METADATA_MODULE = "torch.distributed.checkpoint.metadata"
-_HARMLESS = {
-    ("torch", "Size"),
-    ("torch.serialization", "_get_layout"),
-    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
-    *((module, name) for module in ("pathlib", "pathlib._local") for name in ("PosixPath", "WindowsPath")),
-    ("collections", "OrderedDict"),
-}
-_HARMLESS_MODULES = {_METADATA_MODULE, *(module for module, _ in _HARMLESS)}

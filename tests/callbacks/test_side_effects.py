@@ -19,6 +19,7 @@ from mlssl.callbacks import (
     OnlineKNN,
     OnlineLinearProbe,
     RandomState,
+    StepMemory,
     Throughput,
     ViewGridLogger,
 )
@@ -34,6 +35,7 @@ CALLBACKS: dict[str, Callable[[], list[L.Callback]]] = {
     "throughput": lambda: [Throughput()],
     "finite": lambda: [FiniteSteps(max_skipped=1)],
     "random state": lambda: [RandomState()],
+    "step memory": lambda: [StepMemory()],
     "rate": lambda: [LearningRate()],
 }
 CALLBACKS["all"] = lambda: [make()[0] for name, make in CALLBACKS.items() if name != "all"]

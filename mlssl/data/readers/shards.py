@@ -28,6 +28,8 @@ from fsspec.core import url_to_fs
 from mlssl.data.decoding import ImageArray, decode_rgb_bytes
 from mlssl.data.paths import check_names
 from mlssl.data.records import Records, check_class_names
+from mlssl.received import is_remote
+from mlssl.waiting import LONGEST_READ, answer
 
 DecodeBytes: TypeAlias = Callable[[bytes, str], ImageArray]
 
@@ -167,7 +169,7 @@ def _joined(root: str | os.PathLike[str], split: str) -> str:
 
 def _opened(address: str) -> tuple[Any, str]:
     try:
-        system, path = url_to_fs(address)
+        system, path = answer(url_to_fs, address) if is_remote(address) else url_to_fs(address)
     except ValueError as error:
         raise ValueError(
             f"cannot open {address!r} ({error}): pass a folder, or an address such as s3://bucket/photos"
@@ -196,14 +198,20 @@ def _content(folder: str, name: str, place: str, start: int | None = None, end: 
     """Bytes of a file of the folder, by the process's own connection, which fsspec keeps; `place` is for messages."""
     with _reading(place):
         system, path = _opened(folder)
-        content: bytes = system.cat_file(f"{path}/{name}", start=start, end=end)
-        return content
+        wanted = f"{path}/{name}"
+        if not is_remote(folder):
+            return bytes(system.cat_file(wanted, start=start, end=end))
+        if start is None:  # a whole file takes its time, once the server has answered
+            answer(system.info, wanted)
+        seconds = LONGEST_READ if start is None else None
+        return bytes(answer(system.cat_file, wanted, start=start, end=end, seconds=seconds))
 
 
 def _check_archives(folder: str, archives: Sequence[_Archive], index: str) -> None:
     with _reading(f"{folder}/*.tar"):
         system, path = _opened(folder)
-        sizes = system.sizes([f"{path}/{archive.name}" for archive in archives])
+        names = [f"{path}/{archive.name}" for archive in archives]
+        sizes = answer(system.sizes, names) if is_remote(folder) else system.sizes(names)
     for archive, size in zip(archives, sizes, strict=True):
         if size is not None and size != archive.size:  # some servers do not tell
             raise ValueError(

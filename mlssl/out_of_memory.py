@@ -1,0 +1,75 @@
+"""Out of memory: how torch says it, and how an evaluation goes on with fewer images at a time."""
+
+from __future__ import annotations
+
+import traceback
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+_SAID = (
+    *("can't allocate memory", "not enough memory: you tried to allocate"),  # of torch on a processor
+    *("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED"),
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory could not be had, on whatever device.
+
+    >>> is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."))
+    True
+    """
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(one in str(error) for one in _SAID)
+
+
+def free_memory_of(error: BaseException) -> None:
+    """Let go of the tensors of the calls that failed, and of what torch keeps for later."""
+    traceback.clear_frames(error.__traceback__)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+class InParts:
+    """Call a function with a batch; where memory does not suffice for it, with halves, quarters and so on of it.
+
+    For functions that treat each image by itself, as a network in evaluation mode does: the result is the same. The
+    number of images that fitted is kept for the batches that follow.
+    """
+
+    def __init__(self) -> None:
+        self._most: int | None = None
+
+    def __call__(self, function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+        """`function` of images (n, …), as one tensor (n, …).
+
+        Raises:
+            ValueError: If memory does not suffice for one image.
+        """
+        size = " × ".join(map(str, images.shape[1:]))
+        asked = most = min(len(images), self._most or len(images))
+        while True:
+            try:
+                parts = [function(part) for part in torch.split(images, max(most, 1))]
+                break
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if most < 2:
+                    raise ValueError(
+                        f"Memory does not suffice for a single image of {size}: use a smaller size of images or a "
+                        "smaller network."
+                    ) from error
+                free_memory_of(error)
+                most //= 2
+        if most < asked:
+            self._most = most
+            warnings.warn(
+                f"Memory does not suffice for {asked} images of {size} at a time: going on with {most}, which gives "
+                "the same features.",
+                stacklevel=2,
+            )
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
