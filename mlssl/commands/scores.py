@@ -13,11 +13,12 @@ from mlssl.choices import PositiveWeight
 from mlssl.commands.results import Found
 from mlssl.contracts import FeatureNetwork
 from mlssl.data.records import Records
+from mlssl.evaluation.bootstrap import bootstrap_interval
 from mlssl.evaluation.crops import Crops
 from mlssl.evaluation.features import Features
 from mlssl.evaluation.few_labels import few_labels_probe
 from mlssl.evaluation.frozen import FrozenSets, frozen_sets
-from mlssl.evaluation.metrics import average_precision, bootstrap_interval, mean_average_precision, multilabel_scores
+from mlssl.evaluation.metrics import average_precision, mean_average_precision, multilabel_scores
 from mlssl.evaluation.neighbors import NUM_NEIGHBORS, TEMPERATURE, knn_scores, label_jaccard, nearest_neighbors
 from mlssl.evaluation.probe import linear_probe
 from mlssl.evaluation.protocols import CropData, Protocol, ProtocolResult, evaluate_sgd, evaluate_svm
