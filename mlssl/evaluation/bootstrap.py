@@ -111,8 +111,8 @@ def interval_of(resampled: Tensor, estimate: float, confidence: float = 0.95) ->
         ValueError: If the confidence is out of its range.
 
     Example:
-        >>> interval_of(torch.linspace(0, 1, 101), 0.5, confidence=0.9)
-        (0.05, 0.95)
+        >>> interval_of(torch.arange(101.0), 50, confidence=0.5)
+        (25.0, 75.0)
     """
     if not 0 < confidence < 1:
         raise ValueError(f"confidence={confidence} was given: pass a number between 0 and 1, such as 0.95")
