@@ -16,7 +16,7 @@ class EvaluationOptions:
     Args:
         dataset: Format of ROOT: synthetic (default), coco, voc, corel5k, manifest, folder or shards.
         root: Folder that holds the images.
-        eval_size: Side, or height and width, of images; 224 by default.
+        eval_size: Side, or height and width, of images; by default that of the first run, else 224.
         min_images_per_class: Leave out classes with fewer train and val images.
         train_split: Split to learn from; the format's own by default.
         val_split: Split to test on; the format's own by default.

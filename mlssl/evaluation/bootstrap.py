@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from mlssl.evaluation.metrics import checked_targets, mean_average_precision
+from mlssl.evaluation.metrics import average_precision, checked_targets, mean_average_precision
 
 NUM_RESAMPLES = 1000
+
+
+class Resampled(NamedTuple):
+    """What resamples of the images gave."""
+
+    means: Tensor
+    """(R,) float64, mean average precision of each; NaN where no label has a positive and a negative."""
+    class_intervals: Tensor
+    """(L, 2) float64, ends of the 95 % interval of each label's average precision; NaN for one that has none."""
 
 
 def bootstrap_interval(
@@ -41,15 +52,15 @@ def bootstrap_interval(
         ValueError: If a number is out of its range, and as `mean_average_precision`.
         TypeError: If the targets are floats.
     """
-    means = resampled_means(scores, targets, num_resamples=num_resamples, seed=seed)
+    means = resample(scores, targets, num_resamples=num_resamples, seed=seed).means
     low, high = interval_of(means, mean_average_precision(scores, targets)[0], confidence)
-    return max(low, 0.0) if low == low else low, min(high, 1.0) if high == high else high
+    return low, high
 
 
-def resampled_means(
+def resample(
     scores: Tensor, targets: Tensor, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0, progress: bool = False
-) -> Tensor:
-    """Mean average precision of each resample of the images.
+) -> Resampled:
+    """Mean average precision of each resample of the images, and how far the average precision of each label varies.
 
     The draws depend on `seed` and the number of images alone. So the difference of the means of two backbones is a
     paired bootstrap: what makes a resample hard for both cancels.
@@ -60,9 +71,6 @@ def resampled_means(
         num_resamples: R, how often n images are drawn, at least 1.
         seed: Of the draws.
         progress: Whether to show a bar with classes per second, once it has taken a second.
-
-    Returns:
-        (R,) float64 in 0–1; NaN for a resample in which no label has a positive and a negative.
 
     Raises:
         ValueError: If `num_resamples` is below 1, and as `mean_average_precision`.
@@ -76,8 +84,9 @@ def resampled_means(
     ranks = scores.double().cpu()
     times = _times_drawn(len(scores), num_resamples, seed)
     total, classes = torch.zeros(num_resamples, dtype=torch.float64), torch.zeros(num_resamples)
-    counted = (targets == 1).any(0) & (targets == 0).any(0)
-    labels = counted.nonzero().flatten().tolist()
+    estimates = average_precision(scores, targets).cpu()
+    intervals = torch.full((scores.shape[1], 2), torch.nan, dtype=torch.float64)
+    labels = estimates.isfinite().nonzero().flatten().tolist()
     for label in tqdm(labels, "bootstrap", delay=1, disable=not progress, unit=" classes"):
         known = (targets[:, label] >= 0).nonzero().flatten()
         positive = known[targets[known, label] == 1]
@@ -93,14 +102,15 @@ def resampled_means(
         there = (positives > 0) & (seen.sum(0) > positives)
         total += torch.where(there, precision, 0.0)
         classes += there
-    return torch.where(classes > 0, total / classes, torch.nan)
+        intervals[label] = torch.tensor(interval_of(precision[there], estimates[label].item()))
+    return Resampled(torch.where(classes > 0, total / classes, torch.nan), intervals.clamp(0, 1))
 
 
 def interval_of(resampled: Tensor, estimate: float, confidence: float = 0.95) -> tuple[float, float]:
     """Percentile interval of resampled values (R,), less the bootstrap's estimate of bias.
 
     Args:
-        resampled: Of `resampled_means`, or a difference of two of them; NaN is left out.
+        resampled: Means of `resample`, or a difference of two of them; NaN is left out.
         estimate: The same quantity on the images themselves.
         confidence: Share of the resamples inside, between 0 and 1.
 

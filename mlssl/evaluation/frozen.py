@@ -14,6 +14,12 @@ from mlssl.choices import Pooling
 from mlssl.contracts import FeatureNetwork
 from mlssl.evaluation.features import Features, extract_features
 
+POOLING: Pooling = "avgmax"
+"""The mean of average and maximum pooling, as in published linear evaluations."""
+
+EVAL_SIZE = 224
+"""Side of whole images in pixels, where no run says otherwise."""
+
 
 class FrozenSets(NamedTuple):
     """Features of both sets of an evaluation."""
@@ -27,7 +33,7 @@ def frozen_sets(
     train: Iterable[Mapping[str, Tensor]],
     test: Iterable[Mapping[str, Tensor]],
     *,
-    pooling: Pooling = "avgmax",
+    pooling: Pooling = POOLING,
     cache: str | Path | None = None,
     name: str = "backbone",
     progress: bool = True,

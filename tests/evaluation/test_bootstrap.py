@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mlssl.evaluation.bootstrap import bootstrap_interval, interval_of, resampled_means
+from mlssl.evaluation.bootstrap import bootstrap_interval, interval_of, resample
 from mlssl.evaluation.metrics import mean_average_precision
 
 
@@ -68,7 +68,7 @@ def test_interval_without_a_positive_is_nan_and_bad_numbers_are_refused() -> Non
 def test_a_paired_difference_is_that_of_the_same_resamples_and_narrower_than_unpaired() -> None:
     scores, targets = scored(300)
     better = scores + 0.5 * targets
-    means = [resampled_means(one, targets, num_resamples=200, seed=3) for one in (scores, better)]
+    means = [resample(one, targets, num_resamples=200, seed=3).means for one in (scores, better)]
     generator = torch.Generator().manual_seed(3)
     drawn = torch.randint(300, (200, 300), generator=generator)
     expected = [
@@ -85,6 +85,15 @@ def test_a_paired_difference_is_that_of_the_same_resamples_and_narrower_than_unp
 
 def test_resamples_without_any_class_are_left_out() -> None:
     scores, targets = torch.tensor([[2.0], [1.0]]), torch.tensor([[1], [0]])
-    means = resampled_means(scores, targets, num_resamples=50)
+    means = resample(scores, targets, num_resamples=50).means
     assert 0 < means.isnan().sum() < 50, "of two images, one may be drawn twice"
     assert interval_of(means, 1.0) == (1.0, 1.0)
+
+
+def test_the_interval_of_a_class_is_that_of_the_class_alone() -> None:
+    scores, targets = scored()
+    found = resample(scores, targets, num_resamples=200, seed=5).class_intervals
+    assert found[4].isnan().all(), "a class without a positive"
+    for label in range(4):
+        alone = bootstrap_interval(scores[:, [label]], targets[:, [label]], num_resamples=200, seed=5)
+        assert found[label].tolist() == pytest.approx(alone)
