@@ -29,7 +29,7 @@ from mlssl.weights.checkpoints import (
     plain_name,
     weights_of,
 )
-from mlssl.weights.published import asks_for_weights, published_backbone
+from mlssl.weights.pretrained import asks_for_weights, published_backbone
 
 TIMM_CONFIG = "config.json"
 TIMM_WEIGHTS = "model.safetensors"
