@@ -28,11 +28,11 @@ from mlssl.export.networks import (
 from mlssl.export.onnx import load_onnx, write_onnx
 from mlssl.weights.sources import TIMM_CONFIG, TIMM_WEIGHTS, Backbone, open_source
 
-MAX_RELATIVE_DIFFERENCE = 1e-5
-"""Largest difference of an exported network's features that is let through, as a fraction of the largest feature."""
+MAX_RELATIVE_DIFFERENCE = 1e-4
+"""Largest difference of an exported network's features that is allowed, as a fraction of the largest feature.
 
-MAX_RELATIVE_DIFFERENCE_ONNX = 1e-4
-"""The same for ONNX, whose runtime has its own kernels and resizes position embeddings on its own."""
+Rounding in float32 alone reaches 1e-5: the order of a sum depends on where the tensors lie in memory.
+"""
 
 EXPORT_SUFFIXES = {
     "timm": (".safetensors",),
@@ -139,11 +139,10 @@ def export_backbone(
             loaded, check = _FORMATS[format].load(opened, staged)
             loaded.eval()
             difference = max(_difference(loaded(images), one) for images, one in zip(batches, expected, strict=True))
-            allowed = _FORMATS[format].max_difference
-            if not difference <= allowed:
+            if not difference <= MAX_RELATIVE_DIFFERENCE:
                 raise ValueError(
                     f"The {format!r} export gives features that differ by {difference:.1e} of the largest one, at most "
-                    f"{allowed:.0e} is allowed, and was not kept: check the weights for NaN, or export "
+                    f"{MAX_RELATIVE_DIFFERENCE:.0e} is allowed, and was not kept: check the weights for NaN, or export "
                     "as 'safetensors' and load them into the network they come from."
                 )
     return ExportReport(path, format, difference, check.replace(str(staged), str(path)))
@@ -182,7 +181,6 @@ class _Format(NamedTuple):
     write: Callable[[Backbone, Path, Mapping[str, str]], None]
     load: Callable[[Backbone, Path | None], tuple[nn.Module, str]]
     """Builds the network by the library of the format, loads the file strictly where there is one, and tells how."""
-    max_difference: float = MAX_RELATIVE_DIFFERENCE
 
 
 _FORMATS = {
@@ -191,7 +189,7 @@ _FORMATS = {
     "safetensors": _Format(write_safetensors, load_own),
     "timm-dir": _Format(write_timm_folder, load_timm_folder),
     "detectron2": _Format(write_detectron2, load_detectron2),
-    "onnx": _Format(write_onnx, load_onnx, MAX_RELATIVE_DIFFERENCE_ONNX),
+    "onnx": _Format(write_onnx, load_onnx),
 }
 _BUILT_BY_NAME = ("timm", "torchvision", "timm-dir")
 

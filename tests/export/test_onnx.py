@@ -14,7 +14,7 @@ from test_export import OwnNetwork, file_names, trained, trained_module
 from torch import nn
 
 from mlssl.backbones import build_backbone
-from mlssl.export import MAX_RELATIVE_DIFFERENCE_ONNX, export_backbone
+from mlssl.export import MAX_RELATIVE_DIFFERENCE, export_backbone
 
 
 def features(path: Path, images: torch.Tensor) -> torch.Tensor:
@@ -28,12 +28,12 @@ def test_the_graph_takes_any_batch_and_any_size(tmp_path: Path) -> None:
     source = trained_module("test_vit", mean=[0.5, 0.5, 0.5])
     path = tmp_path / "backbone.onnx"
     report = export_backbone(source, path, "onnx", metadata={"licence": "CC0"})
-    assert report.max_difference <= MAX_RELATIVE_DIFFERENCE_ONNX
+    assert report.max_difference <= MAX_RELATIVE_DIFFERENCE
     for shape in ((1, 3, 64, 64), (5, 3, 96, 160), (2, 3, 224, 64)):
         images = torch.rand(shape)
         with torch.no_grad():
             expected = source.backbone(images)
-        assert (features(path, images) - expected).abs().max() <= MAX_RELATIVE_DIFFERENCE_ONNX * expected.abs().max()
+        assert (features(path, images) - expected).abs().max() <= MAX_RELATIVE_DIFFERENCE * expected.abs().max()
     model = onnx.load(path)
     onnx.checker.check_model(model)
     assert [dim.dim_param for dim in model.graph.input[0].type.tensor_type.shape.dim] == [
