@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from mlssl.backbones import image_shape, pooled_features
+from mlssl.choices import Pooling
 from mlssl.contracts import FeatureNetwork
 from mlssl.data.bad_images import BadImages
 from mlssl.data.datasets import ImageDataset, collated
@@ -23,7 +25,7 @@ from mlssl.evaluation.geometry import effective_rank, feature_spectrum, pair_cos
 from mlssl.evaluation.metrics import mean_average_precision
 from mlssl.evaluation.neighbors import NUM_NEIGHBORS, Neighbors, knn_scores, nearest_neighbors
 from mlssl.evaluation.probe import LinearProbeResult, linear_probe
-from mlssl.modes import training_mode
+from mlssl.modes import eval_mode, training_mode
 from mlssl.views.blocks import BlockViews
 
 MAX_VIEWS = 1024
@@ -105,6 +107,38 @@ def label_names(records: Records, line: int) -> list[str]:
     return [records.classes[column] for column in np.flatnonzero(records.labels[line] == 1)]
 
 
+def features_of(
+    model: FeatureNetwork,
+    records: Records,
+    eval_size: tuple[int, int],
+    *,
+    batch_size: int = 64,
+    num_workers: int = 0,
+    pooling: Pooling = "avg",
+    progress: bool = False,
+) -> Features:
+    """Features of whole images; one that cannot be decoded is left out, as in a run that skips it."""
+    loader = PartialLoader(
+        ImageDataset(records, eval_size, BadImages(len(records))),
+        batch_size,
+        num_workers=num_workers,
+        collate_fn=collated,
+        generator=torch.Generator(),
+    )
+    return extract_features(model, loader, pooling=pooling, progress=progress)
+
+
+def usable_pooling(backbone: nn.Module, pooling: Pooling) -> Pooling:
+    """The pooling, or the average where the last feature map of the backbone cannot be reached."""
+    image = torch.zeros(1, *image_shape(backbone), device=next(backbone.parameters()).device)
+    try:
+        with eval_mode(backbone):
+            pooled_features(backbone, image, pooling)
+    except ValueError:
+        return "avg"
+    return pooling
+
+
 def measure(
     model: ProjectingNetwork,
     train: Records,
@@ -116,6 +150,7 @@ def measure(
     num_workers: int = 0,
     seed: int = 0,
     progress: bool = False,
+    pooling: Pooling = "avg",
 ) -> Snapshot:
     """Look at a network. Weights, buffers, training flags and the global random state are as before afterwards.
 
@@ -129,29 +164,23 @@ def measure(
         num_workers: Loader processes.
         seed: Of the views and of the probe's split.
         progress: Whether to show bars with images a second.
+        pooling: Of the features of whole images.
 
     Raises:
         ValueError: As `extract_features` and `linear_probe`.
     """
+    how: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "progress": progress}
 
-    def features_of(records: Records) -> Features:
-        # An image that cannot be decoded is passed over, as in a run that skips it; another run has stopped there.
-        loader = PartialLoader(
-            ImageDataset(records, eval_size, BadImages(len(records))),
-            batch_size,
-            num_workers=num_workers,
-            collate_fn=collated,
-            generator=torch.Generator(),
-        )
-        return extract_features(model, loader, progress=progress)
+    def seen(records: Records) -> Features:
+        return features_of(model, records, eval_size, pooling=pooling, **how)
 
     candidates = train if val is None else val
-    shown = features_of(candidates)
+    shown = seen(candidates)
     if len(shown.image_ids) < len(candidates):
         candidates = candidates.subset(np.isin(candidates.image_ids, shown.image_ids.numpy()))
     probe, knn = None, None
     if val is not None and shown.labels is not None and train.labels is not None and bool((shown.labels == 1).any()):
-        bank = features_of(train)
+        bank = seen(train)
         assert bank.labels is not None
         probe = linear_probe(bank, shown, num_resamples=0, seed=seed)
         k = min(NUM_NEIGHBORS, len(bank.features))
