@@ -26,7 +26,7 @@ def neighbors(
     Args:
         image: File to compare with; left out where it lies in the folder itself.
         folder: Searched, however deep.
-        backbone: Checkpoint, exported file, NAME=FILE, or a name, which is then untrained.
+        backbone: Run, checkpoint, exported file, NAME=FILE, NAME.TAG, NAME:pretrained, or NAME, which is untrained.
         k: Images to find.
         block: Number of a block of the image, from 0, to compare with all blocks of all images.
         rows: Rows of the block grid.
@@ -40,7 +40,7 @@ def neighbors(
     from mlssl.data.decoding import decode_rgb
     from mlssl.data.readers.folder import read_folder
     from mlssl.drawing.similar import draw_similar
-    from mlssl.evaluation.similar import find_similar
+    from mlssl.evaluation.similar import find_similar, identical_files
     from mlssl.views.grid import block_grid
     from mlssl.weights.sources import open_backbone
 
@@ -62,7 +62,10 @@ def neighbors(
         progress=True,
     )
     box = None if block is None else block_grid(pixels.shape[0], pixels.shape[1], rows, cols, overlap)[block]
-    draw_similar(pixels, box, records, found, output, image.name)
-    for line, cosine in zip(found.lines, found.cosines, strict=True):
-        print(f"{cosine:.3f}  {records.path(line)}")
+    remarks = identical_files(image, records, found.lines)
+    draw_similar(pixels, box, records, found, output, image.name, remarks)
+    for line, cosine, remark in zip(found.lines, found.cosines, remarks, strict=True):
+        print(f"{cosine:.3f}  {records.path(line)}{f'  ({remark})' if remark else ''}")
+    if model.untrained:
+        print(f"{backbone} is untrained: what it finds alike is mostly colour")
     print(f"{output}: {image.name} and the {len(found.lines)} most like it of {len(records)} images")
