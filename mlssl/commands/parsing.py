@@ -66,7 +66,7 @@ def command_parser(name: str) -> ArgumentParser:
 # Arguments that the signature alone does not describe: several words in a row, and a short name.
 _SPECIAL_ARGUMENTS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "sources": (("sources",), {"nargs": "+", "type": str}),
-    "runs": (("runs",), {"nargs": "+", "type": Path}),
+    "folders": (("folders",), {"nargs": "+", "type": Path}),
     "output": (("-o", "--output"), {"type": Path}),
 }
 

@@ -8,7 +8,7 @@ from mlssl.choices import Pooling
 
 
 def report(
-    runs: list[Path],
+    folders: list[Path],
     max_images: int = 2000,
     num_workers: int | None = None,
     output: Path | None = None,
@@ -23,7 +23,7 @@ def report(
     Example: mlssl report runs/fit-20250101-120000
 
     Args:
-        runs: Folders of one run, or of several to compare.
+        folders: Of one run, or of several to compare.
         max_images: Training and val images that are looked at, at most.
         num_workers: Loader processes; those of the run by default.
         output: File to write; by default report.html in the run's folder, of several runs compare-<time>.html beside
@@ -41,9 +41,9 @@ def report(
     size = (eval_size, eval_size) if isinstance(eval_size, int) else eval_size
     how: dict[str, Any] = {"max_images": max_images, "num_workers": num_workers, "trust": trust}
     how |= {"eval_size": size, "pooling": pooling, "progress": True}
-    if len(runs) == 1:
-        path = write_report(runs[0], output, **how)
+    if len(folders) == 1:
+        path = write_report(folders[0], output, **how)
     else:
-        beside = runs[0].resolve().parent / f"compare-{datetime.now():%Y%m%d-%H%M%S}.html"
-        path = write_comparison(runs, output or beside, **how)
+        beside = folders[0].resolve().parent / f"compare-{datetime.now():%Y%m%d-%H%M%S}.html"
+        path = write_comparison(folders, output or beside, **how)
     print(f"{path}: open it in a browser; it holds all its pictures and needs no network")
