@@ -77,6 +77,15 @@ def last_checkpoint(folder: Path) -> Path:
     return (last or found)[-1]
 
 
+def checkpoint_at(path: Path) -> Path:
+    """The last checkpoint where the path is the folder of a run, and otherwise the path itself.
+
+    Raises:
+        FileNotFoundError: If the run has not saved a checkpoint.
+    """
+    return last_checkpoint(path) if (path / "checkpoints").is_dir() else path
+
+
 def resumable_run(folder: str | os.PathLike[str]) -> tuple[Path, Path]:
     """Config and last checkpoint of a run that is to go on in its own folder.
 

@@ -12,9 +12,18 @@ import torch
 from PIL import Image
 
 from mlssl.cli import main
-from mlssl.commands.results import Found, write_results
-from mlssl.drawing.run import figure_of_cosines, figure_of_curves, figure_of_map, svg
+from mlssl.commands.results import Found, differences, write_results
+from mlssl.drawing.run import (
+    figure_of_classes,
+    figure_of_cosines,
+    figure_of_curves,
+    figure_of_map,
+    figure_of_panels,
+    svg,
+)
 from mlssl.drawing.words import plain
+from mlssl.evaluation.bootstrap import Resampled
+from mlssl.evaluation.classes import ClassCounts
 from mlssl.report.page import Page, write_page
 
 NAMES = ["under $10^_ or $20", "$", "$$", "a\\$b$c", "$\\frac$", "50 % of $x_{$", "caf\udce9", "{}^_", "na\u0308me"]
@@ -29,15 +38,20 @@ def test_every_figure_is_drawn_with_any_name(name: str, tmp_path: Path) -> None:
         figure_of_curves({name: ([1, 2], [3, 4])}, name, name, {f"{name} level": 3.5}),
         figure_of_map(places, (0.6, 0.2), [0, 1], [name, "other"]),
         figure_of_cosines({name: {"same_block": torch.tensor([0.1, 0.2])}}),
+        figure_of_classes({name: torch.tensor([0.5, 0.7])}, [name, "other"]),
+        figure_of_panels({name: {name: ([1, 2], [3, 4])}}),
     ):
         text = svg(figure, "figure")
         drawn = text.replace("&amp;", "&").replace("&lt;", "<").replace("&gt;", ">")
         assert shown in drawn
-    found = [Found(f"{name}.ckpt", {}, {}, torch.tensor([0.5, 0.7])) for _ in range(2)]
-    folder = write_results(str(tmp_path), "linear", found, [name, "other"], {"root": name})
+    resampled = Resampled(torch.tensor([0.5, 0.6]), torch.tensor([[0.4, 0.6], [0.6, 0.8]]))
+    numbers = {"mAP": 0.6, "interval": (0.5, 0.7)}
+    found = [Found(f"{name}.ckpt", {}, numbers, torch.tensor([0.5, 0.7]), resampled) for _ in range(2)]
+    counts = ClassCounts([name, "other"], [3, 4], [5, 60])
+    folder = write_results(str(tmp_path), "linear", found, differences(found), counts, {"root": name})
     assert (folder / "average_precision.png").stat().st_size > 0
     with (folder / "classes.csv").open(encoding="utf-8", newline="") as file:
-        assert next(row for row in csv.reader(file) if row[0] == shown)[1:] == ["0.5", "0.5"]
+        assert next(row for row in csv.reader(file) if row[0] == shown)[1:] == ["3", "5", "0.5", "0.5"]
     write_page(Page(name, name, (), {name: name}, (), ()), tmp_path / "page.html")
     assert "<html" in (tmp_path / "page.html").read_text(encoding="utf-8")
 

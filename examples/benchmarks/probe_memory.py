@@ -23,7 +23,8 @@ import torch
 
 from mlssl.evaluation import logistic
 from mlssl.evaluation.features import Features
-from mlssl.evaluation.probe import LOGIT_BYTES, linear_probe
+from mlssl.evaluation.logistic import LOGIT_BYTES
+from mlssl.evaluation.probe import linear_probe
 
 TEST_IMAGES = 1000
 STRENGTHS = (0.01, 0.1, 1.0)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
 from mlssl.commands.evaluation_options import EvaluationOptions
-from mlssl.commands.results import Found, print_table, write_results
+from mlssl.commands.results import Found, differences, print_counts, print_table, write_results
 from mlssl.contracts import FeatureNetwork
 from mlssl.data.datamodule import MultiLabelDataModule
 from mlssl.data.records import Records
 from mlssl.data.set_options import as_list, given_options
-from mlssl.evaluation.frozen import FrozenSets, frozen_sets
+from mlssl.evaluation.classes import class_counts
+from mlssl.evaluation.frozen import EVAL_SIZE, POOLING, FrozenSets, frozen_sets
+from mlssl.weights.sources import Backbone, open_backbone
 
 
 class LabelledSets(NamedTuple):
@@ -23,14 +26,43 @@ class LabelledSets(NamedTuple):
     test: Records
 
 
+def opened(sources: Sequence[str], seed: int) -> dict[str, Backbone]:
+    """Backbones by the name that stands in the table, in which one with random weights is marked.
+
+    Raises:
+        FileNotFoundError: As `open_backbone`.
+        ValueError: As `open_backbone`, and if a source comes twice.
+    """
+    twice = next((source for source in sources if sources.count(source) > 1), None)
+    if twice is not None:
+        raise ValueError(f"{twice} was given twice: pass each backbone once")
+    models = [open_backbone(source, seed=seed) for source in sources]
+    return {
+        f"{source} (untrained)" if model.untrained else source: model
+        for source, model in zip(sources, models, strict=True)
+    }
+
+
+def with_size_of_run(options: EvaluationOptions, models: Sequence[Backbone]) -> EvaluationOptions:
+    """The options with the size of whole images of the first run among the backbones, unless another was given."""
+    if options.eval_size is not None:
+        return options
+    for model in models:
+        data = json.loads(model.history.get("data", "{}"))
+        size = data.get("eval_size") or data.get("size")
+        if size:
+            return replace(options, eval_size=size if isinstance(size, int) else tuple(size))
+    return options
+
+
 def completed(options: EvaluationOptions) -> EvaluationOptions:
     """The options with defaults for those that were not given."""
     is_drawn = options.dataset is None and options.annotations is None
     return replace(
         options,
         dataset="synthetic" if is_drawn else options.dataset,
-        eval_size=224 if options.eval_size is None else options.eval_size,
-        pooling=options.pooling or "avgmax",
+        eval_size=EVAL_SIZE if options.eval_size is None else options.eval_size,
+        pooling=options.pooling or POOLING,
         batch_size=64 if options.batch_size is None else options.batch_size,
     )
 
@@ -88,12 +120,22 @@ def print_missing(train: Records, test: Records) -> None:
             print(f"no positive among the {name} images for {len(without)} classes ({names}): {what}")
 
 
+def print_images(data: MultiLabelDataModule, options: EvaluationOptions) -> None:
+    """Say of which images features are taken, and how."""
+    height, width = data.eval_size
+    print(f"whole images of {height} × {width} pixels, pooling {completed(options).pooling}")
+
+
 def finish(
-    name: str, found: Sequence[Found], classes: Sequence[str], options: EvaluationOptions, own: Mapping[str, Any]
+    name: str, found: Sequence[Found], train: Records, test: Records, options: EvaluationOptions, own: Mapping[str, Any]
 ) -> None:
-    """Print the table and write it to a folder of its own, with the settings that were in effect."""
+    """Print the table, and write it and all it was made with to a folder of its own."""
+    counts = class_counts(train, test)
+    between = differences(found)
     print_table(found)
+    print_table(between, "difference")
+    print_counts(counts)
     settings = {"sources": [one.source for one in found], **own, **asdict(completed(options))}
     given = {key: value for key, value in settings.items() if value is not None}
-    folder = write_results(options.runs, name, found, classes, given)
-    print(f"{folder}: results.json, table.csv, classes.csv, average_precision.png")
+    folder = write_results(options.runs, name, found, between, counts, given)
+    print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")

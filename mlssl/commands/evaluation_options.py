@@ -15,7 +15,7 @@ class EvaluationOptions(SplitOptions):
     None means that an option was not given, so that a protocol, which fixes some, can refuse those that were.
 
     Args:
-        eval_size: Side, or height and width, of images; 224 by default.
+        eval_size: Side, or height and width, of images; by default that of the first run, else 224.
         pooling: avg, max, or avgmax (default), their mean.
         batch_size: Images per step; 64 by default.
         num_workers: Loader processes.

@@ -25,7 +25,8 @@ def linear(
     Example: mlssl linear last.ckpt resnet18 --dataset corel5k --root FOLDER
 
     Args:
-        sources: Checkpoints, exported files, NAME=FILE, or names of backbones, which are then untrained.
+        sources: Runs, checkpoints, exported files, NAME=FILE, NAME.TAG or NAME:pretrained for published weights, or
+            NAME, which is then untrained.
         options: Of images and features.
         protocol: Published evaluation, which fixes data, sizes and classifier: coco-448, voc12-to-voc07, voc07-svm
             or corel5k.
@@ -36,7 +37,16 @@ def linear(
         save: Tagger to write for mlssl tag, tagger.safetensors, of one backbone; see docs/tagging.md.
         precision: Of the tagger's labels; its thresholds have the best F1 by default.
     """
-    from mlssl.commands.evaluation import features_of, finish, labelled_sets, print_missing, set_name
+    from mlssl.commands.evaluation import (
+        features_of,
+        finish,
+        labelled_sets,
+        opened,
+        print_images,
+        print_missing,
+        set_name,
+        with_size_of_run,
+    )
     from mlssl.commands.protocol_options import options_of_protocol, refuse_ignored
     from mlssl.commands.scores import found_by_probe, found_by_sgd, found_by_svm
     from mlssl.evaluation.few_labels import check_fractions
@@ -44,7 +54,6 @@ def linear(
     from mlssl.evaluation.metrics import THRESHOLD, MultiLabelScores
     from mlssl.evaluation.protocols import describe, find_protocol
     from mlssl.tagging.fit import certainty, check_saving, fit_tagger
-    from mlssl.weights.sources import open_backbone
 
     own = {"fractions": fractions, "pos_weight": pos_weight, "threshold": threshold, "epochs": epochs}
     chosen = None if protocol is None else find_protocol(protocol)
@@ -54,12 +63,14 @@ def linear(
         options, threshold = options_of_protocol(chosen, options), chosen.threshold
     threshold = THRESHOLD if threshold is None else threshold
     weight = 1.0 if pos_weight is None else pos_weight
+    models = opened(sources, options.seed)
+    if chosen is None:
+        options = with_size_of_run(options, list(models.values()))
     data, train, test = labelled_sets(options)
     # What is out of range is refused before an image is read.
     MultiLabelScores(threshold=threshold)
     check_pos_weight(weight)
     check_fractions(fractions or (), len(train))
-    models = [(source, open_backbone(source, seed=options.seed)) for source in sources]
     if chosen is not None:
         print(describe(chosen, train, test, epochs))
     else:
@@ -67,10 +78,12 @@ def linear(
             f"{set_name(options)}: {len(train)} training and {len(test)} test images, {len(train.classes)} "
             f"classes, threshold {threshold:g}, no epochs: the strength is chosen on a fifth of the training images"
         )
+    if chosen is None or chosen.classifier == "logistic":
+        print_images(data, options)
     print_missing(train, test)
     seed, num_workers = options.seed, data.image_dataloader("train").num_workers
     found = []
-    for source, model in models:
+    for source, model in models.items():
         if chosen is None or chosen.classifier == "logistic":
             sets = features_of(source, model, data, options)
             settings: dict[str, Any] = {"pos_weight": weight, "threshold": threshold, "fractions": fractions or ()}
@@ -91,4 +104,4 @@ def linear(
         else:
             settings = {"cache": options.cache, "num_workers": num_workers, "seed": seed}
             found.append(found_by_svm(source, model, chosen, train, test, **settings))
-    finish("linear", found, train.classes, options, {**own, "protocol": protocol, "threshold": threshold})
+    finish("linear", found, train, test, options, {**own, "protocol": protocol, "threshold": threshold})

@@ -31,7 +31,7 @@ def neighbors(
         image: File to compare with; left out where it lies in the folder itself.
         root: Folder that is searched, however deep, or several: '[a, b]'.
         options: Of the set of images in it; the format is folder by default.
-        backbone: Checkpoint, exported file, NAME=FILE, or a name, which is then untrained.
+        backbone: Run, checkpoint, exported file, NAME=FILE, NAME.TAG, NAME:pretrained, or NAME, which is untrained.
         k: Images to find.
         embeddings: File of mlssl predict for the folder, made with the backbone, so that it is not embedded again.
         block: Number of a block of the image, from 0, to compare with all blocks of all images.
@@ -50,7 +50,7 @@ def neighbors(
     from mlssl.drawing.similar import draw_similar
     from mlssl.embeddings.files import read_embeddings
     from mlssl.embeddings.search import embedded_alike, nearest_rows
-    from mlssl.evaluation.similar import Similar, find_similar
+    from mlssl.evaluation.similar import Similar, find_similar, identical_files
     from mlssl.views.grid import Box, block_grid
     from mlssl.weights.sources import open_backbone
 
@@ -84,7 +84,10 @@ def neighbors(
             progress=True,
         )
     box = None if block is None else block_grid(pixels.shape[0], pixels.shape[1], rows, cols, overlap)[block]
-    draw_similar(pixels, box, records, found, output, image.name)
-    for line, cosine in zip(found.lines, found.cosines, strict=True):
-        print(f"{cosine:.3f}  {records.path(line)}")
+    remarks = identical_files(image, records, found.lines)
+    draw_similar(pixels, box, records, found, output, image.name, remarks)
+    for line, cosine, remark in zip(found.lines, found.cosines, remarks, strict=True):
+        print(f"{cosine:.3f}  {records.path(line)}{f'  ({remark})' if remark else ''}")
+    if model.untrained:
+        print(f"{backbone} is untrained: what it finds alike is mostly colour")
     print(f"{output}: {image.name} and the {len(found.lines)} most like it of {len(records)} images")

@@ -114,6 +114,7 @@ def command_parser(name: str, *, all_options: bool = False) -> ArgumentParser:
 # Arguments that the signature alone does not describe: several words in a row, and a short name.
 _SPECIAL_ARGUMENTS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "sources": (("sources",), {"nargs": "+", "type": str}),
+    "folders": (("folders",), {"nargs": "+", "type": Path}),
     "output": (("-o", "--output"), {"type": Path}),
 }
 

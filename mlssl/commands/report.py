@@ -1,29 +1,49 @@
-"""`mlssl report`: one page about a run."""
+"""`mlssl report`: one page about a run, or about several."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from mlssl.choices import Pooling
+
 
 def report(
-    run: Path,
+    folders: list[Path],
     max_images: int = 2000,
     num_workers: int | None = None,
     output: Path | None = None,
     trust: bool = False,
+    eval_size: int | tuple[int, int] | None = None,
+    pooling: Pooling = "avgmax",
 ) -> None:
     """Write one HTML file about a run: verdicts, curves, probe, views, neighbours, a map of its images.
+
+    Of several runs: the settings in which they differ, their curves in one, and their quality with intervals.
 
     Example: mlssl report runs/fit-20250101-120000
 
     Args:
-        run: Folder of the run.
+        folders: Of one run, or of several to compare.
         max_images: Training and val images that are looked at, at most.
         num_workers: Loader processes; those of the run by default.
-        output: File to write; report.html in the run's folder by default.
+        output: File to write; by default report.html in the run's folder, of several runs compare-<time>.html beside
+            the first.
         trust: Also read and download what the run's config names, such as published weights and images at an address.
+        eval_size: Side, or height and width, of whole images; that of the (first) run by default.
+        pooling: Of their features, avg, max or avgmax, their mean.
     """
+    from datetime import datetime
+    from typing import Any
+
+    from mlssl.report.compare import write_comparison
     from mlssl.report.run import write_report
 
-    path = write_report(run, output, max_images=max_images, num_workers=num_workers, progress=True, trust=trust)
+    size = (eval_size, eval_size) if isinstance(eval_size, int) else eval_size
+    how: dict[str, Any] = {"max_images": max_images, "num_workers": num_workers, "trust": trust}
+    how |= {"eval_size": size, "pooling": pooling, "progress": True}
+    if len(folders) == 1:
+        path = write_report(folders[0], output, **how)
+    else:
+        beside = folders[0].resolve().parent / f"compare-{datetime.now():%Y%m%d-%H%M%S}.html"
+        path = write_comparison(folders, output or beside, **how)
     print(f"{path}: open it in a browser; it holds all its pictures and needs no network")

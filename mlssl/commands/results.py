@@ -5,112 +5,156 @@ from __future__ import annotations
 import csv
 import json
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from mlssl.atomic import written_aside
-from mlssl.drawing.words import plain
+from mlssl.drawing.classes import Bars, draw_average_precision
+from mlssl.evaluation.bootstrap import Resampled, interval_of
+from mlssl.evaluation.classes import FEW_POSITIVES, ClassCounts, frequent_mean
 from mlssl.runs import new_run_folder
 
-MOST_NAMED_CLASSES = 100
-"""Classes whose names are still legible below the bars."""
+FREQUENT = f"mAP (≥{FEW_POSITIVES})"
+"""Column of the mean over the classes that are not rare."""
+
+MOST_COUNTED_CLASSES = 200
+"""Classes whose positives are printed; the files hold all."""
+
+WIDTH = 80
+"""Columns of a terminal that a list of classes fits."""
 
 
 class Found(NamedTuple):
-    """Of one backbone: what stands in its line of the table, more for the JSON, and the AP of each class."""
+    """Of one backbone: what stands in its row of the table, more for the JSON, and the AP of each class."""
+
+    source: str
+    """With a mark where the weights are random."""
+    columns: dict[str, str]
+    numbers: dict[str, Any]
+    """Among them "mAP"."""
+    average_precision: Tensor
+    resampled: Resampled
+    """Of the test images, the same draws for all backbones."""
+
+
+class Difference(NamedTuple):
+    """Of the mAP of two backbones on the same test images, as a row of a table, and numbers for the JSON."""
 
     source: str
     columns: dict[str, str]
     numbers: dict[str, Any]
-    average_precision: Tensor
 
 
-def print_table(found: Sequence[Found]) -> None:
-    """One line a backbone; what one of them lacks is left open."""
-    names = list(dict.fromkeys(name for one in found for name in one.columns))
-    rows = [["backbone", *names], *([one.source, *(one.columns.get(name, "") for name in names)] for one in found)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(names) + 1)]
-    for row in rows:
+def differences(found: Sequence[Found]) -> list[Difference]:
+    """Each two backbones, the later minus the earlier, with the interval of the paired bootstrap."""
+    rows = []
+    for later, earlier in ((b, a) for number, b in enumerate(found) for a in found[:number]):
+        value = later.numbers["mAP"] - earlier.numbers["mAP"]
+        low, high = interval_of(later.resampled.means - earlier.resampled.means, value)
+        columns = {"mAP": f"{value:+.3f}", "95 % interval, paired": f"{low:+.3f} to {high:+.3f}"}
+        if low <= 0 <= high:
+            columns["holds 0"] = "yes"
+        numbers = {"of": later.source, "minus": earlier.source, "mAP": value, "interval": (low, high)}
+        rows.append(Difference(f"{short(later.source)} − {short(earlier.source)}", columns, numbers))
+    return rows
+
+
+def print_table(rows: Sequence[Found] | Sequence[Difference], first: str = "backbone") -> None:
+    """One line per row, or nothing without rows; what one of them lacks is left open."""
+    if not rows:
+        return
+    names = list(dict.fromkeys(name for one in rows for name in one.columns))
+    table = [[first, *names], *([one.source, *(one.columns.get(name, "") for name in names)] for one in rows)]
+    widths = [max(len(row[column]) for row in table) for column in range(len(names) + 1)]
+    for row in table:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
+def print_counts(counts: ClassCounts) -> None:
+    """Print the positives of each class among the test images, most frequent first."""
+    order = sorted(range(len(counts.classes)), key=lambda index: -counts.test[index])
+    rare = sum(number < FEW_POSITIVES for number in counts.test)
+    words = [counts.label(index) for index in order[:MOST_COUNTED_CLASSES]]
+    if len(order) > MOST_COUNTED_CLASSES:
+        words.append(f"and {len(order) - MOST_COUNTED_CLASSES} more in classes.csv")
+    print(
+        f"positives among the test images; {rare} of {len(order)} classes, marked *, have fewer than {FEW_POSITIVES}, "
+        f"and {FREQUENT} leaves them out:"
+    )
+    kept = ", ".join(word.replace(" ", "\N{NO-BREAK SPACE}") for word in words)  # a class and its number in one line
+    lines = textwrap.fill(kept, WIDTH, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
+    print(lines.replace("\N{NO-BREAK SPACE}", " "))
+
+
 def write_results(
-    runs: str, name: str, found: Sequence[Found], classes: Sequence[str], settings: Mapping[str, Any]
+    runs: str,
+    name: str,
+    found: Sequence[Found],
+    between: Sequence[Difference],
+    counts: ClassCounts,
+    settings: Mapping[str, Any],
 ) -> Path:
-    """Write ``results.json``, ``table.csv``, ``classes.csv`` and ``average_precision.png`` to ``runs/name-<time>/``.
+    """Write JSON, tables and a picture to ``runs/name-<time>/``.
+
+    ``results.json`` holds everything, ``table.csv`` the printed table, ``differences.csv`` that of each two backbones,
+    ``classes.csv`` positives and average precision of each class, and ``average_precision.png`` the same as bars.
 
     Raises:
         OSError: If they cannot be written.
     """
     folder = new_run_folder(runs, name)
     by_class = [one.average_precision.tolist() for one in found]
+    positives = torch.tensor(counts.test)
     results = [
         {
             "source": one.source,
             **one.numbers,
-            "average_precision": dict(zip(classes, values, strict=True)),
+            "frequent_mAP": frequent_mean(one.average_precision, positives),
+            "average_precision": dict(zip(counts.classes, values, strict=True)),
+            "average_precision_interval": dict(
+                zip(counts.classes, one.resampled.class_intervals.tolist(), strict=True)
+            ),
         }
         for one, values in zip(found, by_class, strict=True)
     ]
+    content = {
+        "settings": dict(settings),
+        "results": results,
+        "differences": [one.numbers for one in between],
+        "positives": {
+            key: {"train": train, "test": test, "rare": test < FEW_POSITIVES}
+            for key, train, test in zip(*counts, strict=True)
+        },
+    }
     with written_aside(folder / "results.json") as aside:
-        aside.write_text(json.dumps(_without_nan({"settings": dict(settings), "results": results}), indent=1))
-    names = list(dict.fromkeys(name for one in found for name in one.columns))
-    _write_csv(
-        folder / "table.csv", ["backbone", *names], [[one.source, *map(one.columns.get, names)] for one in found]
-    )
+        aside.write_text(json.dumps(_without_nan(content), indent=1))
+    _write_table(folder / "table.csv", "backbone", found)
+    if between:
+        _write_table(folder / "differences.csv", "difference", between)
     _write_csv(
         folder / "classes.csv",
-        ["class", *(one.source for one in found)],
-        [[key, *values] for key, *values in zip(classes, *by_class, strict=True)],
+        ["class", "training positives", "test positives", *(one.source for one in found)],
+        [list(row) for row in zip(*counts, *by_class, strict=True)],
     )
     with written_aside(folder / "average_precision.png") as aside:
-        draw_average_precision(aside, [one.source for one in found], [one.average_precision for one in found], classes)
+        draw_average_precision(aside, [_bars(one) for one in found], counts)
     return folder
 
 
-def draw_average_precision(
-    path: Path, sources: Sequence[str], by_class: Sequence[Tensor], classes: Sequence[str]
-) -> None:
-    """Bars of each class's average precision, the backbones side by side, sorted by the last one.
+def _bars(one: Found) -> Bars:
+    low, high = one.numbers["interval"]
+    legend = f"{short(one.source)}: mAP {one.numbers['mAP']:.3f} ({low:.3f}–{high:.3f})"
+    return Bars(legend, one.average_precision, one.resampled.class_intervals)
 
-    Args:
-        path: PNG to write.
-        sources: Names of the backbones.
-        by_class: (L,) of each; a class that has no AP is left out.
-        classes: L names.
-    """
-    from matplotlib.figure import Figure  # takes a second, which other commands should not pay
 
-    there = [index for index in range(len(classes)) if not math.isnan(by_class[-1][index])]
-    there.sort(key=lambda index: -by_class[-1][index].item())
-    inches = min(max(8.0, 0.13 * len(there) * max(2, len(sources))), 40.0)
-    figure = Figure(figsize=(inches, 5), layout="constrained")
-    axes = figure.subplots()
-    width = 0.85 / len(sources)
-    # The last one is what the others are compared with: it is dark, they are lighter.
-    shades = ["#9db8d2", "#e0a458", "#8fb996", "#b08ea2"]
-    for number, (source, values) in enumerate(zip(sources, by_class, strict=True)):
-        places = [place + (number - (len(sources) - 1) / 2) * width for place in range(len(there))]
-        last = number == len(sources) - 1
-        mean = values[there].nanmean().item()
-        color = "#1f4e79" if last else shades[number % len(shades)]
-        axes.bar(places, values[there].tolist(), width, color=color, label=plain(f"{_short(source)}  (mAP {mean:.3f})"))
-    axes.set_xlim(-0.8, len(there) - 0.2)
-    axes.set_ylim(0, 1)
-    axes.set_ylabel("average precision")
-    axes.grid(axis="y", alpha=0.3)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    if len(there) <= MOST_NAMED_CLASSES:
-        axes.set_xticks(range(len(there)), [plain(classes[index]) for index in there], rotation=90, fontsize=8)
-    else:
-        axes.set_xlabel(f"{len(there)} classes")
-    axes.legend(frameon=False)
-    figure.savefig(path, dpi=120, format="png")
+def _write_table(path: Path, first: str, rows: Sequence[Found] | Sequence[Difference]) -> None:
+    names = list(dict.fromkeys(name for one in rows for name in one.columns))
+    _write_csv(path, [first, *names], [[one.source, *map(one.columns.get, names)] for one in rows])
 
 
 def _write_csv(path: Path, header: list[str], rows: list[list[Any]]) -> None:
@@ -131,5 +175,6 @@ def _without_nan(value: Any) -> Any:
     return value if value is None or isinstance(value, (str, int, bool)) else str(value)
 
 
-def _short(source: str, most: int = 60) -> str:
+def short(source: str, most: int = 60) -> str:
+    """The end of a long name of a backbone, which says most about it."""
     return source if len(source) <= most else f"…{source[-most:]}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,14 +11,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mlssl.choices import PositiveWeight
-from mlssl.commands.results import Found
+from mlssl.commands.results import FREQUENT, Found
 from mlssl.contracts import FeatureNetwork
 from mlssl.data.records import Records
+from mlssl.evaluation.bootstrap import interval_of, resample
+from mlssl.evaluation.classes import frequent_mean
 from mlssl.evaluation.crops import Crops
 from mlssl.evaluation.features import Features
 from mlssl.evaluation.few_labels import few_labels_probe
 from mlssl.evaluation.frozen import FrozenSets, frozen_sets
-from mlssl.evaluation.metrics import average_precision, bootstrap_interval, mean_average_precision, multilabel_scores
+from mlssl.evaluation.metrics import average_precision, mean_average_precision, multilabel_scores
 from mlssl.evaluation.neighbors import NUM_NEIGHBORS, TEMPERATURE, knn_scores, label_jaccard, nearest_neighbors
 from mlssl.evaluation.probe import linear_probe
 from mlssl.evaluation.protocols import CropData, Protocol, ProtocolResult, evaluate_sgd, evaluate_svm
@@ -34,14 +37,17 @@ def found_by_probe(
 ) -> Found:
     """Scores of a logistic regression, of kNN, and of a logistic regression on fractions of the labels."""
     train, test = sets
-    result = linear_probe(train, test, pos_weight=pos_weight, seed=seed)
+    result = linear_probe(train, test, pos_weight=pos_weight, num_resamples=0, seed=seed, progress=True)
     assert test.labels is not None
+    resampled = resample(result.scores, test.labels, seed=seed, progress=True)
+    interval = interval_of(resampled.means, result.mAP)
     scores = multilabel_scores(result.scores.sigmoid(), test.labels, threshold=threshold)
     k = min(NUM_NEIGHBORS, len(train.features))
     votes, _ = mean_average_precision(_votes(train, test, k, TEMPERATURE), test.labels)
     columns = {
         "linear mAP": f"{result.mAP:.3f}",
-        "95 % interval": _interval(result.interval),
+        "95 % interval": _interval(interval),
+        FREQUENT: _frequent(result.average_precision, test.labels),
         "strength": f"{result.strength:g}",
         f"kNN mAP (k {k})": f"{votes:.3f}",
         "OF1": f"{scores['OF1']:.3f}",
@@ -49,7 +55,8 @@ def found_by_probe(
     }
     numbers: dict[str, Any] = {
         **scores,
-        "interval": result.interval,
+        "mAP": result.mAP,
+        "interval": interval,
         "strength": result.strength,
         "validation": result.validation,
         "knn_mAP": votes,
@@ -62,7 +69,7 @@ def found_by_probe(
             seen = sum(few.classes_seen) / len(few.classes_seen)
             columns[f"{100 * few.fraction:g} % of labels"] = f"{few.mean:.3f}{spread} ({seen:.0f} classes seen)"
             numbers["few_labels"].append({**vars(few), "mean": few.mean, "spread": few.spread})
-    return Found(source, columns, numbers, result.average_precision)
+    return Found(source, columns, numbers, result.average_precision, resampled)
 
 
 def found_by_neighbors(source: str, sets: FrozenSets, *, k: int, temperature: float, seed: int) -> Found:
@@ -72,12 +79,15 @@ def found_by_neighbors(source: str, sets: FrozenSets, *, k: int, temperature: fl
     assert queries.labels is not None
     scores = _votes(bank, queries, k, temperature)
     mean, classes = mean_average_precision(scores, queries.labels)
-    interval = bootstrap_interval(scores, queries.labels, seed=seed)
+    resampled = resample(scores, queries.labels, seed=seed, progress=True)
+    interval = interval_of(resampled.means, mean)
+    by_class = average_precision(scores, queries.labels)
     nearest = nearest_neighbors(queries.features.float(), bank.features, k)
     jaccard = label_jaccard(queries.labels, bank.labels, nearest.indices)
     columns = {
         "kNN mAP": f"{mean:.3f}",
         "95 % interval": _interval(interval),
+        FREQUENT: _frequent(by_class, queries.labels),
         "Jaccard@1": f"{jaccard[:, :1].nanmean():.3f}",
         f"Jaccard@{k}": f"{jaccard.nanmean():.3f}",
     }
@@ -87,7 +97,7 @@ def found_by_neighbors(source: str, sets: FrozenSets, *, k: int, temperature: fl
         "interval": interval,
         "jaccard": [jaccard[:, : nearest_k + 1].nanmean().item() for nearest_k in range(k)],
     }
-    return Found(source, columns, numbers, average_precision(scores, queries.labels))
+    return Found(source, columns, numbers, by_class, resampled)
 
 
 def found_by_sgd(
@@ -138,10 +148,21 @@ def _votes(bank: Features, queries: Features, k: int, temperature: float) -> Ten
 
 
 def _found(source: str, result: ProtocolResult, seed: int) -> Found:
-    interval = bootstrap_interval(result.logits, result.targets, seed=seed)
+    resampled = resample(result.logits, result.targets, seed=seed, progress=True)
+    interval = interval_of(resampled.means, result.scores["mAP"])
     columns = {name: f"{value:.3f}" for name, value in result.scores.items() if name != "classes"}
-    columns = {"mAP": columns.pop("mAP"), "95 % interval": _interval(interval), **columns}
-    return Found(source, columns, {**result.scores, "interval": interval}, result.average_precision)
+    columns = {
+        "mAP": columns.pop("mAP"),
+        "95 % interval": _interval(interval),
+        FREQUENT: _frequent(result.average_precision, result.targets),
+        **columns,
+    }
+    return Found(source, columns, {**result.scores, "interval": interval}, result.average_precision, resampled)
+
+
+def _frequent(by_class: Tensor, targets: Tensor) -> str:
+    mean = frequent_mean(by_class, (targets == 1).sum(0))
+    return "none" if math.isnan(mean) else f"{mean:.3f}"
 
 
 def _interval(interval: tuple[float, float]) -> str:

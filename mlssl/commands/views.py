@@ -52,7 +52,7 @@ def views(
 
     from mlssl.commands.custom_code import make_importable
     from mlssl.data.decoding import decode_rgb
-    from mlssl.drawing.views import draw_view_grid
+    from mlssl.drawing.views import ENLARGED, draw_view_grid, enlargements
     from mlssl.safe_yaml import parse_yaml
     from mlssl.views.blocks import BlockViews
 
@@ -61,15 +61,25 @@ def views(
         given[name] = None if text is None else parse_yaml(text, f"--{name}")
     make_importable()  # for branches and regions by their import path
     settings = _settings({name: one for name, one in given.items() if one is not None}, config, recipe)
-    pixels = decode_rgb(image, white=settings.pop("white", None))
+    white = settings.pop("white", None)
     views_of = BlockViews(**settings)
+    pixels = decode_rgb(image, white=white)
     drawn = views_of.arrays(pixels, np.random.default_rng(seed))
     boxes = views_of.boxes(*pixels.shape[:2])
     local = drawn.get("local_views")
-    draw_view_grid(pixels, drawn["views"], boxes, path=output, title=image.name, local_views=local)
+    enlarged = enlargements(drawn["boxes"], pixels.shape[0], pixels.shape[1], views_of.size)
+    title = f"{image.name}, {pixels.shape[0]} × {pixels.shape[1]} pixels\n{_words(views_of, settings)}"
+    draw_view_grid(pixels, drawn["views"], boxes, path=output, title=title, local_views=local, enlarged=enlarged)
     also = "" if local is None else f" and {len(local)} local views"
     blocks = views_of.num_blocks
     print(f"{output}: {image.name} with {blocks} blocks and {blocks * views_of.num_branches} views{also}")
+    print(_words(views_of, settings))
+    if enlarged.max() > ENLARGED:
+        number = int((enlarged > ENLARGED).sum())
+        print(
+            f"warning: {number} of {enlarged.size} views enlarge the photograph, up to {enlarged.max():.1f} times, and "
+            f"show blurred pixels: pass a smaller --size than {views_of.size}, fewer blocks, or larger photographs"
+        )
     if backbone is not None:
         from mlssl.drawing.similar import draw_similarities
         from mlssl.evaluation.similar import block_similarities
@@ -79,6 +89,18 @@ def views(
         similarities = block_similarities(open_backbone(backbone, seed=seed), pixels, boxes, views_of.size)
         draw_similarities(pixels, boxes, similarities, alike, f"{image.name} under {Path(backbone).name}")
         print(f"{alike}: which parts of it are alike")
+
+
+def _words(views_of: Any, settings: dict[str, Any]) -> str:
+    """Size, blocks and branches of the views."""
+    blocks = (
+        f"{views_of.num_blocks} regions"
+        if views_of.regions
+        else f"grid {views_of.rows} × {views_of.cols}, overlap {views_of.overlap:g}"
+    )
+    branches = settings.get("branches", "paper")
+    named = branches if isinstance(branches, str) else f"{views_of.num_branches} of the user's"
+    return f"views of {views_of.size} × {views_of.size} pixels, {blocks}, branches: {named}"
 
 
 def _settings(given: dict[str, Any], config: Path | None, recipe_name: str | None) -> dict[str, Any]:

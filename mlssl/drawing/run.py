@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,42 +21,70 @@ if TYPE_CHECKING:
 Curve = tuple[Sequence[float], Sequence[float]]
 """x and y of the same length."""
 
-SIZE = (5.0, 2.9)  # inches; with letters of 9 points a figure can be read on a phone's width too
+SIZE = (4.4, 2.7)  # inches; on a page 400 pixels wide, letters of 9 points have as many pixels
 INK, RULE, MUTED = "#1c1d21", "#d3d5da", "#9a9ca5"
 SERIES = ("#1f6feb", "#d9480f", "#2b8a3e", "#9c36b5", "#0b7285", "#e67700", "#c2255c", "#5c5f66")
 """Colours told apart also where red and green are not, dark enough for a white page; a dark one has its own."""
+
+MOST_BARS = 60
+"""Classes that are drawn, one above the other: more would not be read."""
+
+MOST_HOVERED = 400
+"""Points of a line that answer to the pointer."""
 
 KINDS = {"same_block": "same block", "same_image": "same image, other block", "other_image": "other image"}
 
 
 def figure_of_curves(
-    curves: Mapping[str, Curve], ylabel: str, xlabel: str = "step", levels: Mapping[str, float] | None = None
+    curves: Mapping[str, Curve],
+    ylabel: str,
+    xlabel: str = "step",
+    levels: Mapping[str, float] | None = None,
+    *,
+    from_zero: bool = False,
 ) -> Figure:
-    """Lines over the steps or epochs of a run.
+    """Lines over the steps or epochs of a run, in one panel.
 
     Args:
         curves: Name → x and y.
         ylabel: With its unit.
         xlabel: With its unit.
         levels: Name → a value to compare with, drawn dashed.
+        from_zero: Whether the y axis begins at 0, as that of a quantity should whose ratios are read.
     """
-    from matplotlib.ticker import MaxNLocator
-
     figure, axes = _figure()
-    for number, (name, (x, y)) in enumerate(curves.items()):
-        marker = "o" if len(x) <= 30 else ""
-        axes.plot(x, y, color=SERIES[number % len(SERIES)], label=name, linewidth=1.6, marker=marker, markersize=3.5)
+    for number, (name, curve) in enumerate(curves.items()):
+        _draw_curve(axes, curve, SERIES[number % len(SERIES)], name)
     for number, (name, value) in enumerate((levels or {}).items()):
         axes.axhline(
             value, color=SERIES[(len(curves) + number) % len(SERIES)], label=name, linestyle="--", linewidth=1.2
         )
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    at = [place for x, _ in curves.values() for place in x]
-    if at and min(at) == max(at):
-        axes.set_xlim(at[0] - 1, at[0] + 1)
+    _whole_numbers(axes, [place for x, _ in curves.values() for place in x])
+    if from_zero:
+        axes.set_ylim(bottom=0)
     axes.set_xlabel(plain(xlabel))
     axes.set_ylabel(plain(ylabel))
     _legend(axes)
+    return figure
+
+
+def figure_of_panels(panels: Mapping[str, Mapping[str, Curve]], xlabel: str = "step") -> Figure:
+    """Lines over the steps of a run, a panel with a scale of its own for each quantity.
+
+    Args:
+        panels: Quantity → name → x and y. The names are those of the first panel in all.
+        xlabel: With its unit.
+    """
+    height = 0.6 + 1.25 * len(panels)
+    figure, first = _figure(len(panels), (SIZE[0], max(SIZE[1], height)))
+    for axes, (quantity, curves) in zip(figure.axes, panels.items(), strict=True):
+        for number, (name, curve) in enumerate(curves.items()):
+            _draw_curve(axes, curve, SERIES[number % len(SERIES)], name)
+        axes.set_ylabel(plain(quantity))
+    _whole_numbers(first, [place for curves in panels.values() for x, _ in curves.values() for place in x])
+    figure.axes[-1].set_xlabel(plain(xlabel))
+    if len(next(iter(panels.values()))) > 1:
+        _legend(first)
     return figure
 
 
@@ -99,42 +129,60 @@ def figure_of_spectra(moments: Mapping[str, Tensor]) -> Figure:
     return figure
 
 
-def figure_of_classes(precisions: Mapping[str, Tensor]) -> Figure:
+def figure_of_classes(precisions: Mapping[str, Tensor], names: Sequence[str] | None = None) -> Figure:
     """Average precision of each class, sorted by the last of the backbones; classes without a positive are left out.
 
     Args:
         precisions: Name of a backbone → (L,) in 0–1, NaN for a class that is not shown.
+        names: L words beside the bars; beyond `MOST_BARS` classes those in the middle are left out. None draws all,
+            without names.
     """
     last = list(precisions.values())[-1]
     order = last.nan_to_num(-1).argsort(descending=True)
     order = order[last[order].isfinite()]
-    figure, axes = _figure()
+    if names is not None and len(order) > MOST_BARS:
+        order = torch.cat([order[: MOST_BARS // 2], order[-(MOST_BARS // 2) :]])
+    size = SIZE if names is None else (SIZE[0], 1.0 + 0.17 * len(order))
+    figure, axes = _figure(size=size)
+    at = range(len(order))
     for number, (name, values) in enumerate(precisions.items()):
-        colour = SERIES[1 - number % 2]
-        heights, at = values[order].tolist(), range(len(order))
+        colour, ends = SERIES[1 - number % 2], ([place - 0.4 for place in at], [place + 0.4 for place in at])
+        lengths = values[order].tolist()
         if number == len(precisions) - 1:
-            axes.bar(at, heights, color=colour, alpha=0.6, label=name, width=0.8)
+            bars = axes.bar if names is None else axes.barh
+            bars(at, lengths, 0.8, color=colour, alpha=0.6, label=name)
         else:
-            ends = [place - 0.4 for place in at], [place + 0.4 for place in at]
-            axes.hlines(heights, *ends, colors=colour, label=name, linewidth=2, zorder=3)
-    axes.set_ylim(0, 1)
-    axes.set_xticks([])
-    axes.set_xlabel(f"{len(order)} classes, sorted")
-    axes.set_ylabel("average precision")
+            strokes = axes.hlines if names is None else axes.vlines
+            strokes(lengths, *ends, colors=colour, label=name, linewidth=2, zorder=3)
+    if names is None:
+        axes.set_ylim(0, 1)
+        axes.set_xticks([])
+        axes.set_xlabel(f"{len(order)} classes, sorted")
+        axes.set_ylabel("average precision")
+    else:
+        words = [names[index] for index in order.tolist()]
+        axes.set_xlim(0, 1)
+        axes.set_ylim(len(order) - 0.4, -0.6)
+        axes.set_yticks(at, [plain(word) for word in words])
+        axes.fmt_ydata = lambda place: words[round(place)]
+        axes.grid(visible=False, axis="y")
+        axes.set_xlabel("average precision")
     _legend(axes)
     return figure
 
 
-def figure_of_map(places: Tensor, shares: tuple[float, float], groups: Sequence[int], names: Sequence[str]) -> Figure:
+def figure_of_map(
+    places: Tensor, shares: tuple[float, float] | None, groups: Sequence[int], names: Sequence[str]
+) -> Figure:
     """Images as points in two dimensions, coloured by a label that they show.
 
     Args:
-        places: (n, 2) of `mlssl.evaluation.geometry.map_2d`.
-        shares: Of the variance along both axes, 0–1.
+        places: (n, 2) of `mlssl.evaluation.geometry.map_2d` or `neighbor_map`.
+        shares: Of the variance along both axes, 0–1; None for a map whose axes mean nothing.
         groups: (n,): place in `names`, or −1 for none of them.
         names: At most 8 labels, the first of which an image shows gives its colour.
     """
-    figure, axes = _figure(size=(5.0, 4.4))
+    figure, axes = _figure(size=(4.4, 4.2))
     colours = [SERIES[group] if group >= 0 else MUTED for group in groups]
     points = axes.scatter(places[:, 0].tolist(), places[:, 1].tolist(), c=colours, s=13, linewidths=0)
     points.set_gid("points")
@@ -142,8 +190,11 @@ def figure_of_map(places: Tensor, shares: tuple[float, float], groups: Sequence[
         axes.scatter([], [], color=SERIES[number], s=16, label=name)
     if names and -1 in groups:
         axes.scatter([], [], color=MUTED, s=16, label="others")
-    axes.set_xlabel(f"1st direction ({shares[0]:.0%} of the variance)")
-    axes.set_ylabel(f"2nd direction ({shares[1]:.0%})")
+    if shares is None:
+        axes.tick_params(labelbottom=False, labelleft=False)
+    else:
+        axes.set_xlabel(f"1st direction ({shares[0]:.0%} of the variance)")
+        axes.set_ylabel(f"2nd direction ({shares[1]:.0%})")
     _legend(axes, columns=3)
     return figure
 
@@ -174,9 +225,69 @@ def svg(figure: Figure, name: str) -> str:
     return re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", text)
 
 
+def hover_points(figure: Figure) -> list[tuple[float, float, str]]:
+    """What a figure shows at which point, for the pointer: x and y in the units of its SVG, and words.
+
+    Points are those of lines, bars and steps of histograms that have a name.
+
+    Args:
+        figure: That `svg` was made of, which has laid it out.
+    """
+    found: list[tuple[float, float, str]] = []
+    scale, height = 72 / figure.dpi, figure.bbox.height
+    for axes in figure.axes:
+        for name, x, y, across in _named_points(axes):
+            every = max(1, len(x) // MOST_HOVERED)
+            places = axes.transData.transform(list(zip(x[::every], y[::every], strict=True)))
+            for left, right, (across_page, up) in zip(x[::every], y[::every], places, strict=True):
+                key, value = (axes.format_ydata(right), left) if across else (axes.format_xdata(left), right)
+                words = f"{key}: {name} {value:.3g}" if across else f"{_label(axes)}{key}: {name} {value:.4g}"
+                found.append((round(across_page * scale, 1), round((height - up) * scale, 1), words))
+    return found
+
+
+def _label(axes: Axes) -> str:
+    words = axes.get_xlabel() or axes.figure.axes[-1].get_xlabel()
+    return f"{words} " if words else ""
+
+
+def _named_points(axes: Axes) -> Iterator[tuple[str, list[float], list[float], bool]]:
+    """Name, x, y, and whether the value lies along x, of what is drawn with a name."""
+    from matplotlib.patches import StepPatch
+
+    for line in axes.lines:
+        x, y = np.asarray(line.get_xydata()).T.tolist()
+        if len(x) > 2 or line.get_marker() not in ("", "None"):  # a level has two points, its ends
+            yield str(line.get_label()), x, y, False
+    for bars in axes.containers:
+        horizontal = getattr(bars, "orientation", "vertical") == "horizontal"
+        if horizontal:
+            values = [float(bar.get_width()) for bar in bars]
+            yield str(bars.get_label()), values, [float(bar.get_y() + bar.get_height() / 2) for bar in bars], True
+    for patch in axes.patches:
+        if isinstance(patch, StepPatch) and not patch.get_fill():
+            shares, edges, _ = patch.get_data()
+            middles = [(left + right) / 2 for left, right in itertools.pairwise(edges)]
+            yield str(patch.get_label()), middles, list(map(float, shares)), False
+
+
 def _variables() -> dict[str, str]:
     series = {colour: f"--series-{number}" for number, colour in enumerate(SERIES)}
     return {INK: "--ink", RULE: "--rule", MUTED: "--muted", **series}
+
+
+def _draw_curve(axes: Axes, curve: Curve, colour: str, name: str) -> None:
+    marker = "o" if len(curve[0]) <= 30 else ""
+    axes.plot(*curve, color=colour, label=name, linewidth=1.6, marker=marker, markersize=3.5)
+
+
+def _whole_numbers(axes: Axes, at: Sequence[float]) -> None:
+    """Mark the x axis at whole numbers, also where there is a single one."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    if at and min(at) == max(at):
+        axes.set_xlim(at[0] - 1, at[0] + 1)
 
 
 def _figure(rows: int = 1, size: tuple[float, float] = SIZE) -> tuple[Figure, Axes]:
@@ -186,7 +297,8 @@ def _figure(rows: int = 1, size: tuple[float, float] = SIZE) -> tuple[Figure, Ax
     for axes in figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0]:
         axes.grid(color=RULE, linewidth=0.6)
         axes.set_axisbelow(True)
-        axes.tick_params(colors=INK, labelsize=8, length=0)
+        axes.tick_params(colors=INK, labelsize=8.5, length=0)
+        axes.fmt_xdata = axes.fmt_ydata = lambda value: f"{value:.4g}"
         axes.xaxis.label.set(color=INK, size=9)
         axes.yaxis.label.set(color=INK, size=9)
         for side, line in axes.spines.items():
@@ -198,7 +310,7 @@ def _figure(rows: int = 1, size: tuple[float, float] = SIZE) -> tuple[Figure, Ax
 def _legend(axes: Axes, columns: int | None = None) -> None:
     handles, labels = axes.get_legend_handles_labels()
     if labels:
-        columns = columns or (len(labels) if sum(map(len, labels)) < 48 else 2)
+        columns = columns or (len(labels) if sum(map(len, labels)) < 44 else 2 if max(map(len, labels)) < 26 else 1)
         axes.legend(
             handles,
             [plain(label) for label in labels],
@@ -206,7 +318,7 @@ def _legend(axes: Axes, columns: int | None = None) -> None:
             bbox_to_anchor=(0.5, 1.0),
             ncols=columns,
             frameon=False,
-            fontsize=8,
+            fontsize=8.5,
             labelcolor=INK,
             borderaxespad=0.2,
             handlelength=1.4,

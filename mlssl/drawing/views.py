@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,9 @@ FRAME = 4  # around a view
 LINE = 3  # of a block's rectangle
 GAP = 14
 TEXT = 15
+ENLARGED = 1.05
+"""From here on a view counts as larger than what it shows."""
+
 WIDEST = 2.0  # of the image, in heights of the rows of views
 
 
@@ -38,6 +41,7 @@ def draw_view_grid(
     title: str | None = None,
     channels: tuple[int, int, int] = (0, 1, 2),
     local_views: Views | None = None,
+    enlarged: npt.NDArray[np.float64] | None = None,
 ) -> ImageArray:
     """Draw an image with its blocks, and next to it the views: one row per branch, one column per block.
 
@@ -50,9 +54,10 @@ def draw_view_grid(
         boxes: The K blocks of the image, as `BlockViews.boxes` gives them.
         path: Where the picture is written, in the format of the suffix (.png, .jpg); the folder is made if missing.
             None writes nothing.
-        title: A line above the picture.
+        title: Lines above the picture; one that is wider than it is cut off.
         channels: Which are drawn as red, green and blue where C is 3 or more; of fewer the first is drawn gray.
         local_views: uint8 (V, C, s, s), drawn in further rows of K, smaller than the views but half as large at least.
+        enlarged: (A, K) of `enlargements`, which stands on each view that is larger than what it shows.
 
     Returns:
         The picture, RGB, uint8 (height, width, 3).
@@ -79,14 +84,15 @@ def draw_view_grid(
     overview = _overview(image, [Box(*box) for box in boxes], colours, (rows, round(WIDEST * rows)))
 
     names = [f"branch {branch}" for branch in range(branches)] + ["local" for _ in range(lines - branches)]
-    top = GAP + (2 if title else 1) * (TEXT + GAP // 2)
+    above = title.replace("×", "x").split("\n") if title else []  # Pillow's own letters lack it
+    top = GAP + (1 + len(above)) * (TEXT + GAP // 2)
     left = GAP + overview.width + 2 * GAP
     first = left + round(max(font.getlength(name) for name in names)) + GAP  # left edge of the first column of views
     sheet = Image.new("RGB", (first + blocks * (CELL + GAP), top + rows + GAP), "white")
     sheet.paste(overview, (GAP, top))
     draw = ImageDraw.Draw(sheet)
-    if title:
-        draw.text((GAP, GAP), title, "black", font)
+    for number, words in enumerate(above):
+        draw.text((GAP, GAP + number * (TEXT + GAP // 2)), words, "black", font)
     for line, name in enumerate(names):
         draw.text((left, top + line * (CELL + GAP) + CELL / 2), name, "black", font, anchor="lm")
     for block in range(blocks):
@@ -96,6 +102,8 @@ def draw_view_grid(
             y = top + branch * (CELL + GAP)
             draw.rectangle((x, y, x + CELL - 1, y + CELL - 1), colours[block])
             sheet.paste(_drawn(pixels[branch, block], CELL - 2 * FRAME), (x + FRAME, y + FRAME))
+            if enlarged is not None and enlarged[branch, block] > ENLARGED:
+                _draw_tag(draw, x, y + CELL, f"x {enlarged[branch, block]:.1f}", colours[block], font)
     side = min(CELL, max(CELL // 2, round(CELL * small.shape[-1] / pixels.shape[-1])))
     for number, view in enumerate(small):
         line, block = branches + number // blocks, number % blocks
@@ -105,6 +113,33 @@ def draw_view_grid(
         with written_aside(path) as aside:
             sheet.save(aside)
     return np.asarray(sheet)
+
+
+def enlargements(shown: npt.NDArray[Any], height: int, width: int, size: int) -> npt.NDArray[np.float64]:
+    """How many times larger each view is than what it shows of the image; below 1 it is smaller.
+
+    Args:
+        shown: (A, K, 4), top, left, height and width of what views show, as fractions of the image.
+        height: Of the image in pixels.
+        width: Likewise.
+        size: Side of a view in pixels.
+
+    Returns:
+        (A, K), side of the view ÷ root of the area that it shows.
+
+    Example:
+        >>> enlargements(np.array([[[0, 0, 0.5, 0.5], [0, 0, 1, 1]]]), 100, 100, 100)
+        array([[2., 1.]])
+    """
+    area = (shown[..., 2] * height).astype(np.float64) * (shown[..., 3] * width)
+    sides: npt.NDArray[np.float64] = np.sqrt(np.maximum(area, 1))
+    return size / sides
+
+
+def _draw_tag(draw: ImageDraw.ImageDraw, left: int, bottom: int, words: str, colour: str, font: Any) -> None:
+    right, top = left + round(font.getlength(words)) + GAP, bottom - TEXT - GAP // 2
+    draw.rectangle((left, top, right, bottom - 1), colour)
+    draw.text(((left + right) / 2, (top + bottom) / 2), words, "white", font, anchor="mm")
 
 
 def _overview(image: ImageArray, boxes: Sequence[Box], colours: Sequence[str], limits: tuple[int, int]) -> Image.Image:

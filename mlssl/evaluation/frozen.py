@@ -16,6 +16,11 @@ from mlssl.evaluation.features import Features, extract_features
 
 _LONGEST = 24
 """Letters of a backbone's name in a bar."""
+POOLING: Pooling = "avgmax"
+"""The mean of average and maximum pooling, as in published linear evaluations."""
+
+EVAL_SIZE = 224
+"""Side of whole images in pixels, where no run says otherwise."""
 
 
 class FrozenSets(NamedTuple):
@@ -30,7 +35,7 @@ def frozen_sets(
     train: Iterable[Mapping[str, Tensor]],
     test: Iterable[Mapping[str, Tensor]],
     *,
-    pooling: Pooling = "avgmax",
+    pooling: Pooling = POOLING,
     cache: str | Path | None = None,
     name: str = "backbone",
     progress: bool = True,

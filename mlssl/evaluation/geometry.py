@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -89,6 +91,22 @@ def feature_spectrum(features: Tensor) -> Tensor:
     return values
 
 
+def directions_of_variance(singular_values: Tensor, share: float = 0.9) -> int:
+    """How many directions, strongest first, hold a share of the variance.
+
+    Args:
+        singular_values: (r,) of centred features, largest first.
+        share: 0–1.
+
+    Example:
+        >>> directions_of_variance(torch.tensor([3.0, 1.0, 0.0]), 0.9), directions_of_variance(torch.zeros(3))
+        (1, 1)
+    """
+    variance = singular_values.double().square()
+    held = variance.cumsum(0) >= share * variance.sum()
+    return int(held.int().argmax()) + 1
+
+
 def map_2d(features: Tensor) -> tuple[Tensor, tuple[float, float]]:
     """Places of images on their two principal directions, after each feature vector is brought to length 1.
 
@@ -112,3 +130,29 @@ def map_2d(features: Tensor) -> tuple[Tensor, tuple[float, float]]:
         places[:, axis] = along * (-1 if along[along.abs().argmax()] < 0 else 1)
         shares[axis] = (s[axis].square() / total).item() if total > 0 else 0.0
     return places, (shares[0], shares[1])
+
+
+def neighbor_map(features: Tensor, seed: int = 0) -> tuple[Tensor, float, float] | None:
+    """Places of images by t-SNE (L. van der Maaten and G. Hinton, JMLR 9, 2008), if it keeps neighbours better.
+
+    Features are brought to length 1, so that its distances are those of cosines. It begins at the two principal
+    directions.
+
+    Args:
+        features: (n, D), finite.
+        seed: Of scikit-learn's.
+
+    Returns:
+        Places (n, 2), and how well t-SNE and the principal directions keep each image's five nearest
+        (`sklearn.manifold.trustworthiness`, 0.5 by chance to 1); None without scikit-learn, with fewer than 20 images,
+        and where t-SNE keeps them no better.
+    """
+    if len(features) < 20 or find_spec("sklearn") is None:
+        return None
+    from sklearn.manifold import TSNE, trustworthiness
+
+    rows = F.normalize(features.float(), dim=1).numpy()
+    perplexity = min(30.0, (len(rows) - 1) / 4)
+    places = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(rows)
+    kept, of_pca = (float(trustworthiness(rows, one)) for one in (places, map_2d(features)[0].numpy()))
+    return (torch.from_numpy(places), kept, of_pca) if kept > of_pca else None

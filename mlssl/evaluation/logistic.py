@@ -15,8 +15,14 @@ from mlssl.choices import PositiveWeight
 HELD_BYTES = 2**30
 """Features that take more than this in float32 are read anew in every pass; on a GPU, half of its free memory."""
 
-PIECE_NUMBERS = {"cpu": 2**20, "cuda": 2**26}
+PIECE_NUMBERS = {"cpu": 2**19, "cuda": 2**26}
 """Numbers of features or logits that are worked on at a time: what a processor's cache, or a GPU, likes."""
+
+LOGIT_BYTES = 9 * 2**28
+"""Room for the logits, their change and the shares of the columns that are solved for together."""
+
+CACHED_COLUMNS = 512
+"""Columns that are solved for together on a CPU."""
 
 AXES_LINES = 2**16
 """About how many images the principal axes are taken from; they only steer the solver, so a sample is enough."""
@@ -46,7 +52,7 @@ class Lines:
         self.rows = rows
         self.device = torch.device("cpu") if device is None else device
         self.width = features.shape[1]
-        self._size = max(1, PIECE_NUMBERS.get(self.device.type, 2**20) // self.width)
+        self._size = max(1, PIECE_NUMBERS.get(self.device.type, 2**19) // self.width)
         if mean is None or scale is None:
             mean, scale = self._statistics()
         self.mean, self.scale = mean.to(self.device), scale.to(self.device)
@@ -61,6 +67,12 @@ class Lines:
     def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
         """Where a piece lies, and its standardised features (c, D) float32."""
         return self._read() if self._held is None else iter(self._held)
+
+    @property
+    def columns_at_once(self) -> int:
+        """Solutions to look for together: as many as a cache holds a piece of, or, where reading costs, as fit."""
+        fits = max(1, LOGIT_BYTES // (12 * max(1, len(self))))
+        return fits if self._held is None or self.device.type == "cuda" else min(fits, CACHED_COLUMNS)
 
     def places(self) -> Iterator[slice]:
         """Where the pieces lie."""
@@ -209,20 +221,21 @@ class _Problem:
         solved = torch.zeros(self.lines.width, len(label), device=label.device)
         solved_bias = bias.clone()
         active = torch.arange(len(label), device=label.device)
-        # In the rotated coordinates; the last line is the bias, which has a variance of 1 and no penalty.
+        # In the rotated coordinates; the last row is the bias, which has a variance of 1 and no penalty.
         weights = torch.cat([solved, bias[None]])
         penalties = torch.cat([penalty.expand_as(solved), torch.zeros_like(bias)[None]])
         variance = F.pad(self.variance, (0, 0, 0, 1), value=1.0)
         logits = bias.expand(len(self.lines), -1).clone()
+        share, pull = self._share_and_pull(label)
         old_scaled, direction = torch.zeros_like(weights), torch.zeros_like(weights)
         old_decrement = torch.ones_like(bias)
         for iteration in range(max_iterations + 1):
-            gradient, spread, loss = self._gradient(logits, label)
-            gradient += penalties * weights
+            gradient, spread, loss = self._gradient(logits, share)
+            gradient += penalties * weights - pull
             scaled = gradient / (spread * variance + penalties).clamp(min=1e-8)
             decrement = (gradient * scaled).sum(0)
-            objective = loss + 0.5 * (penalties * weights.square()).sum(0)
-            going = decrement > tolerance * objective
+            objective = loss + (weights * (0.5 * penalties * weights - pull)).sum(0)
+            going = decrement > tolerance * objective.clamp(min=0)
             if iteration == max_iterations or not going.any():
                 going = torch.zeros_like(going)
             if going.float().mean() < 0.8:
@@ -231,44 +244,54 @@ class _Problem:
                 solved_bias[active[done]] = weights[-1, done]
                 if not going.any():
                     break
-                active, label, logits, old_decrement, decrement = (
-                    values[..., going] for values in (active, label, logits, old_decrement, decrement)
+                active, logits, share, old_decrement, decrement = (
+                    values[..., going] for values in (active, logits, share, old_decrement, decrement)
                 )
-                weights, penalties, gradient, scaled, old_scaled, direction = (
-                    values[:, going] for values in (weights, penalties, gradient, scaled, old_scaled, direction)
+                weights, penalties, pull, gradient, scaled, old_scaled, direction = (
+                    values[:, going] for values in (weights, penalties, pull, gradient, scaled, old_scaled, direction)
                 )
             momentum = ((decrement - (gradient * old_scaled).sum(0)) / old_decrement.clamp(min=1e-30)).clamp(min=0)
             direction = momentum * direction - scaled
             uphill = (direction * gradient).sum(0) >= 0
             direction = torch.where(uphill, -scaled, direction)
             change = self._change(direction)
-            slope, curvature = (penalties * weights * direction).sum(0), (penalties * direction.square()).sum(0)
-            step = self._line_search(logits, change, label, slope, curvature)
+            slope = (direction * gradient).sum(0)
+            # What the derivative along the direction has besides the mean over images: a constant, and one per step.
+            fixed, curvature = (direction * (penalties * weights - pull)).sum(0), (penalties * direction**2).sum(0)
+            step = self._line_search(logits, change, share, slope, fixed, curvature)
             weights = weights + step * direction
             logits.addcmul_(change, step.expand_as(change))
             old_scaled, old_decrement = scaled, decrement
         return solved, solved_bias
 
-    def _share_and_target(self, place: slice, label: Tensor) -> tuple[Tensor, Tensor]:
-        """Share (c, C) of each image in the mean of a column, and whether it is a positive there."""
-        labels = self.labels[place]
-        positive = (labels == 1).float()
-        share = positive * self.shares[0] + (labels == 0) * self.shares[1]
-        return share[:, label], positive[:, label]
+    def _share_and_pull(self, label: Tensor) -> tuple[Tensor, Tensor]:
+        """Share (n, C) of each image in the mean of a column, and the gradient (D + 1, C) of its positives alone.
 
-    def _gradient(self, logits: Tensor, label: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradient (D + 1, C) of the mean log-loss, mean (C,) of p·(1−p), and that loss (C,)."""
-        gradient = torch.zeros(self.lines.width + 1, len(label), device=label.device)
+        The log-loss is softplus(logit) less the logit of a positive, and that is linear in the weights, so that its
+        gradient is taken once.
+        """
+        share = torch.empty(len(self.lines), len(label), device=label.device)
+        pull = torch.zeros(self.lines.width + 1, self.labels.shape[1], device=label.device)
+        for place, inputs in self.lines:
+            labels = self.labels[place]
+            positive = (labels == 1) * self.shares[0]
+            pull[:-1].addmm_(inputs.T, positive)
+            pull[-1] += positive.sum(0)
+            share[place] = (positive + (labels == 0) * self.shares[1])[:, label]
+        pull[:-1] = self.axes.T @ pull[:-1]
+        return share, pull[:, label]
+
+    def _gradient(self, logits: Tensor, share: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the mean of softplus(logit): gradient (D + 1, C), mean (C,) of p·(1−p), and the mean itself (C,)."""
+        gradient = torch.zeros(self.lines.width + 1, share.shape[1], device=share.device)
         spread, loss = torch.zeros_like(gradient[0]), torch.zeros_like(gradient[0])
         for place, inputs in self.lines:
-            share, target = self._share_and_target(place, label)
-            values = logits[place]
-            probability = values.sigmoid()
-            residual = share * (probability - target)
-            gradient[:-1].addmm_(inputs.T, residual)
-            gradient[-1] += residual.sum(0)
-            spread += (share * probability * (1 - probability)).sum(0)
-            loss += (share * (F.softplus(values) - target * values)).sum(0)
+            probability = logits[place].sigmoid()
+            weighted = share[place] * probability
+            gradient[:-1].addmm_(inputs.T, weighted)
+            gradient[-1] += weighted.sum(0)
+            spread += weighted.addcmul_(weighted, probability, value=-1).sum(0)
+            loss += F.softplus(logits[place]).mul_(share[place]).sum(0)
         gradient[:-1] = self.axes.T @ gradient[:-1]
         return gradient, spread, loss
 
@@ -280,21 +303,25 @@ class _Problem:
             torch.addmm(direction[-1], inputs, columns, out=change[place])
         return change
 
-    def _line_search(self, logits: Tensor, change: Tensor, label: Tensor, slope: Tensor, curvature: Tensor) -> Tensor:
+    def _line_search(
+        self, logits: Tensor, change: Tensor, share: Tensor, slope: Tensor, fixed: Tensor, curvature: Tensor
+    ) -> Tensor:
         # Newton's method on the derivative along the direction, which rises; bisection where Newton leaves the bracket.
         low, high = torch.zeros_like(slope), torch.full_like(slope, torch.inf)
-        step, start = low, torch.zeros_like(slope)
+        step = low
         for attempt in range(9):
-            first, second = slope + step * curvature, curvature.clone()
+            first, second = fixed + step * curvature, curvature.clone()
             for place in self.lines.places():
-                share, target = self._share_and_target(place, label)
                 moved = change[place]
-                probability = torch.addcmul(logits[place], moved, step.expand_as(moved)).sigmoid_()
-                weighted = share * moved
-                first += (weighted * (probability - target)).sum(0)
-                second += (weighted * moved * probability * (1 - probability)).sum(0)
-            start = first if attempt == 0 else start
-            if (first.abs() <= 0.05 * start.abs()).all():
+                if attempt:
+                    probability = torch.addcmul(logits[place], moved, step.expand_as(moved)).sigmoid_()
+                else:
+                    probability = logits[place].sigmoid()
+                weighted = (share[place] * moved).mul_(probability)
+                first += weighted.sum(0)
+                second += weighted.addcmul_(weighted, probability, value=-1).mul_(moved).sum(0)
+            first = first if attempt else slope
+            if (first.abs() <= 0.05 * slope.abs()).all():
                 break
             low, high = torch.where(first <= 0, step, low), torch.where(first > 0, step, high)
             newton = torch.minimum(step - first / second.clamp(min=1e-30), 4 * low + 4)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,8 +12,8 @@ from torchmetrics.utilities.data import dim_zero_cat
 THRESHOLD = 0.5
 """Probability from which a label counts as predicted, as in ML-GCN (arXiv 1904.03582)."""
 
-RESAMPLED_NUMBERS = 2**18
-"""Numbers of resampled images that are worked on at a time: what a processor's cache likes."""
+RANKED_NUMBERS = 2**22
+"""Scores that are ranked at a time."""
 
 TOP_K = 3
 """Labels an image that the second set of scores looks at, as the field does since J. Wang et al., arXiv 1604.04573."""
@@ -43,15 +43,14 @@ def average_precision(scores: Tensor, targets: Tensor) -> Tensor:
     """
     if scores.ndim == 1 and targets.ndim == 1:
         return average_precision(scores[:, None], targets[:, None])[0]
-    targets = _checked_targets(scores, targets)
+    targets = checked_targets(scores, targets)
     if len(scores) == 0:
         return scores.new_full((scores.shape[1],), torch.nan, dtype=torch.float64)
 
-    ranked = _ranked(scores, targets)
-    found = ranked.positive.cumsum(0)
-    precision = found.double() / ranked.known.cumsum(0).clamp(min=1)
-    scores = (precision.gather(0, ranked.tie_end) * ranked.positive).sum(0) / found[-1]
-    return scores.where((targets == 0).any(0), torch.nan)
+    # A group of labels at a time: the working memory is a dozen times that of their scores.
+    size = max(1, RANKED_NUMBERS // len(scores))
+    groups = [slice(start, start + size) for start in range(0, scores.shape[1], size)]
+    return torch.cat([_average_precision(scores[:, group], targets[:, group]) for group in groups])
 
 
 def mean_average_precision(scores: Tensor, targets: Tensor) -> tuple[float, int]:
@@ -79,66 +78,6 @@ def mean_average_precision(scores: Tensor, targets: Tensor) -> tuple[float, int]
     per_class = average_precision(scores, targets)
     counted = per_class.isfinite()
     return per_class.nanmean().item(), int(counted.sum())
-
-
-def bootstrap_interval(
-    scores: Tensor, targets: Tensor, *, num_resamples: int = 1000, confidence: float = 0.95, seed: int = 0
-) -> tuple[float, float]:
-    """Confidence interval of the mean average precision: what other test images of the same kind might have given.
-
-    The percentile interval (B. Efron and R. Tibshirani, "An Introduction to the Bootstrap", 1993, ch. 13) over images
-    drawn with replacement, all labels of an image together, less the bootstrap's estimate of bias (ch. 10): a positive
-    that is drawn twice retrieves itself, which lifts the average precision of rare classes in every draw. It says
-    nothing of other seeds of a training. A class without a positive or without a negative among the drawn images is
-    left out of the mean of that draw.
-
-    Args:
-        scores: (n, L), higher means more likely.
-        targets: (n, L), bool or integer: 1 present, 0 absent, −1 unknown.
-        num_resamples: How often n images are drawn, at least 1.
-        confidence: Share of the resamples inside, between 0 and 1.
-        seed: Of the draws.
-
-    Returns:
-        Lower and upper end, in 0–1; NaN where no label has a positive and a negative.
-
-    Raises:
-        ValueError: If a number is out of its range, and as `mean_average_precision`.
-        TypeError: If the targets are floats.
-    """
-    if num_resamples < 1 or not 0 < confidence < 1:
-        raise ValueError(
-            f"num_resamples={num_resamples} and confidence={confidence} were given: pass a number of at least 1, such "
-            "as 1000, and one between 0 and 1, such as 0.95"
-        )
-    if scores.ndim != 2:
-        raise ValueError(f"scores of shape {tuple(scores.shape)} have no label axis: give (n, L)")
-    targets = _checked_targets(scores, targets)
-    if not ((targets == 1).any(0) & (targets == 0).any(0)).any():
-        return float("nan"), float("nan")
-    ranked = _ranked(scores, targets)
-    generator = torch.Generator().manual_seed(seed)
-    num_images, num_labels = scores.shape
-    total, classes = torch.zeros(num_resamples, dtype=torch.float64), torch.zeros(num_resamples)
-    size = max(1, RESAMPLED_NUMBERS // num_images)
-    for start in range(0, num_resamples, size):
-        rows = slice(start, min(start + size, num_resamples))
-        drawn = torch.randint(num_images, (rows.stop - start, num_images), generator=generator)
-        times = torch.zeros(len(drawn), num_images).scatter_add_(1, drawn, torch.ones(1).expand(drawn.shape))
-        for label in range(num_labels):
-            counts = times[:, ranked.order[:, label]]
-            positive = counts * ranked.positive[:, label]
-            found, seen = positive.cumsum(1), (counts * ranked.known[:, label]).cumsum(1)
-            precision = (found / seen.clamp(min=1))[:, ranked.tie_end[:, label]]
-            there = (found[:, -1] > 0) & (seen[:, -1] > found[:, -1])
-            total[rows] += torch.where(there, (precision * positive).sum(1) / found[:, -1].clamp(min=1), 0.0)
-            classes[rows] += there
-    means = (total / classes)[classes > 0]
-    tail = (1 - confidence) / 2
-    bias = means.mean() - mean_average_precision(scores, targets)[0]
-    ends = means.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)) - bias
-    low, high = ends.clamp(0, 1).tolist()
-    return low, high
 
 
 def multilabel_scores(
@@ -176,7 +115,7 @@ def multilabel_scores(
     _check_settings(threshold, top_k)
     if probabilities.ndim != 2:
         raise ValueError(f"probabilities of shape {tuple(probabilities.shape)} were given: pass (n, L)")
-    targets = _checked_targets(probabilities, targets)
+    targets = checked_targets(probabilities, targets)
     if ((probabilities < 0) | (probabilities > 1)).any():
         raise ValueError(
             f"probabilities lie between {probabilities.min():g} and {probabilities.max():g}, expected 0 to 1: "
@@ -217,7 +156,7 @@ class _ByImage(Metric):
             ValueError: If the shapes do not fit or a target is none of 1, 0, −1.
             TypeError: If the targets are floats.
         """
-        targets = _checked_targets(probabilities, targets)
+        targets = checked_targets(probabilities, targets)
         if image_ids.shape != probabilities.shape[:1]:
             raise ValueError(
                 f"image_ids of shape {tuple(image_ids.shape)} were given for {len(probabilities)} images: one id each"
@@ -299,25 +238,19 @@ def first_places(values: Tensor) -> Tensor:
     return places.scatter_reduce(0, group, order, "amin").sort().values
 
 
-class _Ranked(NamedTuple):
-    """Images of each label by descending score, all (n, L) on the CPU or where the scores are."""
-
-    order: Tensor
-    positive: Tensor
-    known: Tensor
-    tie_end: Tensor
-    """Place of the last image with the same score: a tie is retrieved at once, at the precision of its last image."""
-
-
-def _ranked(scores: Tensor, targets: Tensor) -> _Ranked:
+def _average_precision(scores: Tensor, targets: Tensor) -> Tensor:
     scores = scores.double()
     order = scores.argsort(dim=0, descending=True)
     scores, targets = scores.gather(0, order), targets.gather(0, order)
     place = torch.arange(len(scores), device=scores.device)[:, None].expand_as(scores)
     ends = torch.ones_like(targets, dtype=torch.bool)
     ends[:-1] = scores[:-1] != scores[1:]
+    # A tie is retrieved at once, at the precision of its last image.
     tie_end = torch.where(ends, place, len(scores) - 1).flip(0).cummin(0).values.flip(0)
-    return _Ranked(order, targets == 1, targets >= 0, tie_end)
+    found = (targets == 1).cumsum(0)
+    precision = found.double() / (targets >= 0).cumsum(0).clamp(min=1)
+    by_class = (precision.gather(0, tie_end) * (targets == 1)).sum(0) / found[-1]
+    return by_class.where((targets == 0).any(0), torch.nan)
 
 
 def _precision_and_recall(predicted: Tensor, targets: Tensor, suffix: str) -> dict[str, float]:
@@ -341,8 +274,13 @@ def _harmonic_mean(left: float, right: float) -> float:
     return 2 * left * right / (left + right) if left + right else 0.0
 
 
-def _checked_targets(scores: Tensor, targets: Tensor) -> Tensor:
-    """Targets as int8, once they and the scores (n, L) are found to be in order."""
+def checked_targets(scores: Tensor, targets: Tensor) -> Tensor:
+    """Targets as int8, once they and the scores (n, L) are found to be in order.
+
+    Raises:
+        ValueError: If the shapes differ or have no label axis, a score is NaN or a target is none of 1, 0, −1.
+        TypeError: If the targets are floats.
+    """
     if scores.shape != targets.shape or scores.ndim != 2:
         raise ValueError(
             f"scores of shape {tuple(scores.shape)} and targets of shape {tuple(targets.shape)} do not fit: "

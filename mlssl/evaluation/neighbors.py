@@ -130,11 +130,14 @@ def knn_scores(
     neighbors = nearest_neighbors(queries, bank, k, query_ids=query_ids, bank_ids=bank_ids, chunk_size=chunk_size)
     scores = torch.zeros(len(queries), bank_labels.shape[1], device=queries.device)
     for rows in (slice(first, first + chunk_size) for first in range(0, len(queries), chunk_size)):
-        labels = bank_labels[neighbors.indices[rows].to(bank_labels.device)].to(queries.device)
         # Shares do not change where all weights are divided by the largest one, and exp cannot overflow.
-        closeness = neighbors.similarities[rows] - neighbors.similarities[rows, :1]
-        weight = (closeness / temperature).exp()[:, :, None] * (labels >= 0)
-        scores[rows] = (weight * (labels == 1)).sum(1) / weight.sum(1).clamp(min=torch.finfo(torch.float32).tiny)
+        weights = ((neighbors.similarities[rows] - neighbors.similarities[rows, :1]) / temperature).exp()
+        votes, total = torch.zeros_like(scores[rows]), torch.zeros_like(scores[rows])
+        for place in range(k):  # one by one, because k labels of each query at once do not fit where L is large
+            labels = bank_labels[neighbors.indices[rows, place].to(bank_labels.device)].to(queries.device)
+            votes.addcmul_(weights[:, place, None], labels == 1)
+            total.addcmul_(weights[:, place, None], labels >= 0)
+        scores[rows] = votes / total.clamp(min=torch.finfo(torch.float32).tiny)
     return scores
 
 

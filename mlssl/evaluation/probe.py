@@ -7,17 +7,16 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from mlssl.choices import PositiveWeight
+from mlssl.evaluation.bootstrap import bootstrap_interval
 from mlssl.evaluation.features import Features
 from mlssl.evaluation.logistic import Lines, logistic_regression
-from mlssl.evaluation.metrics import average_precision, bootstrap_interval, mean_average_precision
+from mlssl.evaluation.metrics import average_precision, mean_average_precision
 
 STRENGTHS = tuple(10 ** (k / 2) for k in range(-8, 3))
 """1e-4 to 10 in steps of √10: on a few thousand images from hardly any shrinkage to weights near 0."""
-
-LOGIT_BYTES = 3 * 2**29
-"""Room for the logits of the labels that are fitted together, which bounds memory beside the features."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +54,7 @@ def linear_probe(
     num_resamples: int = 1000,
     seed: int = 0,
     device: torch.device | str | None = None,
+    progress: bool = False,
 ) -> LinearProbeResult:
     """L2-regularised logistic regression for each label, on standardised features; the test set chooses nothing.
 
@@ -77,6 +77,7 @@ def linear_probe(
         num_resamples: Of the bootstrap for the interval; 0 for none.
         seed: Of the random split and of the bootstrap.
         device: To compute on; None takes a GPU where there is one.
+        progress: Whether to show bars with classes per second, once they have taken a second.
 
     Returns:
         Test mAP, average precisions and logits, and how the strength was chosen.
@@ -102,7 +103,9 @@ def linear_probe(
         precision = torch.cat(
             [
                 torch.stack([average_precision(logits, train_labels[held][:, labels]) for logits in by_strength])
-                for labels, by_strength in _fitted(lines, train_labels[fit], ordered, pos_weight, train.features, held)
+                for labels, by_strength in _fitted(
+                    lines, train_labels[fit], ordered, pos_weight, train.features, held, progress
+                )
             ],
             dim=1,
         )
@@ -110,7 +113,8 @@ def linear_probe(
         chosen = max(validation, key=lambda strength: validation[strength])
     lines = Lines(train.features, device=device)
     logits = torch.cat(
-        [only for _, (only,) in _fitted(lines, train_labels, [chosen], pos_weight, test.features, None)], dim=1
+        [only for _, (only,) in _fitted(lines, train_labels, [chosen], pos_weight, test.features, None, progress)],
+        dim=1,
     )
     mean, count = mean_average_precision(logits, test_labels)
     interval = (float("nan"), float("nan"))
@@ -163,16 +167,20 @@ def _fitted(
     pos_weight: PositiveWeight,
     others: Tensor,
     rows: Tensor | None,
+    progress: bool,
 ) -> Iterator[tuple[slice, Tensor]]:
     """Columns of some labels, and the logits (S, n, l) that what was fitted on `lines` gives other features for them.
 
     As many labels at a time as the room for their logits, and for what a step would change of them, allows.
     """
-    size = max(1, LOGIT_BYTES // (8 * len(lines) * len(strengths)))
-    for start in range(0, labels.shape[1], size):
-        columns = slice(start, start + size)
-        solution = logistic_regression(lines, labels[:, columns], strengths, pos_weight=pos_weight)
-        yield columns, solution.logits(others, rows)
+    size = max(1, lines.columns_at_once // len(strengths))
+    name = "probe, strengths" if len(strengths) > 1 else "probe"
+    with tqdm(total=labels.shape[1], desc=name, delay=1, disable=not progress, unit=" classes") as bar:
+        for start in range(0, labels.shape[1], size):
+            columns = slice(start, min(start + size, labels.shape[1]))
+            solution = logistic_regression(lines, labels[:, columns], strengths, pos_weight=pos_weight)
+            yield columns, solution.logits(others, rows)
+            bar.update(columns.stop - start)
 
 
 def _split(count: int, fraction: float, seed: int) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -131,6 +133,30 @@ def find_similar(
         for line, place in zip(found, nearest.indices.tolist(), strict=True)
     ]
     return Similar(found, boxes, nearest.values.tolist())
+
+
+def identical_files(query: Path, records: Records, lines: Sequence[int]) -> list[str]:
+    """What files share byte by byte: a remark for each of some images.
+
+    Args:
+        query: File that was compared with.
+        records: Images that were searched.
+        lines: Of those that were found, in their order.
+
+    Returns:
+        "identical to the query", "identical to number N" with N from 1 in the order of `lines`, or "".
+    """
+    seen, remarks = {_digest(query): "identical to the query"}, []
+    for number, line in enumerate(lines, start=1):
+        digest = _digest(records.path(line))
+        remarks.append(seen.get(digest, ""))
+        seen.setdefault(digest, f"identical to number {number}")
+    return remarks
+
+
+def _digest(path: Path) -> str:
+    """Of a file's bytes; of an image that has no file of its own, its name."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else str(path)
 
 
 def _boxes(image: ImageArray, grid: tuple[int, int, float]) -> list[Box]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,11 +14,16 @@ from torch import Tensor
 
 from mlssl.data.records import Records
 from mlssl.drawing import run as figures
-from mlssl.evaluation.geometry import map_2d
+from mlssl.evaluation.classes import FEW_POSITIVES, ClassCounts
+from mlssl.evaluation.geometry import directions_of_variance, map_2d, neighbor_map
+from mlssl.report.facts import backbone_name, facts_of, images_of, steps_taken
 from mlssl.report.measure import Snapshot, label_names, nearest_of_some, picture, spread_lines
 from mlssl.report.page import SPRITE_COLUMNS, THUMBNAIL, FeatureMap, Neighbor, Page, Plot, data_address, sprite
 from mlssl.report.verdicts import has_collapsed, is_learning, waits_for_data
 from mlssl.run_folder import Log
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MAX_POINTS = 600
 """Images on the map: their pictures take half a megabyte, and more points would hide one another."""
@@ -29,8 +33,6 @@ NUM_NEAREST = 5
 NUM_VIEW_GRIDS = 2
 MAX_LABELS = 6  # of an image, which a caption can hold
 START, END = "start of the run", "end of the run"
-MAX_TEXT = 300
-"""Characters of a setting that are shown."""
 
 
 class Looked(NamedTuple):
@@ -48,7 +50,12 @@ class Looked(NamedTuple):
 
 
 def build_page(
-    folder: Path, config: dict[str, Any], log: dict[str, Log], looked: Looked | None, notes: Sequence[str] = ()
+    folder: Path,
+    config: dict[str, Any],
+    log: dict[str, Log],
+    looked: Looked | None,
+    notes: Sequence[str] = (),
+    versions: str = "",
 ) -> Page:
     """Put the page together.
 
@@ -58,24 +65,27 @@ def build_page(
         log: Quantity → its values over the run.
         looked: What was seen of the network; None shows the log alone.
         notes: Sentences on how the network was looked at.
+        versions: Of what the run was made with, in words.
     """
     settings: dict[str, Any] = {
         "title": folder.resolve().name,
-        "facts": _facts(config, log, looked),
+        "facts": facts_of(folder, config, log, versions)
+        | (images_of(looked.all_train, looked.all_val) if looked else {}),
         "curves": _curves(log),
         "view_grids": _view_grids(folder),
         "version": version("mlssl"),
     }
     waits = waits_for_data(*(_median(log, name) for name in ("time/data", "time/step", "throughput/images_per_s")))
-    dataset = config.get("data_class") or config["data"].get("dataset")
+    dataset = config["data"].get("dataset") or config.get("data_class")
     if looked is None:
         return Page(subtitle=f"on {dataset}", verdicts=[waits], quality=_quality(log, {}), notes=notes, **settings)
     start, end = looked.start, looked.end
+    steps = steps_taken(log)
     return Page(
-        subtitle=f"{_backbone(config)} on {len(looked.all_train):,} images of {dataset}",
+        subtitle=f"{backbone_name(config)} on {len(looked.all_train):,} images of {dataset}",
         verdicts=[
-            is_learning(_map_of(start), _map_of(end), _gap(start), _gap(end)),
-            has_collapsed(end.spread, end.view_rank, end.num_views),
+            is_learning(_map_of(start), _map_of(end), _gap(start), _gap(end), steps),
+            has_collapsed(end.spread, end.view_rank, end.num_views, steps),
             waits,
         ],
         quality=[*_quality(log, _levels(start, end)), *_classes(start, end)],
@@ -87,76 +97,33 @@ def build_page(
     )
 
 
-def _facts(config: dict[str, Any], log: dict[str, Log], looked: Looked | None) -> dict[str, str]:
-    data, model, trainer = config["data"], config["model"], config["trainer"]
-    loss = log.get("train/loss", Log([], [], []))
-    epochs = f"{int(max(loss.epochs, default=-1)) + 1}"
-    if trainer.get("max_epochs"):
-        epochs += f" of {trainer['max_epochs']}"
-    facts = {"model": str(config.get("model_class") or "mlssl.MultiLabelSSLModule"), "backbone": _backbone(config)}
-    if config.get("data_class"):
-        facts["data"] = str(config["data_class"])
-    if looked is not None:
-        facts |= {
-            "training images": f"{len(looked.all_train):,}",
-            "val images": "none" if looked.all_val is None else f"{len(looked.all_val):,}",
-            "labels": str(len(looked.all_train.classes) or "none"),
-        }
-    facts |= {"epochs": epochs, "last logged step": f"{int(max(loss.steps, default=0)):,}"}
-    if "batch_size" in data:
-        facts["batch size (per device)"] = str(data["batch_size"])
-    if "size" in data:
-        facts["views"] = f"{data['size']} × {data['size']}"
-    if {"rows", "cols", "overlap"} <= data.keys():
-        facts["grid"] = f"{data['rows']} × {data['cols']}, overlap {data['overlap']}"
-    facts |= {name: _text(data[name]) for name in ("branches", "regions", "local_views") if data.get(name)}
-    if {"optimizer", "base_lr"} <= model.keys():
-        facts["optimizer"] = f"{model['optimizer']}, base_lr {model['base_lr']}"
-    facts["seed"] = str(config["seed_everything"])
-    if loss.values:
-        facts["loss, first → last"] = f"{loss.values[0]:.3f} → {loss.values[-1]:.3f}"
-    return facts
+def plot_of(name: str, title: str, caption: str, figure: Figure, table: dict[str, list[str]] | None = None) -> Plot:
+    """A figure with what the pointer says of its points."""
+    drawn = figures.svg(figure, name)
+    return Plot(name, title, caption, drawn, table, figures.hover_points(figure))
 
 
-def _backbone(config: dict[str, Any]) -> str:
-    return str(config["model"].get("backbone", "custom backbone"))
-
-
-def _text(value: object) -> str:
-    """A setting as one line, never evaluated."""
-    text = value if isinstance(value, str) else json.dumps(value, default=str)
-    return text if len(text) <= MAX_TEXT else text[:MAX_TEXT] + "…"
+LOSSES = {"train/loss": "total", "train/image_aware_loss": "image-aware", "train/pair_loss": "pair"}
+"""Quantities of the log that have a panel each, and what stands beside it."""
 
 
 def _curves(log: dict[str, Log]) -> list[Plot]:
     plots = []
-    losses = {
-        title: _over_steps(log[name])
-        for title, name in (
-            ("total", "train/loss"),
-            ("image-aware", "train/image_aware_loss"),
-            ("pair", "train/pair_loss"),
-        )
-        if name in log
-    }
+    losses = {title: {title: _over_steps(log[name])} for name, title in LOSSES.items() if name in log}
     if losses:
-        figure = figures.figure_of_curves(losses, "loss")
         caption = "Total = pair term + contrastive_weight × image-aware term. The pair term cannot fall below −1."
-        plots.append(Plot("loss", "Loss", caption, figures.svg(figure, "loss")))
+        plots.append(plot_of("loss", "Loss", caption, figures.figure_of_panels(losses)))
     if "train/lr" in log:
         figure = figures.figure_of_curves({"learning rate": _over_steps(log["train/lr"])}, "learning rate")
-        caption = "As the steps were taken, scaled by the views of a step."
-        plots.append(Plot("lr", "Learning rate", caption, figures.svg(figure, "lr")))
+        plots.append(plot_of("lr", "Learning rate", "As the steps were taken, scaled by the views of a step.", figure))
     if "throughput/images_per_s" in log:
-        figure = figures.figure_of_curves({"images a second": _over_steps(log["throughput/images_per_s"])}, "images/s")
-        caption = "Images, not views, of all devices; means over 50 steps."
-        plots.append(Plot("speed", "Speed", caption, figures.svg(figure, "speed")))
+        speed = {"images per second": _over_steps(log["throughput/images_per_s"])}
+        figure = figures.figure_of_curves(speed, "images/s", from_zero=True)
+        plots.append(plot_of("speed", "Speed", "Images, not views, of all devices; means over 50 steps.", figure))
     if {"time/data", "time/step"} <= log.keys():
         times = {"waiting for data": _over_steps(log["time/data"]), "computing": _over_steps(log["time/step"])}
-        figure = figures.figure_of_curves(times, "seconds a step")
-        plots.append(
-            Plot("time", "Where the time goes", "Means over 50 steps, on one device.", figures.svg(figure, "time"))
-        )
+        figure = figures.figure_of_curves(times, "seconds per step", from_zero=True)
+        plots.append(plot_of("time", "Where the time goes", "Means over 50 steps, on one device.", figure))
     return plots
 
 
@@ -176,7 +143,7 @@ def _quality(log: dict[str, Log], levels: Mapping[str, float]) -> list[Plot]:
             f"start → end: probe {levels['probe, start']:.3f} → {levels['probe, end']:.3f}, "
             f"kNN {levels['kNN, start']:.3f} → {levels['kNN, end']:.3f}. "
         ) + (words if curves else "")
-    return [Plot("quality", "Probe and nearest neighbours", words, figures.svg(figure, "quality"))]
+    return [plot_of("quality", "Probe and nearest neighbours", words, figure)]
 
 
 def _levels(start: Snapshot, end: Snapshot) -> dict[str, float]:
@@ -193,16 +160,25 @@ def _classes(start: Snapshot, end: Snapshot) -> list[Plot]:
     precisions = {START: start.probe.average_precision, END: end.probe.average_precision}
     order = end.probe.average_precision.nan_to_num(-1).argsort(descending=True).tolist()
     order = [place for place in order if end.probe.average_precision[place].isfinite()]
-    positives = (end.features.labels == 1).sum(0) if end.features.labels is not None else None
+    assert end.features.labels is not None
+    positives = (end.features.labels == 1).sum(0).tolist()
+    counts = ClassCounts(end.images.classes, [0] * len(positives), positives)
     table = {
         "class": [end.images.classes[place] for place in order],
-        "images": ["" if positives is None else str(int(positives[place])) for place in order],
+        "images": [str(positives[place]) for place in order],
         "start": [f"{start.probe.average_precision[place].item():.3f}" for place in order],
         "end": [f"{end.probe.average_precision[place].item():.3f}" for place in order],
     }
-    caption = "Average precision of each class by the linear probe; bars: the end of the run, strokes: its start."
-    figure = figures.figure_of_classes(precisions)
-    return [Plot("classes", "Each class", caption, figures.svg(figure, "classes"), table)]
+    rare = sum(positives[place] < FEW_POSITIVES for place in order)
+    caption = (
+        "Average precision of each class by the linear probe; bars: the end of the run, strokes: its start. Behind a "
+        f"class: val images that show it; {rare} of {len(order)} have fewer than {FEW_POSITIVES} (*), and say little."
+    )
+    if len(order) > figures.MOST_BARS:
+        half = figures.MOST_BARS // 2
+        caption += f" Drawn are the best and the worst {half}; all {len(order)} stand under Numbers."
+    figure = figures.figure_of_classes(precisions, [counts.label(place) for place in range(len(positives))])
+    return [plot_of("classes", "Each class", caption, figure, table)]
 
 
 def _geometry(start: Snapshot, end: Snapshot, num_images: int) -> list[Plot]:
@@ -212,20 +188,21 @@ def _geometry(start: Snapshot, end: Snapshot, num_images: int) -> list[Plot]:
         for kind, values in end.cosines.items()
     )
     spectra = figures.figure_of_spectra({"start": start.spectrum, "end": end.spectrum})
+    directions = [directions_of_variance(one.spectrum) for one in (start, end)]
     return [
-        Plot(
+        plot_of(
             "cosines",
             "How alike are views?",
             f"Cosines of the projections of views of training images. Means at the end: {means}. The three should be "
             "ordered, and other images apart from the rest.",
-            figures.svg(cosines, "cosines"),
+            cosines,
         ),
-        Plot(
+        plot_of(
             "spectrum",
             "Directions that the features use",
-            f"Singular values of the features of {num_images:,} images about their mean. Effective rank "
-            f"{end.rank:.0f} of {len(end.spectrum)} (start {start.rank:.0f}).",
-            figures.svg(spectra, "spectrum"),
+            f"Singular values of the features of {num_images:,} images about their mean. 90 % of the variance lies in "
+            f"{directions[1]} of {len(end.spectrum)} directions (start {directions[0]}).",
+            spectra,
         ),
     ]
 
@@ -242,7 +219,10 @@ def _feature_map(end: Snapshot, shown: Records) -> FeatureMap:
         # The rarest of the frequent labels of an image says most about it.
         groups = [next((g for g in range(min(8, len(order)) - 1, -1, -1) if row[order[g]]), -1) for row in present]
     names = [shown.classes[column] for column in order]
-    figure = figures.figure_of_map(places, shares, groups, names[:8])
+    maps = [figures.svg(figures.figure_of_map(places, shares, groups, names[:8]), "map")]
+    better = neighbor_map(end.features.features[torch.from_numpy(lines)])
+    if better is not None:
+        maps.append(figures.svg(figures.figure_of_map(better[0], None, groups, names[:8]), "map-neighbors"))
     points = [
         {
             "name": shown.path(line).name,
@@ -255,11 +235,15 @@ def _feature_map(end: Snapshot, shown: Records) -> FeatureMap:
         f"{len(lines):,} images on the two directions along which their features vary most (PCA of unit vectors). "
         "Point at one to see it."
     )
+    if better is not None:
+        caption += (
+            f" Below, t-SNE of the same vectors, which keeps neighbours better (trustworthiness {better[1]:.2f}, PCA "
+            f"{better[2]:.2f}); distances between its groups mean nothing."
+        )
     if names:
         caption += " An image is coloured by the rarest of the eight most frequent labels that it shows."
-    plot = Plot("map", "Map of the images", caption, figures.svg(figure, "map"))
     images = [picture(shown, line) for line in lines.tolist()]
-    return FeatureMap(plot, sprite(images), SPRITE_COLUMNS, THUMBNAIL, points, names)
+    return FeatureMap(maps, caption, sprite(images), SPRITE_COLUMNS, THUMBNAIL, points, names)
 
 
 def _neighbors(end: Snapshot, shown: Records) -> list[list[Neighbor]]:
@@ -304,7 +288,7 @@ def _notes(looked: Looked) -> list[str]:
     strengths = f"{start.probe.strength:.2g} at the start, {end.probe.strength:.2g} at the end"
     return [
         f"The probe learned from {len(looked.train):,} of {len(looked.all_train):,} training images and was scored on "
-        f"{len(end.images):,} val images, in {end.probe.num_classes} classes that these show, with average pooling; "
+        f"{len(end.images):,} val images, in {end.probe.num_classes} classes that these show; "
         f"how strongly it is regularised was chosen on a fifth of the training images ({strengths})."
     ]
 

@@ -12,6 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from mlssl.backbones import image_shape, pooled_features
+from mlssl.choices import Pooling
 from mlssl.contracts import FeatureNetwork
 from mlssl.data.bad_images import BadImages
 from mlssl.data.datasets import ImageDataset, collated
@@ -23,7 +25,7 @@ from mlssl.evaluation.geometry import effective_rank, feature_spectrum, pair_cos
 from mlssl.evaluation.metrics import mean_average_precision
 from mlssl.evaluation.neighbors import NUM_NEIGHBORS, Neighbors, knn_scores, nearest_neighbors
 from mlssl.evaluation.probe import LinearProbeResult, linear_probe
-from mlssl.modes import training_mode
+from mlssl.modes import eval_mode, training_mode
 from mlssl.views.blocks import BlockViews
 
 MAX_VIEWS = 1024
@@ -105,6 +107,41 @@ def label_names(records: Records, line: int) -> list[str]:
     return [records.classes[column] for column in np.flatnonzero(records.labels[line] == 1)]
 
 
+def features_of(
+    model: FeatureNetwork,
+    records: Records,
+    eval_size: tuple[int, int],
+    *,
+    batch_size: int = 64,
+    num_workers: int = 0,
+    pooling: Pooling = "avg",
+    progress: str = "",
+) -> Features:
+    """Features of whole images; one that cannot be decoded is left out, as in a run that skips it.
+
+    `progress` is the name of a bar; empty for none.
+    """
+    loader = PartialLoader(
+        ImageDataset(records, eval_size, BadImages(len(records))),
+        batch_size,
+        num_workers=num_workers,
+        collate_fn=collated,
+        generator=torch.Generator(),
+    )
+    return extract_features(model, loader, pooling=pooling, progress=progress or False)
+
+
+def usable_pooling(backbone: nn.Module, pooling: Pooling) -> Pooling:
+    """The pooling, or the average where the last feature map of the backbone cannot be reached."""
+    image = torch.zeros(1, *image_shape(backbone), device=next(backbone.parameters()).device)
+    try:
+        with eval_mode(backbone):
+            pooled_features(backbone, image, pooling)
+    except ValueError:
+        return "avg"
+    return pooling
+
+
 def measure(
     model: ProjectingNetwork,
     train: Records,
@@ -116,6 +153,7 @@ def measure(
     num_workers: int = 0,
     seed: int = 0,
     progress: str = "",
+    pooling: Pooling = "avg",
 ) -> Snapshot:
     """Look at a network. Weights, buffers, training flags and the global random state are as before afterwards.
 
@@ -129,29 +167,30 @@ def measure(
         num_workers: Loader processes.
         seed: Of the views and of the probe's split.
         progress: Name of the network in bars with images per second; empty for none.
+        pooling: Of the features of whole images.
 
     Raises:
         ValueError: As `extract_features` and `linear_probe`.
     """
 
-    def features_of(records: Records, split: str) -> Features:
-        # An image that cannot be decoded is passed over, as in a run that skips it; another run has stopped there.
-        loader = PartialLoader(
-            ImageDataset(records, eval_size, BadImages(len(records))),
-            batch_size,
+    def seen(records: Records, split: str) -> Features:
+        return features_of(
+            model,
+            records,
+            eval_size,
+            batch_size=batch_size,
             num_workers=num_workers,
-            collate_fn=collated,
-            generator=torch.Generator(),
+            pooling=pooling,
+            progress=f"{progress}, {split}" if progress else "",
         )
-        return extract_features(model, loader, progress=f"{progress}, {split}" if progress else False)
 
     candidates = train if val is None else val
-    shown = features_of(candidates, "train" if val is None else "val")
+    shown = seen(candidates, "train" if val is None else "val")
     if len(shown.image_ids) < len(candidates):
         candidates = candidates.subset(np.isin(candidates.image_ids, shown.image_ids.numpy()))
     probe, knn = None, None
     if val is not None and shown.labels is not None and train.labels is not None and bool((shown.labels == 1).any()):
-        bank = features_of(train, "train")
+        bank = seen(train, "train")
         assert bank.labels is not None
         probe = linear_probe(bank, shown, num_resamples=0, seed=seed)
         k = min(NUM_NEIGHBORS, len(bank.features))

@@ -32,6 +32,18 @@ class Plot:
     svg: str
     table: Mapping[str, Sequence[str]] | None = None
     """Columns of numbers to unfold beneath it."""
+    hover: Sequence[tuple[float, float, str]] = ()
+    """What is shown where, in the units of the `<svg>`."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Numbers or settings of several runs: a caption, the head of each column, and rows."""
+
+    title: str
+    caption: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -46,9 +58,11 @@ class Neighbor:
 
 @dataclass(frozen=True)
 class FeatureMap:
-    """What the map needs beside its `<svg>`: a sheet of small pictures, and the labels of each."""
+    """What the maps of one set of images need beside their `<svg>`: a sheet of small pictures, and their labels."""
 
-    plot: Plot
+    maps: Sequence[str]
+    """Of the same images in the same order."""
+    caption: str
     sprite: str
     columns: int
     side: int
@@ -73,6 +87,7 @@ class Page:
     """Rows: the query, then its nearest."""
     feature_map: FeatureMap | None = None
     notes: Sequence[str] = field(default=())
+    tables: Sequence[Table] = ()
     version: str = ""
 
 

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from mlssl.choices import Pooling
 from mlssl.data.datamodule import MultiLabelDataModule
+from mlssl.evaluation.frozen import POOLING
 from mlssl.received import WEIGHTS_TO_READ, is_remote, leaves_of
 from mlssl.report.content import Looked, build_page
-from mlssl.report.measure import measure, some_images
+from mlssl.report.measure import measure, some_images, usable_pooling
 from mlssl.report.networks import network_at_end, network_at_start
 from mlssl.report.page import write_page
 from mlssl.run_folder import last_checkpoint, read_config, read_log
@@ -34,6 +37,8 @@ def write_report(
     num_workers: int | None = None,
     progress: bool = False,
     trust: bool = False,
+    eval_size: tuple[int, int] | None = None,
+    pooling: Pooling = POOLING,
 ) -> Path:
     """Write one HTML file about a run of `mlssl fit`.
 
@@ -48,6 +53,8 @@ def write_report(
         progress: Whether to show bars with images per second.
         trust: Whether to read and download what the config of the run names: published weights that it began with, and
             images at an address.
+        eval_size: Height and width that whole images are resized to; those of the run by default.
+        pooling: Of their features; the average where a backbone has no map to be pooled otherwise.
 
     Returns:
         The file.
@@ -62,15 +69,24 @@ def write_report(
     config, checkpoint = read_config(folder), last_checkpoint(folder)
     content = load_checkpoint(checkpoint)
     check_content(content, checkpoint)
-    looked, notes = None, _reason_not_to_look(config, content, checkpoint, trust)
+    looked, notes = None, reason_not_to_look(config, content, checkpoint, trust)
     if not notes:
-        looked, notes = _look(config, content, checkpoint, max_images, num_workers, progress, trust)
+        how = {"num_workers": num_workers, "progress": progress, "eval_size": eval_size, "pooling": pooling}
+        looked, notes = _look(config, content, checkpoint, max_images, trust, how)
     path = Path(output) if output is not None else folder / "report.html"
-    write_page(build_page(folder, config, read_log(folder), looked, notes), path)
+    write_page(build_page(folder, config, read_log(folder), looked, notes, versions(content)), path)
     return path
 
 
-def _reason_not_to_look(
+def versions(checkpoint: Mapping[str, Any]) -> str:
+    """Of Lightning in the run, and of what reads it now."""
+    made = checkpoint.get("pytorch-lightning_version")
+    of_run = f"Lightning {made} in the run; " if isinstance(made, str) else ""
+    names = ("mlssl", "torch", "timm", "lightning")
+    return f"{of_run}this page by {', '.join(f'{name} {version(name)}' for name in names)}"
+
+
+def reason_not_to_look(
     config: Mapping[str, Any], content: Mapping[str, Any], checkpoint: Path, trust: bool
 ) -> list[str]:
     """Why the network or the images cannot be had without importing what the run names; nothing where they can."""
@@ -96,15 +112,14 @@ def _look(
     content: Mapping[str, Any],
     checkpoint: Path,
     max_images: int,
-    num_workers: int | None,
-    progress: bool,
     trust: bool,
+    how: Mapping[str, Any],
 ) -> tuple[Looked, list[str]]:
     seed = int(config["seed_everything"])
     end = network_at_end(content, checkpoint)
     of_library = _of_library(config, "model_class")
     arguments = (config["model"].get("backbone_kwargs") or {}) if of_library else None
-    settings, notes = _plain_settings(config["data"])
+    settings, notes = plain_settings(config["data"])
     try:
         reads = sorted(name for name, value in (arguments or {}).items() if name in WEIGHTS_TO_READ and value)
         start = network_at_start(content, checkpoint, seed, None if reads and not trust else arguments)
@@ -132,17 +147,30 @@ def _look(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     train = some_images(data.train_records, max_images)
     val = None if data.val_records is None else some_images(data.val_records, max_images)
+    size = how["eval_size"] or data.eval_size
     measured: dict[str, Any] = {
         "batch_size": batch_size,
-        "num_workers": data.image_dataloader("train").num_workers if num_workers is None else num_workers,
+        "num_workers": workers(data, how["num_workers"]),
         "seed": seed,
+        "pooling": usable_pooling(end.backbone, how["pooling"]),
     }
-    names = ("at the start", "at the end") if progress else ("", "")
+    notes.append(words_of_images(size, measured["pooling"]))
+    names = ("at the start", "at the end") if how["progress"] else ("", "")
     first, last = (
-        measure(one.to(device), train, val, data.views, data.eval_size, **measured, progress=name)
+        measure(one.to(device), train, val, data.views, size, **measured, progress=name)
         for one, name in zip((start, end), names, strict=True)
     )
     return Looked(first, last, data.train_records, data.val_records, train), notes
+
+
+def workers(data: MultiLabelDataModule, num_workers: int | None) -> int:
+    """Loader processes: those that were asked for, or those of the run."""
+    return data.image_dataloader("train").num_workers if num_workers is None else num_workers
+
+
+def words_of_images(size: tuple[int, int], pooling: str) -> str:
+    """How features of whole images are taken, which `mlssl linear` prints too."""
+    return f"Features are of whole images of {size[0]} × {size[1]} pixels, pooling {pooling}."
 
 
 def _of_library(config: Mapping[str, Any], name: str) -> bool:
@@ -150,7 +178,7 @@ def _of_library(config: Mapping[str, Any], name: str) -> bool:
     return str(config.get(name) or "mlssl").partition(".")[0] == "mlssl"
 
 
-def _plain_settings(data: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def plain_settings(data: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Settings of the datamodule without those that name code or files of the user's, and what to say of that."""
     settings = {name: value for name, value in data.items() if name not in _VIEWS or _is_plain(value)}
     settings.pop("local_views", None)  # of which nothing is shown

@@ -16,6 +16,12 @@ WAITING, SOME_WAITING = 0.5, 0.2
 """Shares of a step's time spent on waiting for data: more than half is bound by data, less than a fifth is not."""
 
 
+MIN_STEPS = 100
+"""Least steps of a run of which anything is said: before, the learning rate is still rising, and numbers jump."""
+
+TOO_EARLY = "Too early to say."
+
+
 class Verdict(NamedTuple):
     """An answer to a question about a run: `state` is how it is marked, `answer` and `reason` are for the reader."""
 
@@ -25,7 +31,7 @@ class Verdict(NamedTuple):
     reason: str
 
 
-def is_learning(start: float | None, end: float | None, start_gap: float, end_gap: float) -> Verdict:
+def is_learning(start: float | None, end: float | None, start_gap: float, end_gap: float, steps: int) -> Verdict:
     """Say whether the features have become better.
 
     Args:
@@ -33,6 +39,7 @@ def is_learning(start: float | None, end: float | None, start_gap: float, end_ga
         end: At its end.
         start_gap: Mean cosine of views of one image minus that of two images, at the start.
         end_gap: At the end.
+        steps: That were taken.
     """
     question = "Is it learning?"
     if start is not None and end is not None:
@@ -40,6 +47,8 @@ def is_learning(start: float | None, end: float | None, start_gap: float, end_ga
             f"A linear probe on the frozen features goes from {start:.3f} at the start to {end:.3f} "
             f"({end - start:+.3f} mAP); a rise above {MIN_GAIN:g} counts."
         )
+        if steps < MIN_STEPS:
+            return Verdict(question, "unsure", TOO_EARLY, reason + _taken(steps))
         if end - start > MIN_GAIN:
             return Verdict(question, "good", "Yes.", reason)
         if end - start > 0:
@@ -49,18 +58,21 @@ def is_learning(start: float | None, end: float | None, start_gap: float, end_ga
         f"Without labels only the views tell: those of one image are closer than those of two images by {end_gap:.2f} "
         f"(mean cosine), at the start by {start_gap:.2f}; {MIN_GAP:g} more counts."
     )
+    if steps < MIN_STEPS:
+        return Verdict(question, "unsure", TOO_EARLY, reason + _taken(steps))
     if end_gap - start_gap >= MIN_GAP:
         return Verdict(question, "good", "It tells images apart.", reason)
     return Verdict(question, "unsure", "Not to be seen.", reason + " Train longer, or give a labelled val set.")
 
 
-def has_collapsed(spread: float, rank: float, num_views: int) -> Verdict:
+def has_collapsed(spread: float, rank: float, num_views: int, steps: int) -> Verdict:
     """Say whether the projections have become alike.
 
     Args:
         spread: `mlssl.evaluation.geometry.spread` of the projections, 0 to 1.
         rank: Their effective rank.
         num_views: Views that both are taken from, which bound the rank.
+        steps: That were taken.
     """
     reason = (
         f"The projections of {num_views} views have spread {spread:.2f} (1 is healthy, below {MIN_STD:g} is not) "
@@ -68,6 +80,8 @@ def has_collapsed(spread: float, rank: float, num_views: int) -> Verdict:
     )
     if spread < MIN_STD or rank < MIN_RANK:
         return Verdict("Has it collapsed?", "bad", "Yes.", f"{reason} {REMEDY}")
+    if steps < MIN_STEPS:
+        return Verdict("Has it collapsed?", "unsure", TOO_EARLY, reason + _taken(steps))
     if spread < 0.5:
         return Verdict("Has it collapsed?", "unsure", "Not yet.", reason + " The spread is low: keep an eye on it.")
     return Verdict("Has it collapsed?", "good", "No.", reason)
@@ -96,3 +110,7 @@ def waits_for_data(data: float | None, step: float | None, images_per_s: float |
     if share > SOME_WAITING:
         return Verdict(question, "unsure", "Somewhat.", reason + " More workers may help.")
     return Verdict(question, "good", "No.", reason)
+
+
+def _taken(steps: int) -> str:
+    return f" The run took {steps:,} steps, and fewer than {MIN_STEPS} say little."

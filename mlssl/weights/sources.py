@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from mlssl.backbones import build_backbone, built_as, pixel_statistics, rebuild_backbone
 from mlssl.private import uncompiled
+from mlssl.run_folder import checkpoint_at
 from mlssl.weights.checkpoints import (
     architecture,
     check_holds,
@@ -29,6 +30,7 @@ from mlssl.weights.checkpoints import (
     weights_of,
 )
 from mlssl.weights.history import history_of_checkpoint, history_of_module
+from mlssl.weights.pretrained import asks_for_weights, published_backbone
 from mlssl.weights.published import NESTED, has_norm_before_pooling, of_encoder
 
 TIMM_CONFIG = "config.json"
@@ -53,7 +55,10 @@ class Backbone(nn.Module):
     Attributes:
         name: As `build_backbone` takes it; None for a custom network.
         arguments: Of its constructor.
+        untrained: Whether it was opened by a name alone, so that its weights are random.
     """
+
+    untrained = False
 
     pixel_mean: Tensor
     pixel_std: Tensor
@@ -103,15 +108,18 @@ class Backbone(nn.Module):
 
 
 def open_backbone(source: str, *, seed: int = 0) -> Backbone:
-    """Open what a user calls a backbone, frozen; no weights are downloaded, and no code in a file is run.
+    """Open what a user calls a backbone, frozen; no code in a file is run.
 
     ===================================  ==================================================================
     source                               is
     ===================================  ==================================================================
+    ``runs/fit-…``                       the folder of a run, of which the last checkpoint is taken
     ``runs/…/last.ckpt``                 a Lightning checkpoint of a `MultiLabelSSLModule`, or FSDP's folder of shards
     ``backbone.safetensors``             a file of `mlssl.export_backbone`, whose header names the backbone, or its
                                          folder of format "timm-dir"
     ``resnet50=weights.pth``             a timm name, or ``torchvision/<name>``, with the weights of a local file
+    ``resnet50.a1_in1k``                 a timm name with the tag of published weights, cached or downloaded by timm
+    ``resnet50:pretrained``              the same with the library's default weights; for torchvision's names as well
     ``resnet50``                         the same, untrained
     ===================================  ==================================================================
 
@@ -126,9 +134,10 @@ def open_backbone(source: str, *, seed: int = 0) -> Backbone:
     Raises:
         FileNotFoundError: If a file is not there.
         ValueError: On an unknown name, a file that is no checkpoint, is damaged, holds code, does not name its
-            backbone, or whose weights do not fit; missing and unexpected ones are named.
+            backbone, or whose weights do not fit; missing and unexpected ones are named. Where published weights
+            cannot be had.
     """
-    path = Path(source)
+    path = checkpoint_at(Path(source))
     name, equals, file = source.partition("=")
     if equals and not path.exists():  # checkpoints are called epoch=9-step=700.ckpt
         _check_exists(Path(file))
@@ -142,22 +151,25 @@ def open_backbone(source: str, *, seed: int = 0) -> Backbone:
         if not path.is_dir():
             _check_exists(path)
         return _of_checkpoint(path).frozen()
+    untrained = not asks_for_weights(source)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            network = build_backbone(source)
+            network = build_backbone(source) if untrained else published_backbone(source)
         except ValueError:
             if path.is_dir():
                 load_checkpoint(path)  # which says what kind of folder it takes
             raise
-    return Backbone(network).frozen()
+    opened = Backbone(network).frozen()
+    opened.untrained = untrained
+    return opened
 
 
 def open_source(source: str | os.PathLike[str] | nn.Module, network: str = "backbone") -> Backbone:
     """One network of a checkpoint or of a module that has one as `.backbone`, or the network itself; not copied.
 
     Args:
-        source: Path of a checkpoint, or a module.
+        source: Path of a checkpoint, folder of a run, or a module.
         network: Name of the submodule; one other than the backbone has the backbone's architecture.
 
     Raises:
@@ -166,7 +178,7 @@ def open_source(source: str | os.PathLike[str] | nn.Module, network: str = "back
             holds pickled code.
     """
     if not isinstance(source, nn.Module):
-        return _of_checkpoint(Path(source), network)
+        return _of_checkpoint(checkpoint_at(Path(source)), network)
     source = getattr(source, "module", source) if type(source).__name__ == "DistributedDataParallel" else source
     backbone = getattr(source, "backbone", None)
     if network == "backbone" and not isinstance(backbone, nn.Module):

@@ -36,14 +36,17 @@ def test_two_backbones_in_one_table_with_its_files(capsys: pytest.CaptureFixture
     shown = capsys.readouterr()
     lines = shown.out.splitlines()
     assert lines[0].startswith("synthetic: 2000 training and 500 test images, 12 classes, threshold 0.5")
-    assert lines[1].split()[:3] == ["backbone", "linear", "mAP"]
-    for column in ("95 % interval", "kNN mAP (k 20)", "OF1", "1 % of labels", "100 % of labels"):
-        assert column in lines[1]
-    assert [line.split()[0] for line in lines[2:4]] == ["test_resnet", "test_vit"]
+    assert lines[1] == "whole images of 32 × 32 pixels, pooling avgmax"
+    assert lines[2].split()[:3] == ["backbone", "linear", "mAP"]
+    for column in ("95 % interval", "mAP (≥10)", "kNN mAP (k 20)", "OF1", "1 % of labels", "100 % of labels"):
+        assert column in lines[2]
+    assert [line.split()[:2] for line in lines[3:5]] == [["test_resnet", "(untrained)"], ["test_vit", "(untrained)"]]
+    assert lines[6].startswith("test_vit (untrained) − test_resnet (untrained)  ")
+    assert lines[7].startswith("positives among the test images; 0 of 12 classes")
     assert "images/s" in shown.err, "a bar"
 
     folder, written = results("linear")
-    assert [one["source"] for one in written["results"]] == ["test_resnet", "test_vit"]
+    assert [one["source"] for one in written["results"]] == ["test_resnet (untrained)", "test_vit (untrained)"]
     for one in written["results"]:
         assert one["interval"][0] < one["mAP"] < one["interval"][1]
         assert 0 < one["knn_mAP"] < 1
@@ -56,10 +59,11 @@ def test_two_backbones_in_one_table_with_its_files(capsys: pytest.CaptureFixture
     with (folder / "classes.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 12
     with (folder / "table.csv").open() as file:
-        assert [row["backbone"] for row in csv.DictReader(file)] == ["test_resnet", "test_vit"]
+        assert [row["backbone"] for row in csv.DictReader(file)] == ["test_resnet (untrained)", "test_vit (untrained)"]
     with Image.open(folder / "average_precision.png") as picture:
         assert min(picture.size) > 300
-    assert f"{folder}: results.json" in lines[-1]
+    files = "average_precision.png, classes.csv, differences.csv, results.json, table.csv"
+    assert lines[-1] == f"{folder}: {files}"
 
     # A second time the features are there, and another folder gets the same numbers.
     assert main(["knn", "test_resnet", "--cache", "features", "--k", "20", *SMALL]) == 0
@@ -93,6 +97,8 @@ def test_a_protocol_that_trains_runs_by_its_name(coco256: Path, capsys: pytest.C
 
 BAD_INPUT = {
     "a file that is missing": (["linear", "nowhere.ckpt"], "no file 'nowhere.ckpt'"),
+    "a backbone that comes twice": (["knn", "test_resnet", "test_vit", "test_resnet", *SMALL], "test_resnet was given"),
+    "a tag that is unknown": (["linear", "test_resnet.x", *SMALL], "no published weights with the tag 'x', its tags"),
     "a name that is unknown": (["knn", "resnet5O"], "did you mean 'resnet50'"),
     "a protocol that is unknown": (["linear", "test_resnet", "--protocol", "voc"], "coco-448"),
     "a protocol and a size": (

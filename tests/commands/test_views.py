@@ -45,7 +45,9 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 def test_a_picture_is_written_and_what_it_shows_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["views", "photo.png", "-o", "grid.png", "--size", "32", "--local_views", "{count: 3, size: 16}"]) == 0
-    assert capsys.readouterr().out == "grid.png: photo.png with 4 blocks and 8 views and 3 local views\n"
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "grid.png: photo.png with 4 blocks and 8 views and 3 local views"
+    assert lines[1] == "views of 32 × 32 pixels, grid 2 × 2, overlap 0.2, branches: paper"
     with Image.open("grid.png") as picture:
         assert min(picture.size) > 200
 
@@ -117,3 +119,26 @@ def test_bad_input_is_said_in_one_line(words: list[str], message: str, capsys: p
     assert line.startswith("mlssl: error: ")
     assert message in line
     assert not Path("views.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--size", "20"], "views of 20 × 20 pixels, grid 2 × 2, overlap 0.2, branches: paper"),
+        (["--size", "96", "--branches", "soft"], "views of 96 × 96 pixels, grid 2 × 2, overlap 0.2, branches: soft"),
+        (["--size", "96", "--branches", "[{}]"], "grid 2 × 2, overlap 0.2, branches: 1 of the user's"),
+    ],
+)
+def test_what_was_drawn_is_said_and_views_that_enlarge_the_photograph_are_warned_of(
+    words: list[str], said: str, drawn: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["views", "photo.png", *words]) == 0
+    printed = capsys.readouterr().out
+    assert said in printed
+    assert drawn["title"].startswith("photo.png, 90 × 120 pixels\n")
+    assert said in drawn["title"]
+    count = int((drawn["enlarged"] > 1.05).sum())
+    assert ("views enlarge the photograph" in printed) == (count > 0) == ("96" in words)
+    if count:
+        assert f"warning: {count} of {drawn['enlarged'].size} views enlarge the photograph, up to " in printed
+        assert "pass a smaller --size than 96" in printed

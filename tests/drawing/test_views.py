@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from mlssl.data.decoding import decode_rgb
-from mlssl.drawing.views import COLOURS, draw_view_grid
+from mlssl.drawing.views import COLOURS, draw_view_grid, enlargements
 from mlssl.views.blocks import BlockViews
 from mlssl.views.grid import Box, block_grid
 
@@ -104,6 +104,18 @@ def test_a_title_is_drawn_above() -> None:
     assert titled.shape[0] > without.shape[0]
     assert titled.shape[1] == without.shape[1]
     assert (titled[: titled.shape[0] - without.shape[0]] < 255).any()
+
+
+def test_a_view_that_is_larger_than_what_it_shows_is_tagged() -> None:
+    shown = np.array([[[0, 0, 1, 1], [0, 0, 0.25, 0.25]]])
+    enlarged = enlargements(shown, 64, 64, 32)
+    assert enlarged.tolist() == [[0.5, 2.0]]
+    views, boxes = plain_views(1, 2), block_grid(60, 90, 1, 2)
+    without, tagged = (draw_view_grid(GRAY, views, boxes, enlarged=one) for one in (None, enlarged))
+    changed = np.argwhere((without != tagged).any(2))
+    (_, (top, left)) = centres(without, 1, 2)[0]
+    assert (changed.min(0) > [top, left - 80]).all(), "in the lower half of the second view alone"
+    assert (changed.max(0) <= [top + 80, left + 80]).all()
 
 
 def test_the_file_holds_what_is_returned(tmp_path: Path) -> None:

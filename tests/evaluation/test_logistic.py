@@ -9,10 +9,9 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from mlssl.evaluation import logistic, probe
+from mlssl.evaluation import logistic
 from mlssl.evaluation.features import Features
 from mlssl.evaluation.logistic import Lines, logistic_regression
-from mlssl.evaluation.metrics import bootstrap_interval, mean_average_precision
 from mlssl.evaluation.probe import linear_probe
 
 
@@ -59,7 +58,7 @@ def test_features_read_anew_in_every_pass_give_the_same(monkeypatch: pytest.Monk
 def test_labels_in_groups_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     train, test = made(200, 0), made(100, 1)
     together = linear_probe(train, test, num_resamples=0)
-    monkeypatch.setattr(probe, "LOGIT_BYTES", 1)
+    monkeypatch.setattr(logistic, "LOGIT_BYTES", 1)
     alone = linear_probe(train, test, num_resamples=0)
     assert alone.strength == together.strength
     assert alone.validation == pytest.approx(together.validation, abs=1e-6)
@@ -97,61 +96,3 @@ def test_refuses_a_weight_that_is_none() -> None:
     for weight in (0.0, -1.0, float("inf"), float("nan")):
         with pytest.raises(ValueError, match=f"pos_weight={weight} was given: pass a number above 0, or 'balanced'"):
             logistic_regression(data.features, data.labels, [1.0], pos_weight=weight)  # type: ignore[arg-type]
-
-
-# ---------------------------------------------------------------------- the bootstrap
-
-
-def scored(count: int = 60, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    targets = torch.randint(-1, 2, (count, 5), generator=generator)
-    targets[:, 4] = targets[:, 4].clamp(max=0)
-    # Few levels, so that many images are tied.
-    scores = (targets + 3 * torch.rand(count, 5, generator=generator)).mul(4).round()
-    return scores, targets
-
-
-def test_interval_is_that_of_resamples_made_one_by_one() -> None:
-    scores, targets = scored()
-    generator = torch.Generator().manual_seed(5)
-    drawn = torch.randint(60, (200, 60), generator=generator)
-    means = torch.tensor([mean_average_precision(scores[rows], targets[rows])[0] for rows in drawn]).double()
-    bias = means.mean() - mean_average_precision(scores, targets)[0]
-    expected = (means.quantile(torch.tensor([0.05, 0.95], dtype=torch.float64)) - bias).tolist()
-    assert bootstrap_interval(scores, targets, num_resamples=200, confidence=0.9, seed=5) == pytest.approx(expected)
-
-
-def test_interval_holds_the_mean_shrinks_with_images_and_repeats() -> None:
-    widths = []
-    for count in (50, 800):
-        scores, targets = scored(count)
-        low, high = bootstrap_interval(scores, targets, num_resamples=200)
-        assert low < mean_average_precision(scores, targets)[0] < high
-        assert (low, high) == bootstrap_interval(scores, targets, num_resamples=200)
-        widths.append(high - low)
-    assert 2.5 < widths[0] / widths[1] < 6, "as the root of 16"
-
-
-def test_interval_of_rare_classes_holds_what_other_images_give() -> None:
-    generator = torch.Generator().manual_seed(0)
-
-    def test_set() -> tuple[torch.Tensor, torch.Tensor]:
-        targets = (torch.rand(100, 20, generator=generator) < 0.03).long()
-        targets[0] = 1  # every class is in the mean of every set
-        return targets + torch.randn(100, 20, generator=generator), targets
-
-    usual = float(np.mean([mean_average_precision(*test_set())[0] for _ in range(300)]))
-    ends = np.array([bootstrap_interval(*test_set(), num_resamples=200) for _ in range(40)])
-    inside = (ends[:, 0] <= usual) & (usual <= ends[:, 1])
-    assert inside.mean() > 0.85
-    assert abs(ends.mean() - usual) < 0.02, "without the correction the middle lies 0.036 too high"
-
-
-def test_interval_without_a_positive_is_nan_and_bad_numbers_are_refused() -> None:
-    scores, targets = scored()
-    assert np.isnan(bootstrap_interval(scores, targets.clamp(max=0))).all()
-    for numbers in ({"num_resamples": 0}, {"confidence": 1.0}, {"confidence": 0.0}):
-        with pytest.raises(ValueError, match=r"num_resamples=.* and confidence=.* were given"):
-            bootstrap_interval(scores, targets, **numbers)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="have no label axis"):
-        bootstrap_interval(scores[:, 0], targets[:, 0])

@@ -11,11 +11,11 @@ import torch
 from sklearn.metrics import average_precision_score, precision_score, recall_score
 from torch import Tensor
 
+from mlssl.evaluation.bootstrap import bootstrap_interval
 from mlssl.evaluation.metrics import (
     MultiLabelAveragePrecision,
     MultiLabelScores,
     average_precision,
-    bootstrap_interval,
     first_places,
     multilabel_scores,
 )

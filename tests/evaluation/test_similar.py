@@ -10,7 +10,7 @@ from torch import nn
 from mlssl.cli import main
 from mlssl.data.records import Records
 from mlssl.drawing.similar import draw_similar, draw_similarities
-from mlssl.evaluation.similar import block_similarities, find_similar
+from mlssl.evaluation.similar import block_similarities, find_similar, identical_files
 from mlssl.views.grid import block_grid
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
@@ -83,12 +83,29 @@ def test_the_image_itself_is_left_out_and_all_there_are_is_enough(records):
 
 def test_pictures_are_written(records, tmp_path):
     image, boxes = picture(RED, BLUE), block_grid(40, 60)
-    draw_similarities(image, boxes, block_similarities(MeanColour(), image, boxes, 32), tmp_path / "a.png", "title")
+    alike = block_similarities(MeanColour(), image, boxes, 32)
+    figure = draw_similarities(image, boxes, alike, tmp_path / "a.png", "title")
+    drawn = [one for axes in figure.axes for one in axes.images if one.get_array().ndim == 2]
+    table_and_maps = [one for one in drawn if one.get_cmap().name == "viridis"]
+    assert len(table_and_maps) == 1 + len(boxes)
+    assert len({one.get_clim() for one in table_and_maps}) == 1, "one scale"
+    assert all(one.get_alpha() < 0.5 for one in table_and_maps[1:]), "the photograph is seen through"
     found = find_similar(MeanColour(), image, records, 3, block=1, size=32)
-    draw_similar(image, boxes[1], records, found, tmp_path / "b.png", "image")
+    remarks = ["", "identical to number 1", ""]
+    figure = draw_similar(image, boxes[1], records, found, tmp_path / "b.png", "image", remarks)
+    assert [text.get_text() for axes in figure.subfigs[1].axes for text in axes.texts] == ["identical to number 1"]
+    assert [axes.get_title() for axes in figure.subfigs[0].axes] == ["query\nimage"]
     for name in ("a.png", "b.png"):
         with Image.open(tmp_path / name) as written:
             assert min(written.size) > 150
+
+
+def test_files_that_are_identical_are_told(folder):
+    for copy, of in (("query", "rr"), ("a", "rr"), ("b", "bb")):
+        (folder / f"{copy}.png").write_bytes((folder / f"{of}.png").read_bytes())
+    records = Records(["a.png", "bb.png", "br.png", "b.png"], root=folder)
+    remarks = identical_files(folder / "query.png", records, [0, 1, 2, 3])
+    assert remarks == ["identical to the query", "", "", "identical to number 2"]
 
 
 @pytest.mark.parametrize(
@@ -117,5 +134,6 @@ def test_the_commands_draw_files(folder, monkeypatch, capsys):
     assert sorted(path.name for path in (folder / "out").iterdir()) == ["n.png", "v-alike.png", "v.png"]
     printed = capsys.readouterr().out
     assert "rg.png and the 2 most like it of 4 images" in printed
+    assert "test_resnet is untrained" in printed
     assert "rg.png\n" not in printed  # the image is not its own neighbour
     assert main(["neighbors", "rg.png", ".", "--block", "9", *words]) == 2

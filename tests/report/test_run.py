@@ -46,6 +46,15 @@ def test_the_page_stands_in_the_run_and_holds_every_figure(page, drawn_run):
     text = page.read_text()
     assert all(f'id="{name}"' in text for name in [*FIGURES, "neighbors", "views"])
     assert text.count('class="card verdict') == 3
+    assert text.count("Too early to say.") == 2, "a run of six steps"
+    for words in (
+        "mlssl fit --config ",
+        "Lightning 2",
+        "whole images of 32 × 32 pixels, pooling avgmax",
+        "without val",
+    ):
+        assert words in text
+    assert text.count("effective rank") == 1, "of one thing only"
     ids = re.findall(r'\bid="([^"]+)"', text)
     assert len(ids) == len(set(ids))
 
@@ -253,6 +262,18 @@ def test_a_browser_shows_every_figure_without_an_error(scheme, width, page, brow
     assert tab.locator("#neighbors img").evaluate_all("all => all.every(one => one.complete && one.naturalWidth > 0)")
     paper = tab.evaluate("getComputedStyle(document.documentElement).backgroundColor")
     assert (paper == "rgb(255, 255, 255)") == (scheme == "light")
+    for name in FIGURES[:-1]:
+        chart = tab.locator(f"#{name} .plot").first
+        chart.scroll_into_view_if_needed()
+        x, y, words = chart.evaluate(
+            """one => {
+              const [x, y, words] = JSON.parse(one.querySelector("script").textContent)[0];
+              const at = new DOMPoint(x, y).matrixTransform(one.querySelector("svg").getScreenCTM());
+              return [at.x, at.y, words];
+            }"""
+        )
+        tab.mouse.move(x, y)
+        assert chart.locator(".tip").inner_text() == words
     tab.close()
 
 
@@ -263,17 +284,18 @@ def test_theme_map_and_class_answer_to_mouse_and_keyboard(page, browser):
     assert tab.evaluate("document.documentElement.dataset.theme") == "dark"
     tab.click("#theme")
     assert tab.evaluate("document.documentElement.dataset.theme") == "light"
-    assert not tab.locator("#tip").is_visible()
+    tip = tab.locator(".map-box .tip").first
+    assert not tip.is_visible()
     tab.locator("#map [id$='-points'] use").first.hover(force=True)
-    assert tab.locator("#tip").is_visible()
-    assert re.match(r"\d{6}: \w+", tab.locator("#tip span").inner_text())
-    tab.focus("#map-box")
+    assert tip.is_visible()
+    assert re.match(r"\d{6}: \w+", tip.locator("span").inner_text())
+    tab.locator(".map-box").first.focus()
     tab.keyboard.press("ArrowRight")
-    first = tab.locator("#tip span").inner_text()
+    first = tip.locator("span").inner_text()
     tab.keyboard.press("ArrowRight")
-    assert tab.locator("#tip span").inner_text() != first
+    assert tip.locator("span").inner_text() != first
     tab.keyboard.press("Escape")
-    assert not tab.locator("#tip").is_visible()
+    assert not tip.is_visible()
     tab.select_option("#class", index=1)
     marks = tab.locator("#map [id$='-points'] use").count()
     assert 0 < tab.locator("#map use.dim").count() < marks

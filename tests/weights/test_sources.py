@@ -50,7 +50,9 @@ def test_a_checkpoint_its_shards_and_its_exports_are_its_backbone(trained: Any, 
     ]
     by_lightning = shutil.copy(path, tmp_path / "epoch=9-step=700.ckpt")
     shards = in_shards(path, tmp_path / "last.ckpt")
-    for source in (path, by_lightning, *(report.path for report in exports), shards):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    shutil.copy(path, tmp_path / "run" / "checkpoints")
+    for source in (path, by_lightning, *(report.path for report in exports), shards, tmp_path / "run"):
         opened = open_backbone(str(source))
         torch.testing.assert_close(features(opened), features(model), rtol=1e-4, atol=1e-5)
         assert not any(parameter.requires_grad for parameter in opened.parameters())

@@ -1,0 +1,129 @@
+"""One page about several runs, and the parts of a page that need no run."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from mlssl.cli import main
+from mlssl.drawing.run import figure_of_classes, figure_of_curves, figure_of_panels, hover_points, svg
+from mlssl.evaluation.geometry import neighbor_map
+from mlssl.report.compare import differing_settings, write_comparison
+from mlssl.report.facts import facts_of
+from mlssl.run_folder import Log
+
+CONFIG = {"seed_everything": 0, "model": {"base_lr": 0.1}, "data": {"root": "photos"}, "trainer": {"max_epochs": 3}}
+
+
+@pytest.fixture
+def two_runs(drawn_run: Path, tmp_path: Path) -> list[Path]:
+    """A run, and the same under another name and another learning rate."""
+    other = tmp_path / "other"
+    shutil.copytree(drawn_run, other)
+    config = yaml.safe_load((other / "config.yaml").read_text())
+    config["model"]["base_lr"] = 0.7
+    (other / "config.yaml").write_text(yaml.safe_dump(config))
+    return [drawn_run, other]
+
+
+def test_two_runs_stand_on_one_page(
+    two_runs: list[Path], tmp_path: Path, browser, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "both.html"
+    words = [*map(str, two_runs), "-o", str(page), "--max_images", "60", "--num_workers", "0"]
+    assert main(["report", *words]) == 0
+    text = page.read_text()
+    assert "<td>model.base_lr</td><td>0.05</td><td>0.7</td>" in text
+    assert "<td>data.size</td>" not in text
+    name = two_runs[0].name
+    assert f"<td>other − {name}</td><td>+0.000</td><td>+0.000 to +0.000</td><td>no</td>" in text
+    assert "learned from 60 training images, scored on 60 val images" in text
+    tab = browser.new_page(viewport={"width": 400, "height": 900}, color_scheme="dark")
+    said: list[str] = []
+    tab.on("console", lambda message: said.append(message.text))
+    tab.on("pageerror", lambda error: said.append(str(error)))
+    tab.goto(page.as_uri())
+    assert said == []
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 400
+    for chart in ("loss", "lr", "speed", "probe"):
+        assert name in tab.locator(f"#{chart} svg").text_content()
+    tab.close()
+
+
+def test_runs_on_other_images_are_not_scored(two_runs: list[Path], tmp_path: Path) -> None:
+    path = two_runs[1] / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    config["data"]["root"] = "elsewhere"
+    path.write_text(yaml.safe_dump(config))
+    text = write_comparison(two_runs, tmp_path / "both.html", num_workers=0).read_text()
+    assert "The runs differ in data.root, so they are not scored on the same images here." in text
+    assert "probe mAP" not in text
+
+
+def test_what_is_no_comparison_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="2 runs were given, or one of them twice: pass two or more different runs"):
+        write_comparison([tmp_path, tmp_path / "."], tmp_path / "both.html")
+    with pytest.raises(ValueError, match="max_images=1 was given"):
+        write_comparison([tmp_path, tmp_path / "b"], tmp_path / "both.html", max_images=1)
+
+
+def test_settings_that_differ_are_listed_by_their_whole_name() -> None:
+    other = {**CONFIG, "model": {"base_lr": 0.2, "form": "mean_of_logs"}, "data": {"root": "photos"}}
+    table = differing_settings({"a": CONFIG, "b": other})
+    assert table.rows == [["model.base_lr", "0.1", "0.2"], ["model.form", "–", "mean_of_logs"]]
+    assert differing_settings({"a": CONFIG, "b": CONFIG}).caption == "No setting differs."
+
+
+def test_facts_tell_date_time_and_data_wherever_the_folder_lies() -> None:
+    log = {
+        "train/loss": Log([49, 99], [0, 1], [3.0, 2.0]),
+        "time/data": Log([49, 99], [0, 1], [0.5, 0.7]),
+        "time/step": Log([49, 99], [0, 1], [1.5, 1.3]),
+    }
+    facts = facts_of(Path("/moved/fit-20250102-030405-2"), CONFIG, log, "torch 2")
+    assert facts["started"] == "2025-01-02 03:04"
+    assert facts["training time"] == "about 3 min, without validation", "100 steps of 2 s"
+    assert (facts["steps"], facts["data folder"], facts["versions"]) == ("100", "photos", "torch 2")
+    assert "started" not in facts_of(Path("/moved/renamed"), CONFIG, {}, "")
+
+
+def test_the_pointer_finds_each_point_where_it_is_drawn() -> None:
+    figure = figure_of_curves({"rate": ([0, 10], [1.0, 3.0])}, "images/s", from_zero=True)
+    svg(figure, "speed")
+    (left, low, words), (right, high, last) = hover_points(figure)
+    assert (words, last) == ("step 0: rate 1", "step 10: rate 3")
+    assert left < right
+    assert low > high, "y of an SVG runs downwards"
+    assert figure.axes[0].get_ylim()[0] == 0
+    classes = figure_of_classes({"end": torch.tensor([0.2, 0.9])}, ["sky 30", "cow 4*"])
+    svg(classes, "classes")
+    assert [words for *_, words in hover_points(classes)] == ["cow 4*: end 0.9", "sky 30: end 0.2"]
+
+
+def test_each_loss_has_a_panel_with_its_own_scale() -> None:
+    figure = figure_of_panels({"total": {"total": ([0, 1], [5, 4])}, "pair": {"pair": ([0, 1], [-0.1, -0.2])}})
+    assert [axes.get_ylabel() for axes in figure.axes] == ["total", "pair"]
+    assert figure.axes[0].get_ylim()[0] > 3
+
+
+def test_of_many_classes_the_best_and_the_worst_are_drawn() -> None:
+    precisions = torch.linspace(0, 1, 200)
+    figure = figure_of_classes({"end": precisions}, [f"class {number}" for number in range(200)])
+    words = [text.get_text() for text in figure.axes[0].get_yticklabels()]
+    assert len(words) == 60
+    assert (words[0], words[-1]) == ("class 199", "class 0")
+
+
+def test_the_map_of_neighbours_is_shown_where_it_keeps_them_better() -> None:
+    generator = torch.Generator().manual_seed(0)
+    centres = 5 * torch.eye(8).repeat_interleave(5, dim=0)  # eight groups, which two directions cannot hold apart
+    found = neighbor_map(centres + 0.1 * torch.randn(40, 8, generator=generator))
+    assert found is not None
+    places, kept, of_pca = found
+    assert places.shape == (40, 2)
+    assert 0.5 < of_pca < kept <= 1
+    assert neighbor_map(centres[:19]) is None
