@@ -146,6 +146,7 @@ def test_fsdp_is_built_by_the_command_up_to_the_trainer(tmp_path: Path, monkeypa
     monkeypatch.chdir(tmp_path)
     for name in ("MLSSL_RUN_FOLDER", "PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
         monkeypatch.setenv(name, "")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 8)
     monkeypatch.setattr(CUDAAccelerator, "is_available", staticmethod(lambda: True))
     monkeypatch.setattr(CUDAAccelerator, "get_parallel_devices", staticmethod(lambda ids: [torch.device("cpu")] * 8))
     monkeypatch.setattr(CUDAAccelerator, "parse_devices", staticmethod(lambda devices: list(range(8))))

@@ -172,8 +172,8 @@ def bytes_sent() -> tuple[int, int]:
     """What this process hands to the others in the forward pass of a step: bytes of embeddings, and of all else."""
     sizes: list[Tensor] = []
     gather, reduce = dist.all_gather, dist.all_reduce
-    dist.all_gather = lambda parts, rows: (sizes.append(rows), gather(parts, rows))[1]
-    dist.all_reduce = lambda value: (sizes.append(value), reduce(value))[1]
+    dist.all_gather = lambda parts, rows, **of: (sizes.append(rows), gather(parts, rows, **of))[1]
+    dist.all_reduce = lambda value, **of: (sizes.append(value), reduce(value, **of))[1]
     try:
         with torch.no_grad():
             Frozen("test_resnet").training_step(own_share(), 0)

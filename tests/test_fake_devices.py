@@ -247,6 +247,7 @@ class CopiesToDevice(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")  # by deepcopy
 def test_an_export_takes_a_copy_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FakeTensorMode, "__deepcopy__", lambda mode, _: mode, raising=False)
     with on_fake("cuda") as (module, _, _):

@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
+from mlssl.callbacks.networks import workers_of
 from mlssl.data.datamodule import MultiLabelDataModule
 from mlssl.free_memory import free_memory_of_processor
 from mlssl.out_of_memory import free_memory_of, is_out_of_memory
@@ -170,7 +171,7 @@ def _measured(trainer: L.Trainer, module: Any) -> Memory:
     if len(taken[0]) != len(taken[1]):  # another way through the network
         taken = [[max(one)] for one in taken]
     fixed = gradients * (1 + _states_per_weight(trainer))
-    waiting = _waiting_bytes(data, on_device=not on_processor)
+    waiting = _waiting_bytes(data, workers_of(trainer), on_device=not on_processor)
     views_at_a_time = getattr(module, "views_at_a_time", None)
     moments = []
     for less, most in zip(*taken, strict=True):
@@ -184,13 +185,13 @@ def _measured(trainer: L.Trainer, module: Any) -> Memory:
     return Memory(moments)
 
 
-def _waiting_bytes(data: Any, on_device: bool) -> float:
+def _waiting_bytes(data: Any, workers: int, on_device: bool) -> float:
     """Bytes of an image's views in batches that wait: on a processor those of the loader's workers as well."""
     views = data.views
     pixels = views.num_branches * views.num_blocks * views.channels * views.size**2
     if views.local_views is not None:
         pixels += views.local_views.count * views.channels * views.local_views.size**2
-    return float(pixels * (1 if on_device else 1 + _BATCHES_PER_WORKER * data.hparams["num_workers"]))
+    return float(pixels * (1 if on_device else 1 + _BATCHES_PER_WORKER * workers))
 
 
 def _states_per_weight(trainer: L.Trainer) -> int:

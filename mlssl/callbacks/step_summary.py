@@ -157,8 +157,8 @@ def _takes_all(trainer: L.Trainer) -> bool:
 def _rows_of_machine(trainer: L.Trainer, pl_module: L.LightningModule) -> Rows:
     name = pl_module.hparams.get("backbone", type(getattr(pl_module, "backbone", pl_module)).__name__)
     parameters = sum(parameter.numel() for parameter in pl_module.parameters())
-    loader = trainer.train_dataloader or trainer.val_dataloaders or trainer.predict_dataloaders
-    workers = getattr(loader, "num_workers", None)
+    loaders = (trainer.train_dataloader, trainer.val_dataloaders, trainer.predict_dataloaders)
+    workers = getattr(next((one for one in loaders if one is not None), None), "num_workers", None)
     loading = "" if workers is None else f", loader processes {workers}" + " per device" * (trainer.world_size > 1)
     return [
         ("network", f"{name} and its heads, {_short(parameters)} parameters"),

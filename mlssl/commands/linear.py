@@ -25,8 +25,7 @@ def linear(
     Example: mlssl linear last.ckpt resnet18 --dataset corel5k --root FOLDER
 
     Args:
-        sources: Runs, checkpoints, exported files, NAME=FILE, NAME.TAG or NAME:pretrained for published weights, or
-            NAME, which is then untrained.
+        sources: Runs, checkpoints, exported files, NAME=FILE, NAME.TAG, NAME:pretrained, or NAME (untrained).
         options: Of images and features.
         protocol: Published evaluation, which fixes data, sizes and classifier: coco-448, voc12-to-voc07, voc07-svm
             or corel5k.
@@ -34,8 +33,8 @@ def linear(
         pos_weight: Weight of a positive, or balanced; 1 by default.
         threshold: Probability of a predicted label; 0.5 by default.
         epochs: In place of those of a protocol that trains.
-        save: Tagger to write for mlssl tag, tagger.safetensors, of one backbone; see docs/tagging.md.
-        precision: Of the tagger's labels; its thresholds have the best F1 by default.
+        save: Tagger to write, such as tagger.safetensors.
+        precision: Of the tagger's labels; best F1 by default.
     """
     from mlssl.commands.evaluation import (
         features_of,

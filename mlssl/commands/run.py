@@ -65,7 +65,7 @@ class RunCLI(OpenCLI):
         """Checkpoint that the run of the folder goes on from."""
         self._functions: dict[str, Any] = {}
         self._lock = ExitStack()
-        self._began = 0.0
+        self._began, self._steps_before = 0.0, 0
         self._interrupts = Interrupts()
         self._others = OtherProcesses()
         with self._interrupts:
@@ -272,8 +272,7 @@ class RunCLI(OpenCLI):
             elif isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_text("summary", as_code(json.dumps(summary, indent=2)))
                 logger.finalize("success")  # once more, for what was written after the Trainer did
-        begun = self.resumed or self.settings.ckpt_path
-        print(describe_end(self, self.folder, seconds, 0 if begun is None else steps_of(begun)))
+        print(describe_end(self, self.folder, seconds, self._steps_before))
 
     def before_fit(self) -> None:
         """Read the data before a logger begins a run; take the weights of another run's checkpoint if asked for.
@@ -284,6 +283,8 @@ class RunCLI(OpenCLI):
             ValueError: If the run is to be resumed too, or the weights are those of another model.
         """
         self._began = time.monotonic()
+        begun = self.resumed or self.settings.ckpt_path
+        self._steps_before = 0 if begun is None else steps_of(begun)
         data = self.datamodule
         # Where several processes check the images, each its share, they do so once they know of each other.
         if isinstance(data, MultiLabelDataModule) and not (

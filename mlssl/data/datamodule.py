@@ -19,7 +19,7 @@ from mlssl.data.formats import read_sets
 from mlssl.data.loader import PartialLoader, ResumableLoader
 from mlssl.data.option_checks import check_numbers, check_options, height_width
 from mlssl.data.records import Records
-from mlssl.data.set_checks import check_classes, check_own, check_presence, check_same_steps, check_steps
+from mlssl.data.set_checks import check_classes, check_own, check_presence, check_same_steps, check_steps, remarks_on
 from mlssl.data.set_options import SplitOptions, plain_options
 from mlssl.data.workers import default_workers, loader_of
 from mlssl.distributed import gather_objects
@@ -205,7 +205,7 @@ class MultiLabelDataModule(L.LightningDataModule):
         rows = []
         self.setup()
         for name, records in self._sets():
-            rows += [(name, describe(records)), *(("", sentence) for sentence in check_presence(name, records))]
+            rows += [(name, describe(records)), *(("", sentence) for sentence in remarks_on(name, records))]
         return rows
 
     @property

@@ -36,29 +36,31 @@ def check_own(sets: Mapping[str, Records | None], given: Mapping[str, object]) -
     check_classes(sets)
 
 
-def check_presence(name: str, records: Records) -> list[str]:
+def check_presence(name: str, records: Records) -> None:
     """Refuse labels that say nothing.
-
-    Returns:
-        Sentences about the classes that a set has no image of, or of which it has all.
 
     Raises:
         ValueError: No image shows any class, or no label is absent.
     """
     if records.labels is None:
-        return []
-    shown = (records.labels == 1).any(axis=0)
-    if not shown.any():
+        return
+    if not (records.labels == 1).any():
         raise ValueError(
             f"No image of {name} shows any of its {len(records.classes)} classes, all of its labels are absent or "
             "unknown: correct the labels, or leave them out."
         )
-    is_known_absent = (records.labels == 0).any(axis=0)
-    if not is_known_absent.any() and (records.labels == -1).any():
+    if not (records.labels == 0).any() and (records.labels == -1).any():
         raise ValueError(
             f"The labels of {name} are 1 and -1 and never 0, and -1 means unknown, so that no class can be scored: "
             "pass absent=-1 (--data.absent -1; in Python, to read_dataset) if it means absent, or 0 for what is absent."
         )
+
+
+def remarks_on(name: str, records: Records) -> list[str]:
+    """Sentences about the classes that a set has no image of, or of which it has all."""
+    if records.labels is None:
+        return []
+    shown, is_known_absent = (records.labels == 1).any(axis=0), (records.labels == 0).any(axis=0)
     remarks = []
     always = [one for one, there in zip(records.classes, is_known_absent, strict=True) if not there]
     if always:

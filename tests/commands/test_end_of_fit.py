@@ -72,7 +72,7 @@ def test_the_next_commands_work_as_printed(tmp_path: Path, capsys: pytest.Captur
     assert "compared" not in said  # sixteen images are too few
     report, linear = [line for line in said.splitlines() if line.startswith("  mlssl ")]
     assert shlex.split(report) == ["mlssl", "report", str(folder)]
-    assert command_parser("report").parse_args(shlex.split(report)[2:]).run == folder
+    assert command_parser("report").parse_args(shlex.split(report)[2:]).folders == [folder]
     table = command_parser("linear").parse_args(shlex.split(linear)[2:])
     assert table.sources == [str(folder / "checkpoints" / "last.ckpt")]
     assert (table.dataset, table.eval_size) == ("synthetic", 32)

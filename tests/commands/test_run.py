@@ -26,6 +26,7 @@ from torch.utils.data import get_worker_info
 from wandb.proto.wandb_internal_pb2 import Record
 
 import mlssl.atomic
+from mlssl.callbacks import StepMemory
 from mlssl.cli import main
 from mlssl.data.records import Records
 from mlssl.locks import locked
@@ -281,6 +282,7 @@ def test_a_run_that_is_extended_goes_on_as_one_that_was_as_long_from_the_start(
         return step(self, batch, batch_idx)
 
     monkeypatch.setattr(MultiLabelSSLModule, "training_step", looks)
+    monkeypatch.setattr(StepMemory, "on_fit_start", lambda *_: None)  # takes steps of its own
     whole = fit("--name", "whole", *after)
     expected = list(seen)
     seen.clear()
@@ -326,6 +328,7 @@ def test_a_run_is_locked_while_it_trains_and_what_killed_ones_left_is_removed(
         return step(self, batch, batch_idx)
 
     monkeypatch.setattr(MultiLabelSSLModule, "training_step", looks)
+    monkeypatch.setattr(StepMemory, "on_fit_start", lambda *_: None)  # takes steps of its own
     assert main(["fit", "--resume", str(run), "--trainer.max_epochs", "2"]) == 0
     assert seen == [[".run.lock"]] * 3
     assert "removed 1.5 MB of files that were half-written when the run was killed" in capsys.readouterr().out
@@ -397,7 +400,7 @@ def test_a_run_that_cannot_go_on_is_said(words: list[str], message: str, capsys:
         (["--zzz", "1"], "there is no setting 'zzz': `mlssl fit --help_all` lists them"),
         (["--config", "wrong.yaml"], "there is no setting 'data.overlapp', did you mean 'data.overlap'? `mlssl fit"),
         (["--config", "none.yaml"], "none.yaml"),
-        (["--model.projection_dim", "wide"], "Parser key \"model.projection_dim\": Expected a <class 'int'>"),
+        (["--model.projection_dim", "wide"], "--model.projection_dim takes a whole number, and wide was given"),
     ],
 )
 def test_a_misspelt_setting_is_answered_with_the_nearest(

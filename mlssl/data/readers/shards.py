@@ -202,7 +202,10 @@ def _content(folder: str, name: str, place: str, start: int | None = None, end: 
         if not is_remote(folder):
             return bytes(system.cat_file(wanted, start=start, end=end))
         if start is None:  # a whole file takes its time, once the server has answered
-            answer(system.info, wanted)
+            try:
+                answer(system.info, wanted)
+            except FileNotFoundError as error:  # by which fsspec tells of a lost connection too
+                raise error.__cause__ or error from None
         seconds = LONGEST_READ if start is None else None
         return bytes(answer(system.cat_file, wanted, start=start, end=end, seconds=seconds))
 
