@@ -43,35 +43,50 @@ def rate_scales(depths: Mapping[str, int], layer_decay: float) -> dict[str, floa
     return {name: layer_decay ** (number - depth) for name, depth in depths.items()}
 
 
-class FrozenStages:
+class FrozenStages(nn.Module):
     """The first stages of a backbone, which are held as they are: weights, and statistics of norms.
+
+    It is set after the backbone in a module, so that `train` of that module reaches it last. It has no weights of its
+    own: those of the stages stay the backbone's.
 
     Args:
         backbone: A network of timm's.
         stages: How many, at least 1; the stem is the first.
+        epochs: First epochs that they are held for; 0: always, and then their weights get no gradient.
 
     Raises:
         ValueError: If there are fewer, or the network does not tell its layers.
     """
 
-    def __init__(self, backbone: nn.Module, stages: int) -> None:
+    def __init__(self, backbone: nn.Module, stages: int, epochs: int = 0) -> None:
+        super().__init__()
         depths = depth_of_parameters(backbone, coarse=True)
         number = max(depths.values()) + 1
         if stages > number:
             raise ValueError(
                 f"frozen_stages={stages} was given, and {type(backbone).__name__} has {number}: pass fewer."
             )
+        self.epochs = epochs
+        self.is_held = True
         self.names = {name for name, depth in depths.items() if depth < stages}
         own = dict(backbone.named_parameters())
-        self.parameters = [own[name] for name in self.names]
-        frozen = {id(parameter) for parameter in self.parameters}
-        self._modules = [
-            module
-            for module in backbone.modules()
-            if (inside := [id(parameter) for parameter in module.parameters()]) and frozen.issuperset(inside)
+        frozen = {id(own[name]) for name in self.names}
+        for name in () if epochs else self.names:
+            own[name].requires_grad_(False)
+        self._parts = [  # a list, whose members stay the backbone's
+            part
+            for part in backbone.modules()
+            if (inside := [id(parameter) for parameter in part.parameters()]) and frozen.issuperset(inside)
         ]
 
-    def train(self, mode: bool) -> None:
-        """Let norms take their statistics from batches, and dropout drop, or keep both from it."""
-        for module in self._modules:
-            module.train(mode)
+    def begin_epoch(self, epoch: int) -> None:
+        """Let the stages go once they were held for as many epochs as they should be."""
+        self.is_held = not self.epochs or epoch < self.epochs
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> FrozenStages:
+        """Keep norms from the statistics of batches, and dropout from dropping, as long as the stages are held."""
+        super().train(mode)
+        for part in self._parts:
+            part.train(mode and not self.is_held)
+        return self

@@ -10,15 +10,15 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from mlssl.all_devices import compare_with_all_devices
-from mlssl.backbones import build_backbone, check_image_size, feature_width, pixel_statistics
+from mlssl.backbones import build_backbone, feature_width, pixel_statistics
 from mlssl.callbacks.finite import FiniteLoss
 from mlssl.callbacks.step_summary import StepSummary
-from mlssl.data.batches import ImageBatch, ViewBatch, check_image_batch
+from mlssl.data.batches import ImageBatch, ViewBatch
 from mlssl.forms import Form, Positives, plain_setting
 from mlssl.heads import predictor, projector
-from mlssl.layers import FrozenStages, depth_of_parameters
+from mlssl.layers import FrozenStages
 from mlssl.losses import ImageAwareContrastiveLoss, negative_cosine_similarity
-from mlssl.module_checks import check_at_least, check_channels, check_layers, check_pixel_statistics, check_step
+from mlssl.module_checks import check_at_least, check_channels, check_images, check_layers, check_pixels, check_step
 from mlssl.module_state import repair_loaded_state, repair_saved_state
 from mlssl.optim import check_optimizer
 from mlssl.out_of_memory import InParts
@@ -59,8 +59,7 @@ class MultiLabelSSLModule(SafeLoading):
         optimizer_kwargs: Further arguments of the optimizer, such as ``{"momentum": 0.95}``.
         base_lr: Learning rate ≥ 0 for 256 views of one branch per step over all devices, scaled linearly (paper: 0.05).
         weight_decay: ≥ 0 (paper: 1e-4).
-        layer_decay: Factor in 0–1 of the learning rate per layer of the backbone towards its input, for one that starts
-            from published weights (BEiT: 0.65 to 0.9); None: one rate.
+        layer_decay: Factor in 0–1 of the learning rate per layer towards the input (BEiT: 0.65–0.9); None: one rate.
         frozen_stages: First stages of the backbone that are held as they are, the stem being the first.
         frozen_epochs: First epochs that they are held for; 0: the whole run.
         backbone_lr_scale: Factor ≥ 0 of the backbone's learning rate.
@@ -126,40 +125,27 @@ class MultiLabelSSLModule(SafeLoading):
         check_at_least(0, warmup_epochs=warmup_epochs)
         check_at_least(2, views_at_a_time=views_at_a_time)
         check_optimizer(optimizer, optimizer_kwargs or {})
-        check_layers(layer_decay, frozen_stages, frozen_epochs, backbone_lr_scale)
         # Kept here too, because the hyper-parameters of a subclass are the arguments of its own constructor.
-        self.contrastive_weight = contrastive_weight
-        self.stop_gradient = stop_gradient
-        self.branches_together = branches_together
-        self.optimizer_name = optimizer
-        self.optimizer_kwargs = optimizer_kwargs or {}
-        self.base_lr = base_lr
-        self.weight_decay = weight_decay
-        self.layer_decay = layer_decay
-        self.frozen_epochs = frozen_epochs
-        self.backbone_lr_scale = backbone_lr_scale
+        self.contrastive_weight, self.stop_gradient = contrastive_weight, stop_gradient
+        self.branches_together, self.frozen_epochs = branches_together, frozen_epochs
+        self.optimizer_name, self.optimizer_kwargs = optimizer, optimizer_kwargs or {}
+        self.base_lr, self.weight_decay = base_lr, weight_decay
+        self.layer_decay, self.backbone_lr_scale = layer_decay, backbone_lr_scale
         self.decay_norm_and_bias = decay_norm_and_bias
-        self.warmup_epochs = warmup_epochs
-        self.constant_predictor_lr = constant_predictor_lr
-        self.views_at_a_time = views_at_a_time
-        self.views_per_step = views_per_step
-        self.channels_last = channels_last
-        self.compiles = compile
+        self.warmup_epochs, self.constant_predictor_lr = warmup_epochs, constant_predictor_lr
+        self.views_at_a_time, self.views_per_step = views_at_a_time, views_per_step
+        self.channels_last, self.compiles = channels_last, compile
         self._in_parts = InParts()
 
         # In this order, so that a seed alone tells the weights that a run starts with.
         self.backbone = build_backbone(backbone, **(backbone_kwargs or {}))
-        if layer_decay is not None:
-            depth_of_parameters(self.backbone)  # refuses a network that does not tell its layers
-        self.frozen = FrozenStages(self.backbone, frozen_stages) if frozen_stages else None
-        for parameter in self.frozen.parameters if self.frozen is not None and not frozen_epochs else ():
-            parameter.requires_grad_(False)
+        check_layers(self.backbone, layer_decay, frozen_stages, frozen_epochs, backbone_lr_scale)
+        self.frozen = FrozenStages(self.backbone, frozen_stages, frozen_epochs) if frozen_stages else None
         self.projector = projector(feature_width(self.backbone), projection_dim)
         self.predictor = predictor(projection_dim, predictor_dim)
         self.image_aware_loss = ImageAwareContrastiveLoss(temperature, base_temperature, form, positives, chunk_size)
-        own_mean, own_std = pixel_statistics(self.backbone)
-        mean, std = list(mean or own_mean), list(std or own_std)
-        check_pixel_statistics(mean, std)
+        mean, std = (list(a or b) for a, b in zip((mean, std), pixel_statistics(self.backbone), strict=True))
+        check_pixels(mean, std)
         self.register_buffer("pixel_mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
         if channels_last:
@@ -203,10 +189,7 @@ class MultiLabelSSLModule(SafeLoading):
 
         Both terms are means over all ordered pairs of branches a ≠ b: the pair term of −cos(p_a, target_b), the
         image-aware term of the loss on the set {p_a, z_b}. For two branches this is the paper's loss.
-
-        Args:
-            embeddings: One per branch.
-            batch: The batch of the step, whose further entries (boxes, local views) own terms can use.
+        Own terms can use further entries of the batch, such as boxes and local views.
 
         Raises:
             ValueError: If there is one branch alone.
@@ -249,14 +232,9 @@ class MultiLabelSSLModule(SafeLoading):
         """Embed views (B, A, K, C, S, S) a branch at a time, or all branches in one pass."""
         branches = [branch.flatten(0, 1) for branch in views.unbind(1)]
         if not self.branches_together:
-            return [self._embed_in_parts(branch) for branch in branches]
-        joint = self._embed_in_parts(torch.cat(branches))
+            return [in_parts(self, self.embed, branch, self.views_at_a_time) for branch in branches]
+        joint = in_parts(self, self.embed, torch.cat(branches), self.views_at_a_time)
         return [type(joint)(*rows) for rows in zip(*(one.chunk(len(branches)) for one in joint), strict=True)]
-
-    def _embed_in_parts(self, views: Tensor) -> Embedding:
-        if self.views_at_a_time is None or len(views) <= self.views_at_a_time:
-            return self.embed(views)
-        return in_parts(self, self.embed, views, self.views_at_a_time)
 
     # ------------------------------------------------------------------ features
 
@@ -288,10 +266,7 @@ class MultiLabelSSLModule(SafeLoading):
     def predict_step(self, batch: ImageBatch | Tensor, batch_idx: int) -> Tensor:
         """Features (B, D) of a batch of whole images, given as ``ImageBatch`` or as the images alone."""
         if not isinstance(batch, Tensor):
-            if batch_idx == 0:
-                check_image_batch(batch)
-            if batch_idx == self.global_step == 0:
-                check_image_size(self.backbone, *batch["image"].shape[-2:])
+            check_images(self.backbone, batch, batch_idx, is_first=self.global_step == 0)
             batch = batch["image"]
         return self._in_parts(self, batch)
 
@@ -307,17 +282,10 @@ class MultiLabelSSLModule(SafeLoading):
         if self.compiles:
             self.backbone.compile()
 
-    def train(self, mode: bool = True) -> "MultiLabelSSLModule":
-        """Set the training mode, but for stages that are frozen for the whole run."""
-        super().train(mode)
-        if self.frozen is not None and not self.frozen_epochs:
-            self.frozen.train(False)
-        return self
-
     def on_train_epoch_start(self) -> None:
-        """Hold the norms of frozen stages in eval mode, and let them go after ``frozen_epochs``."""
+        """Hold frozen stages, and let them go after ``frozen_epochs``."""
         if self.frozen is not None:
-            self.frozen.train(bool(self.frozen_epochs) and self.current_epoch >= self.frozen_epochs)
+            self.frozen.begin_epoch(self.current_epoch)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Build the optimizer over every parameter that requires a gradient, and a cosine to 0 over the run."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from mlssl.backbones import check_image_size
-from mlssl.data.batches import ViewBatch, check_view_batch
+from mlssl.data.batches import ImageBatch, ViewBatch, check_image_batch, check_view_batch
 from mlssl.distributed import world_size
+from mlssl.layers import depth_of_parameters
 
 
 def check_at_least(least: int, **settings: float | None) -> None:
@@ -20,11 +21,14 @@ def check_at_least(least: int, **settings: float | None) -> None:
             raise ValueError(f"{name}={value} was given: pass a number of at least {least}.")
 
 
-def check_layers(layer_decay: float | None, frozen_stages: int, frozen_epochs: int, backbone_lr_scale: float) -> None:
+def check_layers(
+    backbone: nn.Module, layer_decay: float | None, frozen_stages: int, frozen_epochs: int, backbone_lr_scale: float
+) -> None:
     """Refuse what cannot be asked of a backbone's layers.
 
     Raises:
-        ValueError: On a factor or number out of its range, and on epochs to freeze without stages.
+        ValueError: On a factor or number out of its range, on epochs to freeze without stages, and on a decay per layer
+            of a network that does not tell its layers.
     """
     if layer_decay is not None and not 0 < layer_decay <= 1:
         raise ValueError(
@@ -35,9 +39,11 @@ def check_layers(layer_decay: float | None, frozen_stages: int, frozen_epochs: i
         raise ValueError(
             f"frozen_epochs={frozen_epochs} was given, and no stage is frozen: pass frozen_stages of at least 1 too."
         )
+    if layer_decay is not None:
+        depth_of_parameters(backbone)
 
 
-def check_pixel_statistics(mean: list[float], std: list[float]) -> None:
+def check_pixels(mean: list[float], std: list[float]) -> None:
     """Refuse mean and deviation that do not go together.
 
     Raises:
@@ -88,3 +94,16 @@ def check_step(backbone: nn.Module, batch: ViewBatch, *, takes_local_views: bool
         )
     if is_first:
         check_image_size(backbone, *batch["views"].shape[-2:])
+
+
+def check_images(backbone: nn.Module, batch: ImageBatch, batch_idx: int, is_first: bool) -> None:
+    """Check the first batch of whole images of an epoch, and at the first of all that the backbone takes their size.
+
+    Raises:
+        ValueError: As `check_image_batch` and `check_image_size`.
+        TypeError: As `check_image_batch`.
+    """
+    if batch_idx == 0:
+        check_image_batch(batch)
+    if batch_idx == 0 and is_first:
+        check_image_size(backbone, *batch["image"].shape[-2:])

@@ -16,7 +16,7 @@ from mlssl.private import BatchNorm
 Rows = TypeVar("Rows", bound=tuple[Any, ...])
 
 
-def in_parts(network: nn.Module, embed: Callable[[Tensor], Rows], views: Tensor, most: int) -> Rows:
+def in_parts(network: nn.Module, embed: Callable[[Tensor], Rows], views: Tensor, most: int | None) -> Rows:
     """Embed views part by part, and keep nothing but the embeddings until the backward pass, which embeds them again.
 
     The gradient is that of the whole batch, as by GradCache (L. Gao et al., arXiv 2101.06983), for one more forward
@@ -26,11 +26,13 @@ def in_parts(network: nn.Module, embed: Callable[[Tensor], Rows], views: Tensor,
         network: What `embed` goes through.
         embed: From views (n, …) to embeddings, a named tuple of (n, …).
         views: (N, …), N ≥ 1.
-        most: Views ≥ 1 of a part; the parts differ by one view at most.
+        most: Views ≥ 1 of a part; the parts differ by one view at most. None, or as many as there are: all at once.
 
     Returns:
         The embeddings (N, …).
     """
+    if most is None or len(views) <= most:
+        return embed(views)
 
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), _kept_statistics(network)

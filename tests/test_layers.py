@@ -52,13 +52,13 @@ def test_the_stem_is_the_first_stage(stages: int, frozen: str, free: str) -> Non
 
 def test_only_what_is_frozen_altogether_leaves_training_mode() -> None:
     backbone = build_backbone("test_resnet").train()
-    held = FrozenStages(backbone, 2)
-    held.train(False)
+    held = FrozenStages(backbone, 2, epochs=1)
+    held.begin_epoch(0)
     assert not backbone.layer1.training
     assert not backbone.layer1[0].bn1.training
     assert backbone.layer2.training
     assert backbone.training
-    held.train(True)
+    held.begin_epoch(1)
     assert all(module.training for module in backbone.modules())
 
 
