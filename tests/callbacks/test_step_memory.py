@@ -14,6 +14,7 @@ from _toy import small
 from _toy import trainer as quiet_trainer
 
 import mlssl.callbacks.step_memory as step_memory
+from mlssl.callbacks.networks import workers_of
 from mlssl.callbacks.step_memory import StepMemory
 from mlssl.cli import main
 from mlssl.data.datamodule import MultiLabelDataModule
@@ -54,7 +55,7 @@ def test_two_small_steps_tell_the_memory_of_a_large_one(tmp_path: Path) -> None:
                 parameter.grad = torch.zeros_like(parameter)
             taken = step_memory._taken(trainer, module, batch)
         found["whole"] = step_memory._SCRATCH * max(taken) + 2 * weights  # gradients and momenta
-        found["told"] = needed.of(16) - step_memory._waiting_bytes(trainer.datamodule, False) * 16
+        found["told"] = needed.of(16) - step_memory._waiting_bytes(trainer.datamodule, workers_of(trainer), False) * 16
         found["fits"] = needed.images_in(needed.of(16)), needed.images_in(needed.of(16) - 1)
 
     fit(tmp_path, At(compare), batch_size=16)
