@@ -60,7 +60,8 @@ class StepSummary(L.Callback):
                 "do not compute what one would: pass sync_batchnorm=True to the Trainer "
                 "(--trainer.sync_batchnorm true), on GPUs."
             )
-        step = describe_step(batch["views"], world_size())
+        group = getattr(getattr(pl_module, "image_aware_loss", None), "group", None)
+        step = describe_step(batch["views"], world_size(), world_size(group))
         if trainer.accumulate_grad_batches > 1:
             step += ", and gradient accumulation adds none"
         rows = [*rows_of_data(trainer), ("step", step), *_rows_of_length(trainer, batch_idx)]
@@ -114,15 +115,15 @@ def rows_of_data(trainer: L.Trainer) -> Rows:
     return [("train", f"{len(dataset)} images")] if isinstance(dataset, Sized) else []
 
 
-def describe_step(views: Tensor, devices: int) -> str:
-    """Describe a step on views (B, A, K, C, S, S) per device.
+def describe_step(views: Tensor, devices: int, compared: int | None = None) -> str:
+    """Describe a step on views (B, A, K, C, S, S) per device, whose anchors meet the keys of so many devices (all).
 
     >>> import torch
     >>> describe_step(torch.zeros(4, 2, 3, 3, 8, 8), 1)
     '4 images, 24 views of 8 × 8 pixels (2 × 3 per image); each anchor meets 5 positives and 18 negatives'
     """
     images, branches, blocks, _, height, width = views.shape
-    anchors = 2 * images * blocks * devices  # of one set: the predictions of one branch, the projections of another
+    anchors = 2 * images * blocks * (compared or devices)  # of one set: predictions of a branch, projections of another
     positives = 2 * blocks - 1
     each = f" on each of {devices} devices" if devices > 1 else ""
     return (

@@ -68,6 +68,9 @@ def test_negatives_are_those_of_all_devices() -> None:
     said = describe_step(torch.zeros(4, 3, 2, 3, 8, 8), devices=5)
     assert said.startswith("4 images on each of 5 devices, 120 views of 8 × 8 pixels")
     assert "3 positives and 76 negatives" in said  # of a set of two branches: 2 · 4 · 2 · 5 anchors
+    within = describe_step(torch.zeros(4, 3, 2, 3, 8, 8), devices=4, compared=2)
+    assert "4 devices" in within
+    assert "3 positives and 28 negatives" in within
 
 
 def test_a_summary_that_the_user_gave_is_not_added_twice(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
