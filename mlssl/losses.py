@@ -20,6 +20,7 @@ from mlssl.forms import (
     positives_of,
     same_image,
 )
+from mlssl.loss_checks import check_inside_image, check_losses, check_shape, check_weights
 
 __all__ = [
     "ImageAwareContrastiveLoss",
@@ -34,9 +35,6 @@ __all__ = [
 ]
 
 Reduction = Literal["mean", "sum_and_count"]
-
-BOX_TOLERANCE = 1e-3
-"""By how much a box may reach beyond the image; one in half precision may by its rounding."""
 
 
 # fmt: off
@@ -234,18 +232,18 @@ def _image_aware(
     image_ids, key_image_ids, self_index, boxes, key_boxes = compared
     checks_values = checks_values or anchors.device.type == "cpu"
     if checks_values:
-        _check_inside_image("boxes", boxes)
-        _check_inside_image("key_boxes", key_boxes)
+        check_inside_image("boxes", boxes)
+        check_inside_image("key_boxes", key_boxes)
     key_index = torch.arange(len(key_image_ids), device=anchors.device)
 
     def of_chunk(cosines: Tensor, rows: slice, with_gradient: bool) -> tuple[Tensor, Tensor, Tensor | None]:
         is_self = self_index[rows, None] == key_index[None, :]
         of_same_image = (image_ids[rows, None] == key_image_ids[None, :]) & ~is_self
         weights = positives(cosines, of_same_image, None if boxes is None else boxes[rows], key_boxes)
-        _check_shape("positives", weights, cosines.shape, "one weight per cosine")
+        check_shape("positives", weights, cosines.shape, "one weight per cosine")
         weights = weights.to(cosines.dtype).masked_fill(is_self, 0)  # a copy, whatever was returned
         if checks_values:
-            _check_weights(weights, cosines)
+            check_weights(weights, cosines)
         counted = (weights > 0).any(dim=1)
         left_out = 0 * cosines.sum(dim=1)  # 0, and NaN where a feature is: no gate may hide that
         logits = cosines.div_(temperature).masked_fill_(is_self, -math.inf)
@@ -254,9 +252,9 @@ def _image_aware(
         weights[:, 0] = torch.where(counted, weights[:, 0], 1)
         with torch.set_grad_enabled(with_gradient):
             losses = form(logits.requires_grad_(with_gradient), weights)
-            _check_shape("form", losses, counted.shape, "one value per anchor")
+            check_shape("form", losses, counted.shape, "one value per anchor")
             if checks_values:
-                _check_losses(losses, logits, counted)
+                check_losses(losses, logits, counted)
             total = torch.where(counted, losses, left_out).sum()
         slope = torch.autograd.grad(total, logits)[0].div_(temperature) if total.requires_grad else None
         return total.detach(), counted.sum(), slope
@@ -323,41 +321,3 @@ def _compared(
                 "height and width as fractions of the image."
             )
     return _Compared(image_ids, key_image_ids, self_index, boxes, key_boxes)
-
-
-def _check_inside_image(name: str, boxes: Tensor | None) -> None:
-    if boxes is None:
-        return
-    tolerance, boxes = max(BOX_TOLERANCE, torch.finfo(boxes.dtype).eps), boxes.float()
-    ends = torch.cat([boxes, boxes[:, :2] + boxes[:, 2:]], dim=1)
-    inside = ((ends >= -tolerance) & (ends <= 1 + tolerance)).all(dim=1)
-    if not bool(inside.all()):
-        index = int((~inside).nonzero()[0, 0])
-        raise ValueError(
-            f"{name}[{index}] is {[round(number, 4) for number in boxes[index].tolist()]}: pass top, left, height and "
-            "width as fractions of the image, within 0–1."
-        )
-
-
-def _check_shape(argument: str, returned: Tensor, shape: torch.Size, meaning: str) -> None:
-    if returned.shape != shape:
-        raise ValueError(
-            f"{argument} returned shape {tuple(returned.shape)}: return {tuple(shape)}, {meaning} of the chunk."
-        )
-
-
-def _check_weights(weights: Tensor, cosines: Tensor) -> None:
-    low, high = (bound.item() for bound in weights.aminmax())
-    if not (low >= 0 and high < math.inf) and bool(cosines.isfinite().all()):  # a NaN feature shows in the loss
-        raise ValueError(
-            f"positives returned weights from {low:g} to {high:g}: return finite numbers of at least 0, with 0 for a "
-            "key that is not a positive."
-        )
-
-
-def _check_losses(losses: Tensor, logits: Tensor, counted: Tensor) -> None:
-    if not bool((losses.isfinite() | ~counted).all()) and not bool(logits.isnan().any()):
-        raise ValueError(
-            "form returned a value that is not finite from finite cosines: mind an anchor's own logit, which is -inf, "
-            "and anchors without a negative."
-        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -74,9 +74,9 @@ def stepped_batches(checkpoint: Mapping[str, Any]) -> int:
 class TensorMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """While it is entered, `made` is called with every tensor that an operation gives, those of gradients as well."""
 
-    def made(self, tensor: Tensor) -> None:
-        """Look at the tensor."""
-        raise NotImplementedError
+    def __init__(self, made: Callable[[Tensor], None]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.made = made
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = func(*args, **(kwargs or {}))

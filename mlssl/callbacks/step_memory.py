@@ -221,7 +221,7 @@ def _taken(trainer: L.Trainer, module: Any, batch: dict[str, Tensor]) -> list[fl
         return [float(torch.cuda.max_memory_allocated(module.device) - before)]
     there = [*module.parameters(), *module.buffers(), *(one.grad for one in module.parameters()), *batch.values()]
     tensors = _LiveTensors([one for one in there if one is not None])
-    with tensors:
+    with TensorMode(tensors.made):
         _step(trainer, module, batch)
     return tensors.bytes
 
@@ -284,15 +284,14 @@ def _left_as_it_was(module: Any) -> Iterator[None]:
             torch.cuda.empty_cache()
 
 
-class _LiveTensors(TensorMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of the tensors that are made while it is entered and still there, whenever another is made.
+class _LiveTensors:
+    """Counts the bytes of the tensors that are made and still there, whenever another is made.
 
     Args:
         there: Tensors that are there already.
     """
 
     def __init__(self, there: list[Tensor]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
         self.bytes: list[float] = []
         self._now = 0
         self._there = {tensor.untyped_storage().data_ptr() for tensor in there}

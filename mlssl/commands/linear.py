@@ -37,6 +37,7 @@ def linear(
         precision: Of the tagger's labels; best F1 by default.
     """
     from mlssl.commands.evaluation import (
+        completed,
         features_of,
         finish,
         labelled_sets,
@@ -89,7 +90,7 @@ def linear(
             found.append(found_by_probe(source, sets, **settings, seed=seed))
             if save is not None:
                 strength = found[-1].numbers["strength"]
-                kind = options.pooling or "avgmax"
+                kind = completed(options).pooling
                 how: dict[str, Any] = {"size": data.eval_size, "pooling": kind, "strength": strength}
                 tagger = fit_tagger(
                     model, sets.train, train.classes, **how, precision=precision, pos_weight=weight, seed=seed

@@ -45,13 +45,12 @@ def predict(
 
     from mlssl.atomic import check_free
     from mlssl.backbones import check_image_size
-    from mlssl.data.decoding import BadImageError
     from mlssl.data.formats import read_train
     from mlssl.data.option_checks import check_options
     from mlssl.data.set_options import SetOptions
     from mlssl.embeddings.files import check_embedding_file, embedding_writer, names_file
     from mlssl.embeddings.networks import FeatureRows
-    from mlssl.embeddings.streaming import Images, streamed
+    from mlssl.embeddings.streaming import Images, left_out, streamed
     from mlssl.weights.sources import open_backbone
 
     check_embedding_file(output, patches=patches)
@@ -62,7 +61,7 @@ def predict(
     if patches and pooling != "avg":
         raise ValueError(f"--pooling {pooling} was given, and --patches pools nothing: leave one of them out")
     sides = (size, size) if isinstance(size, int) else size
-    model = open_backbone(_checkpoint_of(source), seed=seed)
+    model = open_backbone(source, seed=seed)
     check_image_size(model.backbone, *sides)
     root = None if dataset == "synthetic" else str(folder)
     options = SetOptions(dataset=dataset, root=root, train_split=split)
@@ -77,16 +76,6 @@ def predict(
             writer.write([images.name(place) for place in places], rows)
             shape = tuple(rows.shape[1:])
         bad = images.bad()
-        if len(bad) == len(images):
-            raise BadImageError(f"none of the {len(images)} images of {folder} can be decoded, first {bad[0]}")
     print(f"{output}: {len(images) - len(bad)} rows of {' × '.join(map(str, shape))} float32")
     if bad:
-        print(
-            f"{len(bad)} images cannot be decoded and are left out: {', '.join(bad[:5])}{', …' if len(bad) > 5 else ''}"
-        )
-
-
-def _checkpoint_of(source: str) -> str:
-    """The last checkpoint of a run, and any other source as it is."""
-    last = Path(source) / "checkpoints" / "last.ckpt"
-    return str(last) if last.exists() else source
+        print(left_out(bad))

@@ -30,10 +30,9 @@ def tag(
         output: File to write, .csv, .jsonl or .parquet.
     """
     from mlssl.atomic import check_free
-    from mlssl.data.decoding import BadImageError
     from mlssl.data.readers.folder import read_folder
     from mlssl.drawing.tag_maps import draw_tag_maps
-    from mlssl.embeddings.streaming import Images, streamed
+    from mlssl.embeddings.streaming import Images, left_out, streamed
     from mlssl.tagging.fit import certainty
     from mlssl.tagging.tag_files import check_tag_file, tag_writer
     from mlssl.tagging.tagger import Tagger
@@ -63,10 +62,6 @@ def tag(
                 target = maps / f"{name}.png"
                 draw_tag_maps(pixels, names, row[columns].tolist(), of_all[columns], target, Path(name).name)
         bad = images.bad()
-        if len(bad) == len(images):
-            raise BadImageError(f"none of the {len(images)} images of {folder} can be decoded, first {bad[0]}")
     print(f"{output}: {count} labels of {len(images) - len(bad)} images, {len(found.classes)} classes")
     if bad:
-        print(
-            f"{len(bad)} images cannot be decoded and are left out: {', '.join(bad[:5])}{', …' if len(bad) > 5 else ''}"
-        )
+        print(left_out(bad))

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from mlssl.data.bad_images import BadImages
 from mlssl.data.datasets import ImageDataset, collated
+from mlssl.data.decoding import BadImageError
 from mlssl.data.loader import PartialLoader
 from mlssl.data.records import Records
 
@@ -57,8 +58,24 @@ class Images:
         return (path.relative_to(root) if root is not None and path.is_relative_to(root) else path).as_posix()
 
     def bad(self) -> list[str]:
-        """Names of the images that could not be decoded so far."""
-        return [self.name(place) for place in self._bad.indices()]
+        """Names of the images that could not be decoded so far.
+
+        Raises:
+            BadImageError: If these are all of the set.
+        """
+        bad = [self.name(place) for place in self._bad.indices()]
+        if len(bad) == len(self):
+            raise BadImageError(f"none of the {len(bad)} images of {self.records.root} can be decoded, first {bad[0]}")
+        return bad
+
+
+def left_out(bad: Sequence[str]) -> str:
+    """Say how many images could not be decoded, and the first of them.
+
+    >>> left_out(["a.jpg", "b.jpg"])
+    '2 images cannot be decoded and are left out: a.jpg, b.jpg'
+    """
+    return f"{len(bad)} images cannot be decoded and are left out: {', '.join(bad[:5])}{', …' if len(bad) > 5 else ''}"
 
 
 def streamed(
