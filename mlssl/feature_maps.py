@@ -1,4 +1,4 @@
-"""The last feature map of a backbone: what it finds at each place of an image."""
+"""The last feature map of a backbone: pooled in another way than by the average, or as it is, place by place."""
 
 from __future__ import annotations
 
@@ -8,7 +8,38 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mlssl.choices import Pooling
 from mlssl.private import uncompiled
+
+
+def pooled_features(backbone: nn.Module, images: Tensor, pooling: Pooling = "avg") -> Tensor:
+    """Features (n, D) of normalised images (n, C, H, W) under another pooling of the last map than the average.
+
+    What follows the pooling in the network, such as ConvNeXt's norm, follows here too.
+
+    Args:
+        backbone: a timm network, a torchvision network that ends in a global average pool, or, for `"avg"`, any.
+        images: normalised, (n, C, H, W).
+        pooling: `"avg"` is `backbone(images)`; `"max"` the largest value over places (for a transformer: over patch
+            tokens); `"avgmax"` the mean of average and maximum, as in the published linear evaluation.
+
+    Raises:
+        ValueError: an unknown pooling, or a network whose last map cannot be reached.
+    """
+    if pooling not in ("avg", "max", "avgmax"):
+        raise ValueError(f"pooling={pooling!r} is unknown: choose 'avg', 'max' or 'avgmax'")
+    if pooling == "avg":
+        features: Tensor = backbone(images)
+        return features
+    network = uncompiled(backbone)
+    if _is_timm(network):
+        return _timm_pooled(network, images, pooling)
+    if _is_torchvision(network) and _is_global_average(getattr(network, "avgpool", None)):
+        return _torchvision_pooled(network, images, pooling)
+    raise ValueError(
+        f"pooling={pooling!r} needs the last feature map, which cannot be reached in {type(network).__name__}: "
+        "only pooling='avg' is available, unless the backbone is given as a timm or torchvision name"
+    )
 
 
 def feature_map(backbone: nn.Module, images: Tensor) -> Tensor:
@@ -29,10 +60,10 @@ def feature_map(backbone: nn.Module, images: Tensor) -> Tensor:
         ValueError: If the map cannot be reached.
     """
     network: Any = uncompiled(backbone)
-    if hasattr(network, "forward_features") and hasattr(network, "forward_head"):
+    if _is_timm(network):
         return _of_timm(network, images)
-    pool = getattr(network, "avgpool", None)
-    if isinstance(pool, nn.AdaptiveAvgPool2d) and pool.output_size in (1, (1, 1)):
+    pool: Any = getattr(network, "avgpool", None)
+    if _is_global_average(pool):
         return _before_pool(network, pool, images)
     raise ValueError(f"The last feature map of {type(network).__name__} cannot be reached: {_REMEDY}")
 
@@ -91,3 +122,49 @@ def _before_pool(network: nn.Module, pool: nn.Module, images: Tensor) -> Tensor:
             f"{features.shape[1]}: {_REMEDY}"
         )
     return found[0]
+
+
+def _is_timm(network: nn.Module) -> bool:
+    return (
+        hasattr(network, "pretrained_cfg") and hasattr(network, "forward_features") and hasattr(network, "forward_head")
+    )
+
+
+def _is_torchvision(network: nn.Module) -> bool:
+    return type(network).__module__.startswith("torchvision.models.")
+
+
+def _is_global_average(layer: object) -> bool:
+    return isinstance(layer, nn.AdaptiveAvgPool2d) and layer.output_size in (1, (1, 1))
+
+
+def _pool(places: Tensor, dims: int | tuple[int, int], pooling: Pooling) -> Tensor:
+    largest = places.amax(dims, keepdim=True)
+    return largest if pooling == "max" else (places.mean(dims, keepdim=True) + largest) / 2
+
+
+def _timm_pooled(network: Any, images: Tensor, pooling: Pooling) -> Tensor:
+    """Hands the pooled map to the network's own head as a map of one place, of which any pooling is itself."""
+    places = network.forward_features(images)
+    if places.ndim == 4:
+        one_place = _pool(places, (1, 2) if getattr(network, "output_fmt", "NCHW") == "NHWC" else (2, 3), pooling)
+    elif places.ndim == 3 and getattr(network, "global_pool", None) == "avg":
+        prefix = getattr(network, "num_prefix_tokens", 0)
+        one_place = torch.cat([places[:, :prefix], _pool(places[:, prefix:], 1, pooling)], dim=1)
+    else:
+        raise ValueError(
+            f"pooling={pooling!r} needs the last feature map, and {type(network).__name__} gives shape "
+            f"{tuple(places.shape)} with global_pool={getattr(network, 'global_pool', None)!r}: "
+            "use pooling='avg', or build the backbone with global_pool='avg'"
+        )
+    features: Tensor = network.forward_head(one_place)
+    return features
+
+
+def _torchvision_pooled(network: Any, images: Tensor, pooling: Pooling) -> Tensor:
+    hook = network.avgpool.register_forward_hook(lambda _layer, inputs, _output: _pool(inputs[0], (2, 3), pooling))
+    try:
+        features: Tensor = network(images)
+    finally:
+        hook.remove()
+    return features

@@ -17,9 +17,9 @@ from mlssl.backbones import (
     feature_width,
     image_shape,
     pixel_statistics,
-    pooled_features,
     rebuild_backbone,
 )
+from mlssl.feature_maps import pooled_features
 
 TINY_SWIN = {"embed_dim": 12, "depths": (1, 1), "num_heads": (1, 1)}
 

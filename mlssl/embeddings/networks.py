@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from mlssl.backbones import pooled_features
 from mlssl.choices import Pooling
 from mlssl.contracts import FeatureNetwork
-from mlssl.feature_maps import feature_map
+from mlssl.feature_maps import feature_map, pooled_features
 
 
 class FeatureRows(nn.Module):

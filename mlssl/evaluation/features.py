@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, SequentialSampler, Subset
 from tqdm import tqdm
 
-from mlssl.backbones import check_image_size, pooled_features
+from mlssl.backbones import check_image_size
 from mlssl.choices import Pooling
 from mlssl.contracts import FeatureNetwork
 from mlssl.data.batches import check_image_batch
 from mlssl.data.records import Records
 from mlssl.evaluation.cache import FeatureCache, cache_alone
 from mlssl.evaluation.metrics import first_places
+from mlssl.feature_maps import pooled_features
 from mlssl.modes import eval_mode
 from mlssl.out_of_memory import InParts
 

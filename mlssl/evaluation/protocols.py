@@ -14,13 +14,14 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from mlssl.backbones import image_shape, pooled_features
+from mlssl.backbones import image_shape
 from mlssl.contracts import FeatureNetwork
 from mlssl.data.datasets import EpochSampler
 from mlssl.data.records import Records
 from mlssl.evaluation.crops import Crops
 from mlssl.evaluation.features import Features, image_features
 from mlssl.evaluation.metrics import THRESHOLD, average_precision, multilabel_scores
+from mlssl.feature_maps import pooled_features
 from mlssl.optim import cosine_with_warmup
 
 SVM_COSTS = tuple(10 ** (k / 2) for k in range(-6, 3))

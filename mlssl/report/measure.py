@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from mlssl.backbones import image_shape, pooled_features
+from mlssl.backbones import image_shape
 from mlssl.choices import Pooling
 from mlssl.contracts import FeatureNetwork
 from mlssl.data.bad_images import BadImages
@@ -25,6 +25,7 @@ from mlssl.evaluation.geometry import effective_rank, feature_spectrum, pair_cos
 from mlssl.evaluation.metrics import mean_average_precision
 from mlssl.evaluation.neighbors import NUM_NEIGHBORS, Neighbors, knn_scores, nearest_neighbors
 from mlssl.evaluation.probe import LinearProbeResult, linear_probe
+from mlssl.feature_maps import pooled_features
 from mlssl.modes import eval_mode, training_mode
 from mlssl.views.blocks import BlockViews
 

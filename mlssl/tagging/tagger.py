@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torchvision.transforms.v2.functional import resize
 
 from mlssl.atomic import check_free, written_aside
-from mlssl.backbones import feature_width, pooled_features
+from mlssl.backbones import feature_width
 from mlssl.choices import Pooling
 from mlssl.data.decoding import ImageArray
 from mlssl.data.records import check_class_names
-from mlssl.feature_maps import feature_map
+from mlssl.feature_maps import feature_map, pooled_features
 from mlssl.modes import eval_mode
 from mlssl.tagging.thresholds import Calibration, Thresholds
 from mlssl.weights.sources import (
