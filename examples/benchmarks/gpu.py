@@ -211,7 +211,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--page", type=Path, help="Markdown page whose table is renewed")
     given = parser.parse_args(argv)
     if not given.folder.is_dir():
-        parser.error(f"{given.folder} is no folder: pass one that holds photographs")
+        parser.error(f"{given.folder} is not a folder: pass one that holds photographs")
     if given.only and given.only not in LIMITS_S:
         parser.error(f"--only {given.only} is unknown: choose {', '.join(LIMITS_S)}")
     if given.only:
