@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mlssl.data.records import OTHER_CLASSES, Records
+from mlssl.data.set_checks import how_classes_differ
 
 
 def joined(sets: Sequence[Records], sources: Sequence[str]) -> Records:
@@ -38,11 +39,10 @@ def joined(sets: Sequence[Records], sources: Sequence[str]) -> Records:
                 "probe (--data.probe.root)"
             )
         if records.classes != first.classes:
-            differing = sorted(set(records.classes) ^ set(first.classes))
+            differ = how_classes_differ(repr(sources[0]), first, repr(source), records)
             raise ValueError(
-                f"{sources[0]!r} has {len(first.classes)} classes and {source!r} has {len(records.classes)}"
-                + (f" (only in one of them: {', '.join(differing[:5])})" if differing else " in another order")
-                + ": give all of them the same, or choose those that both have, classes=[…] (--data.classes '[…]')"
+                f"{differ}: give all of them the same, or choose those that both have, classes=[…] "
+                "(--data.classes '[…]')"
             )
     paths: list[str] = []
     owner: dict[str, str] = {}

@@ -87,12 +87,15 @@ def check_classes(sets: Mapping[str, Records | None]) -> None:
     for name, records in labelled.items():
         first_name, first = next(iter(labelled.items()))
         if records.classes != first.classes:
-            differing = sorted(set(records.classes) ^ set(first.classes))
-            raise ValueError(
-                f"{first_name} has {len(first.classes)} classes and {name} has {len(records.classes)}"
-                + (f" (only in one of them: {', '.join(differing[:5])})" if differing else " in another order")
-                + ": give both the same list of classes."
-            )
+            differ = how_classes_differ(first_name, first, name, records)
+            raise ValueError(f"{differ}: give both the same list of classes.")
+
+
+def how_classes_differ(first_name: str, first: Records, name: str, records: Records) -> str:
+    """Numbers of classes of two sets, and which of them only one set has, or that their order is another."""
+    differing = sorted(set(records.classes) ^ set(first.classes))
+    what = f" (only in one of them: {', '.join(differing[:5])})" if differing else " in another order"
+    return f"{first_name} has {len(first.classes)} classes and {name} has {len(records.classes)}{what}"
 
 
 def check_steps(num_images: int, batch_size: int, devices: int) -> None:
