@@ -92,7 +92,10 @@ def test_the_page_holds_the_table_of_the_results(gpu: Any) -> None:
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [(["nowhere"], "nowhere is not a folder"), ([".", "--only", "speed"], "--only speed is unknown: choose step, loss")],
+    [
+        (["nowhere"], "nowhere is not a folder"),
+        ([".", "--only", "speed"], "--only speed is unknown: choose step, loss"),
+    ],
 )
 def test_wrong_words_are_refused(gpu: Any, words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):

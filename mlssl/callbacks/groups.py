@@ -39,4 +39,13 @@ class CompareWithinGroups(L.Callback):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Let the group go, which no other run has."""
-        pl_module.image_aware_loss.group = None  # type: ignore[union-attr]
+        self._let_go(pl_module)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Likewise where the run ends early."""
+        self._let_go(pl_module)
+
+    def _let_go(self, pl_module: L.LightningModule) -> None:
+        loss = getattr(pl_module, "image_aware_loss", None)
+        if loss is not None:
+            loss.group = None

@@ -21,7 +21,7 @@ from mlssl.evaluation.frozen import frozen_sets
 from mlssl.evaluation.probe import linear_probe
 from mlssl.report.measure import some_images
 from mlssl.run_folder import Log, read_log
-from mlssl.weights.checkpoints import check_content, load_plain
+from mlssl.weights.checkpoints import take_weights
 
 MOST_IMAGES = 2000
 """Of each set that the networks are compared on."""
@@ -56,23 +56,6 @@ def describe_end(cli: Any, folder: Path, seconds: float, steps_before: int) -> s
                 begun_with = "the network as it began"
             found = compare(start, cli.model, data, most)
     return end_block(folder, seconds, steps, found, begun_with, next_commands(folder, data))
-
-
-def take_weights(model: Any, source: str) -> None:
-    """Take all weights of a checkpoint, heads included.
-
-    Raises:
-        ValueError: If they are those of another model, or the checkpoint is none.
-    """
-    checkpoint = load_plain(Path(source))
-    check_content(checkpoint, Path(source))
-    try:
-        model.on_load_checkpoint(checkpoint)
-        model.load_state_dict(checkpoint["state_dict"])
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(
-            f"{source} does not fit the model, give --model.backbone and the widths that it was trained with: {error}"
-        ) from None
 
 
 _KEPT = ("batch_size", "size", "eval_size", "num_workers", "timeout", "on_bad_image")

@@ -19,7 +19,7 @@ from mlssl.atomic import remove_leftovers, written_aside
 from mlssl.callbacks import StepMemory
 from mlssl.commands.argument_errors import said_plainly
 from mlssl.commands.custom_code import imported, is_import_path, make_importable
-from mlssl.commands.end_of_fit import describe_end, take_weights
+from mlssl.commands.end_of_fit import describe_end
 from mlssl.commands.failures import said_of_failure
 from mlssl.commands.hyper_parameters import is_custom, plain_hyper_parameters
 from mlssl.commands.interrupts import Interrupts
@@ -33,7 +33,7 @@ from mlssl.locks import locked
 from mlssl.out_of_memory import is_out_of_memory
 from mlssl.received import check_downloads_nothing
 from mlssl.runs import is_first_process, logger_in_folder, new_run_folder, run_settings, run_summary, steps_of
-from mlssl.weights.checkpoints import check_content, check_resumable, load_plain
+from mlssl.weights.checkpoints import check_content, check_resumable, load_plain, take_weights
 
 FUNCTIONS = ("form", "positives")
 """Arguments of the module that are a name of the library's, or the import path of a user's function."""

@@ -304,3 +304,20 @@ def misfit(network: nn.Module, weights: Mapping[str, Tensor]) -> str:
         for fault, names in faults.items()
         if names
     )
+
+
+def take_weights(model: Any, source: str) -> None:
+    """Take all weights of a checkpoint, heads included.
+
+    Raises:
+        ValueError: If they are those of another model, or the checkpoint is none.
+    """
+    checkpoint = load_plain(Path(source))
+    check_content(checkpoint, Path(source))
+    try:
+        model.on_load_checkpoint(checkpoint)
+        model.load_state_dict(checkpoint["state_dict"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"{source} does not fit the model, give --model.backbone and the widths that it was trained with: {error}"
+        ) from None

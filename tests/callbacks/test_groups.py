@@ -77,3 +77,6 @@ def test_the_group_is_let_go() -> None:
     model.image_aware_loss.group = "a group"
     callback.on_fit_end(None, model)  # type: ignore[arg-type]
     assert model.image_aware_loss.group is None
+    model.image_aware_loss.group = "a group"
+    callback.on_exception(None, model, RuntimeError())  # type: ignore[arg-type]
+    assert model.image_aware_loss.group is None
