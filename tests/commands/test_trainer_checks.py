@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from _toy import small
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -186,6 +188,7 @@ def test_the_command_ends_in_one_line(
 def test_other_refusals_of_the_trainer_are_told_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    @wraps(Trainer.fit)
     def refuse(*_: Any, **__: Any) -> None:
         raise MisconfigurationException("No such thing.")
 
@@ -194,6 +197,7 @@ def test_other_refusals_of_the_trainer_are_told_too(
     assert main(["fit", *SMALL]) == 2
     assert "The Trainer refuses its settings (No such thing): change" in capsys.readouterr().err
 
+    @wraps(Trainer.fit)
     def stop(*_: Any, **__: Any) -> None:
         raise RuntimeError("Early stopping conditioned on metric `a` which is not available. … following: `b`")
 
