@@ -16,7 +16,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from mlssl.atomic import remove_leftovers, written_aside
-from mlssl.callbacks import StepMemory
+from mlssl.callbacks import RunRecord, StepMemory
 from mlssl.commands.argument_errors import said_plainly
 from mlssl.commands.custom_code import imported, is_import_path, make_importable
 from mlssl.commands.end_of_fit import describe_end
@@ -63,6 +63,7 @@ class RunCLI(OpenCLI):
         self.folder: Path | None = None
         self.resumed: Path | None = None
         """Checkpoint that the run of the folder goes on from."""
+        self._words = words
         self._functions: dict[str, Any] = {}
         self._lock = ExitStack()
         self._began, self._steps_before = 0.0, 0
@@ -232,6 +233,9 @@ class RunCLI(OpenCLI):
         given["logger"] = self._loggers_in_folder(self.folder, given.get("logger"))
         trainer: Any = super().instantiate_trainer(**run_settings(self.folder, given, checkpoint=self.resumed))
         trainer.callbacks[:0] = [self._others, self._interrupts]
+        for one in trainer.callbacks:
+            if isinstance(one, RunRecord):
+                one.words = self._words
         if not any(isinstance(one, StepMemory) for one in trainer.callbacks):
             trainer.callbacks.append(StepMemory())
         check_monitored(trainer.callbacks, self.model)
