@@ -9,6 +9,9 @@ from mlssl.backbones import TORCHVISION_PREFIX, build_backbone
 PRETRAINED = ":pretrained"
 """Behind a name: with the weights that its library takes by default."""
 
+FROM_FILE = "NAME=FILE"
+"""How a command that takes sources is told of a file of weights."""
+
 _PLACES = ("hf-hub:", "hf_hub:", "local-dir:")
 """Before what timm reads architecture and weights from."""
 
@@ -35,25 +38,48 @@ def published_backbone(name: str) -> nn.Module:
     Raises:
         ValueError: On an unknown name or tag, and where the weights cannot be had; never an untrained network.
     """
-    plain = name.removesuffix(PRETRAINED)
-    architecture, dot, tag = plain.partition(".")
-    if dot and not plain.startswith((TORCHVISION_PREFIX, *_PLACES)):
-        _check_tag(architecture, tag)
+    check_tag(name)
     try:
-        return build_backbone(plain, pretrained=True)
+        return build_backbone(name.removesuffix(PRETRAINED), pretrained=True)
     except ValueError:
         raise
     except Exception as error:  # timm, torchvision, their hubs and the network raise anything
-        said = " ".join(str(error).split()) or type(error).__name__
-        said = said if len(said) <= _MOST_LETTERS else said[:_MOST_LETTERS] + "…"
-        untrained = "" if plain.startswith(_PLACES) else f", or {architecture} for an untrained network"
-        raise ValueError(
-            f"the published weights of {name!r} cannot be loaded ({said}): let this machine download them once, pass "
-            f"a file of them, {architecture}=FILE{untrained}"
-        ) from None
+        raise ValueError(why_not_loaded(name, error)) from None
 
 
-def _check_tag(architecture: str, tag: str) -> None:
+def why_not_loaded(name: str, error: Exception, from_file: str = FROM_FILE) -> str:
+    """One sentence on published weights that could not be loaded.
+
+    Args:
+        name: That asks for them.
+        error: Why.
+        from_file: What to write to take them from a file, with ``NAME`` for the architecture.
+    """
+    plain = name.removesuffix(PRETRAINED)
+    architecture = plain if plain.startswith(TORCHVISION_PREFIX) else plain.partition(".")[0]
+    said = " ".join(str(error).split()) or type(error).__name__
+    said = said if len(said) <= _MOST_LETTERS else said[:_MOST_LETTERS] + "…"
+    untrained = "" if plain.startswith(_PLACES) else f", or {architecture} for an untrained network"
+    return (
+        f"the published weights of {name!r} cannot be loaded ({said}): let this machine download them once, pass "
+        f"a file of them, {from_file.replace('NAME', architecture)}{untrained}"
+    )
+
+
+def check_tag(name: str, from_file: str = FROM_FILE) -> None:
+    """Refuse the tag of timm's name if there are no published weights of it.
+
+    Args:
+        name: With a tag or without.
+        from_file: As `why_not_loaded` takes it.
+
+    Raises:
+        ValueError: Naming the tags that there are.
+    """
+    plain = name.removesuffix(PRETRAINED)
+    architecture, dot, tag = plain.partition(".")
+    if not dot or plain.startswith((TORCHVISION_PREFIX, *_PLACES)):
+        return
     import timm
 
     if not timm.is_model(architecture):
@@ -63,5 +89,5 @@ def _check_tag(architecture: str, tag: str) -> None:
         known = f"its tags are {', '.join(sorted(tags))}" if tags else "it has no published weights"
         raise ValueError(
             f"{architecture!r} has no published weights with the tag {tag!r}, {known}: pass one of these, "
-            f"{architecture}=FILE, or {architecture} for an untrained network"
+            f"{from_file.replace('NAME', architecture)}, or {architecture} for an untrained network"
         )
