@@ -127,6 +127,7 @@ def test_a_timm_export_of_a_transformer_loads_by_timms_own_call_with_its_pooling
     assert_same_features(loaded, source, side=160)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "torchvision/resnet18", "resnet18.a1_in1k"])
 def test_a_torchvision_export_loads_strictly_once_fc_is_the_identity(name: str, tmp_path: Path) -> None:
     source = trained(build_backbone(name))
@@ -138,6 +139,7 @@ def test_a_torchvision_export_loads_strictly_once_fc_is_the_identity(name: str, 
     assert_same_features(loaded, source)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "kwargs", "format"),
     [
@@ -190,6 +192,7 @@ def test_a_report_is_taken_for_its_path(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------- sources
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["test_resnet", "torchvision/shufflenet_v2_x0_5", "test_vit"])
 def test_checkpoint_and_module_and_backbone_give_one_file(name: str, tmp_path: Path) -> None:
     module = trained_module(name)
@@ -315,6 +318,7 @@ def test_the_best_fitting_format_is_found(name: str, kwargs: dict[str, Any], for
     assert fitting_format(build_backbone(name, **kwargs)) == format
 
 
+@pytest.mark.slow
 def test_without_a_format_the_suffix_decides(tmp_path: Path) -> None:
     timm_resnet, torchvision_resnet = build_backbone("resnet18"), build_backbone("torchvision/resnet18")
     assert export_backbone(timm_resnet, tmp_path / "a.pth", None).format == "torchvision"
@@ -323,6 +327,7 @@ def test_without_a_format_the_suffix_decides(tmp_path: Path) -> None:
     assert export_backbone(torchvision_resnet, tmp_path / "b.safetensors", None).format == "timm"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("network", "format", "message"),
     [
@@ -408,6 +413,7 @@ def test_an_existing_file_is_replaced_only_when_asked(tmp_path: Path) -> None:
     assert safetensors.torch.load_file(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["timm", "torchvision", "detectron2"])
 def test_a_full_disk_leaves_the_previous_file_whole(
     format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

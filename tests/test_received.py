@@ -102,6 +102,7 @@ def error_of(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     return line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 @pytest.mark.parametrize("changes", [{"backbone": CODE}, {"backbone_kwargs": {"norm_layer": [CODE]}}], ids=["", "deep"])
 def test_a_checkpoint_that_names_code_runs_none(
@@ -140,6 +141,7 @@ class Layered(MultiLabelSSLModule):
         self.layer_name = layer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("entry", ["hyper_parameters", "hparams", "module_arguments"])
 def test_load_from_checkpoint_imports_nothing(entry: str) -> None:
     path = received() / "checkpoints" / "last.ckpt"
@@ -214,6 +216,7 @@ def test_a_received_export_downloads_nothing_and_names_no_code(name: str) -> Non
             open_backbone("changed.safetensors")
 
 
+@pytest.mark.slow
 def test_the_report_fetches_only_what_its_user_trusts() -> None:
     run = received()
     text = write_report(run, max_images=8).read_text()
@@ -285,6 +288,7 @@ class Code:
         return os.mkdir, ("PWNED",)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_said_by_every_command(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = run / "checkpoints" / "last.ckpt"
     good = path.read_bytes()

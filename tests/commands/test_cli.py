@@ -166,6 +166,7 @@ def test_a_folder_of_photographs_trains_without_labels(tmp_path, capsys):
         assert "train/loss" in metrics.read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "images"), [("corel5k_resnet18", "corel5k"), ("coco_resnet50", "coco256")])
 def test_a_config_trains_on_real_images(name, images, request):
     root = request.getfixturevalue(images)

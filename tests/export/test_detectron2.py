@@ -47,6 +47,7 @@ def content(path: Path) -> dict:
     return pickle.loads(path.read_bytes())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "torchvision/resnet18", "torchvision/resnet50", "resnext50_32x4d"])
 def test_weights_are_rebuilt_by_torchvision_from_their_names(name: str, tmp_path: Path) -> None:
     source = trained(build_backbone(name))

@@ -59,6 +59,7 @@ def test_a_graph_of_fixed_size_takes_that_size_alone(tmp_path: Path) -> None:
         export_backbone(OwnNetwork(), tmp_path / "own.safetensors", "safetensors", fixed_size=True)
 
 
+@pytest.mark.slow
 @pytest.mark.xfail(torch.__version__.startswith("2.8."), reason="such a graph is refused, see docs/export.md")
 def test_a_program_of_torch_gives_the_features_of_any_batch_and_of_any_or_one_size(tmp_path: Path) -> None:
     source = trained(build_backbone("test_vit"))

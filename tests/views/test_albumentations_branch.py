@@ -153,6 +153,7 @@ def test_views_of_another_size_or_type_are_named_when_the_pipeline_is_set_up(A: 
         BlockViews(16, branches=[A.Compose([A.RandomCrop(500, 500)])])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", [None, "0", "1"])
 def test_reading_opens_no_connection_and_restores_the_environment(
     before: str | None, A: Any, pipeline: Any, tmp_path: Path

@@ -141,6 +141,7 @@ def test_pickle_before_and_after_use(views: BlockViews) -> None:
     assert len(pickle.dumps(views)) == len(pickle.dumps(BlockViews(size=32)))
 
 
+@pytest.mark.slow
 def test_spawned_process_draws_the_same(views: BlockViews) -> None:
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         assert pool.submit(first_view, views).result() == first_view(views)
