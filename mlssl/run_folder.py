@@ -83,7 +83,8 @@ def checkpoint_at(path: Path) -> Path:
     Raises:
         FileNotFoundError: If the run has not saved a checkpoint.
     """
-    return last_checkpoint(path) if (path / "checkpoints").is_dir() else path
+    is_run = (path / "checkpoints").is_dir() or (path / "config.yaml").is_file()
+    return last_checkpoint(path) if is_run else path
 
 
 def resumable_run(folder: str | os.PathLike[str]) -> tuple[Path, Path]:

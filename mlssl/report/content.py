@@ -55,7 +55,6 @@ def build_page(
     log: dict[str, Log],
     looked: Looked | None,
     notes: Sequence[str] = (),
-    versions: str = "",
 ) -> Page:
     """Put the page together.
 
@@ -65,12 +64,10 @@ def build_page(
         log: Quantity → its values over the run.
         looked: What was seen of the network; None shows the log alone.
         notes: Sentences on how the network was looked at.
-        versions: Of what the run was made with, in words.
     """
     settings: dict[str, Any] = {
         "title": folder.resolve().name,
-        "facts": facts_of(folder, config, log, versions)
-        | (images_of(looked.all_train, looked.all_val) if looked else {}),
+        "facts": facts_of(folder, config, log) | (images_of(looked.all_train, looked.all_val) if looked else {}),
         "curves": _curves(log),
         "view_grids": _view_grids(folder),
         "version": version("mlssl"),
