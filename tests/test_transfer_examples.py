@@ -222,6 +222,80 @@ def test_a_schedule_names_arguments_of_the_example_and_the_literatures_numbers(n
     assert (config["steps"], config["milestones"], config["batch_size"], config["lr"]) == (*schedule, 16, 0.02)
 
 
+@pytest.fixture
+def probing(monkeypatch):
+    """The names in the example of the segmentation probe."""
+    monkeypatch.setattr(sys, "path", [str(EXAMPLES / "detection"), *sys.path])
+    return runpy.run_path(str(EXAMPLES / "detection" / "segmentation_probe.py"))
+
+
+def test_masks_of_coco_have_small_objects_on_top_and_void_crowds(drawn, probing) -> None:
+    masks = probing["read_coco_masks"](drawn, "val2017")
+    assert (masks.classes, len(masks.paths)) == (["background", "bar", "square"], 4)
+    for index in range(3):
+        _, ((kind, (left, top, width, height)),) = scene(index)
+        expected = np.zeros((64, 64), np.uint8)
+        if index == 0:
+            expected[:, 32:] = 255
+        expected[top : top + height, left : left + width] = (2, 1)[kind]
+        # A polygon through the corners of pixels holds their edges as pycocotools rounds them.
+        assert (masks.mask(index, 64, 64) != expected).mean() < 0.02
+    assert not masks.mask(3, 64, 64).any()
+
+
+def test_masks_of_voc_are_the_numbers_of_its_palette(tmp_path, probing) -> None:
+    folder = tmp_path / "VOC2012"
+    for name in ("ImageSets/Segmentation", "SegmentationClass"):
+        (folder / name).mkdir(parents=True)
+    (folder / "ImageSets/Segmentation/val.txt").write_text("a\n")
+    numbers = np.array([[0, 8], [20, 255]], np.uint8)
+    picture = Image.fromarray(numbers)
+    picture.putpalette(list(range(256)) * 3)
+    assert picture.mode == "P"
+    picture.save(folder / "SegmentationClass/a.png")
+    masks = probing["read_voc_masks"](tmp_path, "2012/val")
+    assert masks.mask(0, 2, 2).tolist() == numbers.tolist()
+    assert masks.classes[8] == "cat"
+    with pytest.raises(
+        ValueError, match=r"a.png has shape \(2, 2\) and values to 255: give numbers of VOC's 20 classes"
+    ):
+        masks.mask(0, 2, 3)
+
+
+def test_the_miou_of_a_segmentation_probe_is_the_one_by_hand(probing) -> None:
+    probe = probing["SegmentationProbe"](open_backbone("test_resnet"), 4, 0.1)
+    found = torch.tensor([[0, 0, 1, 1], [2, 2, 1, 0]])
+    masks = torch.tensor([[[0, 0, 1, 0], [2, 1, 255, 255]]])
+    logits = torch.nn.functional.one_hot(found, 4).permute(2, 0, 1)[None].float()
+    probe.iou(logits.argmax(1), masks)
+    # Background 2 of 3, class 1 1 of 3, class 2 1 of 2; class 3 is nowhere, and the last two pixels do not count.
+    assert probe.iou.compute().item() == pytest.approx((2 / 3 + 1 / 3 + 1 / 2) / 3)
+    maps = probe(torch.zeros(1, 3, 64, 96, dtype=torch.uint8))
+    assert maps.shape == (1, 4, 64, 96)
+    assert [name for name, one in probe.named_parameters() if one.requires_grad] == ["head.1.weight", "head.1.bias"]
+
+
+def test_a_segmentation_probe_finds_drawn_squares_and_bars(drawn, weights, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["--root", str(drawn), "--sources", f"[{weights}]", "--size", "192", "--num_workers", "0"]
+    run("detection/segmentation_probe.py", [*words, "--epochs", "20", "--batch_size", "4", "--lr", "0.05"], monkeypatch)
+    *_, row = capsys.readouterr().out.splitlines()
+    name, score = row.strip("| ").split(" | ")
+    assert name == weights
+    assert float(score) > 35, "the background alone has an IoU of nine tenths, and a mean of three tenths"
+
+
+def test_wrong_input_of_the_segmentation_probe_is_said(drawn, tmp_path, monkeypatch) -> None:
+    content = json.loads((drawn / "annotations" / "instances_val2017.json").read_text())
+    content["categories"].append({"id": 99, "name": "other"})
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "instances_val2017.json").write_text(json.dumps(content))
+    train = (drawn / "annotations" / "instances_train2017.json").read_text()
+    (tmp_path / "annotations" / "instances_train2017.json").write_text(train)
+    with pytest.raises(ValueError, match="3 and 4 classes in the two splits: give the same to both"):
+        run("detection/segmentation_probe.py", ["--root", str(tmp_path), "--sources", "[test_resnet]"], monkeypatch)
+
+
 @pytest.fixture(scope="module")
 def squares_and_bars(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Forty training and eight test scenes as manifests."""
