@@ -127,6 +127,7 @@ def test_a_timm_export_of_a_transformer_loads_by_timms_own_call_with_its_pooling
     assert_same_features(loaded, source, side=160)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "torchvision/resnet18", "resnet18.a1_in1k"])
 def test_a_torchvision_export_loads_strictly_once_fc_is_the_identity(name: str, tmp_path: Path) -> None:
     source = trained(build_backbone(name))
@@ -138,6 +139,7 @@ def test_a_torchvision_export_loads_strictly_once_fc_is_the_identity(name: str, 
     assert_same_features(loaded, source)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "kwargs", "format"),
     [
@@ -190,6 +192,7 @@ def test_a_report_is_taken_for_its_path(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------- sources
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["test_resnet", "torchvision/shufflenet_v2_x0_5", "test_vit"])
 def test_checkpoint_and_module_and_backbone_give_one_file(name: str, tmp_path: Path) -> None:
     module = trained_module(name)
@@ -315,6 +318,7 @@ def test_the_best_fitting_format_is_found(name: str, kwargs: dict[str, Any], for
     assert fitting_format(build_backbone(name, **kwargs)) == format
 
 
+@pytest.mark.slow
 def test_without_a_format_the_suffix_decides(tmp_path: Path) -> None:
     timm_resnet, torchvision_resnet = build_backbone("resnet18"), build_backbone("torchvision/resnet18")
     assert export_backbone(timm_resnet, tmp_path / "a.pth", None).format == "torchvision"
@@ -323,22 +327,24 @@ def test_without_a_format_the_suffix_decides(tmp_path: Path) -> None:
     assert export_backbone(torchvision_resnet, tmp_path / "b.safetensors", None).format == "timm"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("network", "format", "message"),
     [
         (
             OwnNetwork(),
             "timm",
-            "This network cannot be exported, format 'timm' cannot hold it: it was not built by name",
+            "This network cannot be exported, format 'timm' does not support it: it was not built by name",
         ),
         (
             "test_vit",
             "torchvision",
-            "torchvision does not build it .*Formats that hold it: 'timm', 'safetensors', 'timm-dir', 'onnx', 'torch",
+            "torchvision does not build it .*Formats that support it: 'timm', 'safetensors', 'timm-dir', 'onnx', "
+            "'torch",
         ),
         ("torchvision/shufflenet_v2_x0_5", "timm", "timm does not build it"),
         ("mobilenetv3_small_100", "torchvision", "torchvision does not build it"),
-        ("torchvision/convnext_tiny", "timm", "timm builds it with weights of other names or shapes"),
+        ("torchvision/convnext_tiny", "timm", "timm builds it with other weight names or shapes"),
     ],
 )
 def test_an_architecture_that_a_format_cannot_hold_is_said(
@@ -361,12 +367,12 @@ def test_an_architecture_that_a_format_cannot_hold_is_said(
     ],
 )
 def test_a_suffix_of_another_format_is_refused(name: str, format: str | None, suffixes: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=f"{name} does not end in {suffixes}, by which its format is known"):
+    with pytest.raises(ValueError, match=f"{name} does not end in {suffixes}, which selects the format"):
         export_backbone(build_backbone("test_resnet"), tmp_path / name, format)
 
 
 def test_metadata_needs_a_file_with_a_header(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"backbone\.pth will hold tensors alone: leave metadata out"):
+    with pytest.raises(ValueError, match=r"backbone\.pth can only contain tensors: leave metadata out"):
         export_backbone(build_backbone("resnet18"), tmp_path / "backbone.pth", None, metadata={"licence": "CC0"})
 
 
@@ -376,7 +382,7 @@ def test_metadata_needs_a_file_with_a_header(tmp_path: Path) -> None:
 def test_a_network_that_was_changed_since_it_was_built_is_found_out(tmp_path: Path) -> None:
     network = trained(build_backbone("test_resnet"))
     network.act1 = nn.Sigmoid()
-    with pytest.raises(ValueError, match=r"The 'timm' export gives features that differ by .* and was not kept"):
+    with pytest.raises(ValueError, match=r"The features of the 'timm' export differ by .* and the file was not kept"):
         export_backbone(network, tmp_path / "backbone.safetensors")
     assert file_names(tmp_path) == []
     assert export_backbone(network, tmp_path / "backbone.safetensors", "safetensors").max_difference == 0
@@ -407,6 +413,7 @@ def test_an_existing_file_is_replaced_only_when_asked(tmp_path: Path) -> None:
     assert safetensors.torch.load_file(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["timm", "torchvision", "detectron2"])
 def test_a_full_disk_leaves_the_previous_file_whole(
     format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -445,7 +452,7 @@ def test_a_checkpoint_with_pickled_code_is_refused_and_runs_none(tmp_path: Path)
     path = tmp_path / "evil.ckpt"
     state = {f"backbone.{name}": value for name, value in OwnNetwork().state_dict().items()}
     torch.save({"state_dict": state, "hyper_parameters": {"backbone": Payload(tmp_path / "ran")}}, path)
-    with pytest.raises(ValueError, match=r"evil\.ckpt holds pickled Python objects, which could run any code"):
+    with pytest.raises(ValueError, match=r"evil\.ckpt contains pickled Python objects, which could run any code"):
         export_backbone(path, tmp_path / "backbone.safetensors")
     assert file_names(tmp_path) == ["evil.ckpt"]
 
@@ -461,7 +468,7 @@ def test_a_file_that_is_not_a_checkpoint_is_refused(content: str, tmp_path: Path
 
 
 def test_a_checkpoint_that_is_not_there_is_said(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=f"No checkpoint stands at {tmp_path / 'missing.ckpt'}"):
+    with pytest.raises(FileNotFoundError, match=f"There is no checkpoint at {tmp_path / 'missing.ckpt'}"):
         export_backbone(tmp_path / "missing.ckpt", tmp_path / "backbone.safetensors")
 
 
@@ -470,7 +477,7 @@ def test_a_checkpoint_that_is_not_there_is_said(tmp_path: Path) -> None:
 )
 def test_a_checkpoint_without_a_backbone_is_refused(content: object, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "last.ckpt")
-    with pytest.raises(ValueError, match=r"holds no backbone, its state_dict has no 'backbone\.…' entries"):
+    with pytest.raises(ValueError, match=r"has no weights of backbone, its state_dict has no 'backbone\.…' entries"):
         export_backbone(tmp_path / "last.ckpt", tmp_path / "backbone.safetensors")
 
 

@@ -109,6 +109,7 @@ def bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
 # ---------------------------------------------------------------------- steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", STEPS.values(), ids=STEPS)
 def test_a_step_with_its_gradients_waits_for_nothing(settings: dict[str, Any]) -> None:
     with on_fake("meta", **settings) as (module, batch, to_host):

@@ -127,8 +127,8 @@ def test_in_a_plain_loop_stages_frozen_for_the_whole_run_keep_their_statistics()
         ("test_resnet", {"backbone_lr_scale": -0.1}, "backbone_lr_scale=-0.1 was given"),
         ("test_resnet", {"frozen_epochs": 2}, "frozen_epochs=2 was given, and no stage is frozen: pass frozen_stages"),
         ("test_resnet", {"frozen_stages": 9}, "frozen_stages=9 was given, and ResNet has 5: pass fewer"),
-        ("torchvision/resnet18", {"layer_decay": 0.5}, "ResNet does not tell its layers: give a backbone of timm"),
-        (own_network(), {"frozen_stages": 1}, "Sequential does not tell its layers"),
+        ("torchvision/resnet18", {"layer_decay": 0.5}, "ResNet does not define its layers: pass a timm backbone"),
+        (own_network(), {"frozen_stages": 1}, "Sequential does not define its layers"),
     ],
 )
 def test_what_cannot_be_asked_of_layers_is_refused(backbone: str | nn.Module, settings: dict, message: str) -> None:

@@ -690,13 +690,13 @@ KEYS = {"keys": torch.ones(5, 4), "key_image_ids": torch.zeros(5)}
         ({"boxes": torch.ones(3, 4)}, r"boxes have shape \(3, 4\) and are torch.float32: pass \(2, 4\) floats"),
         ({"boxes": torch.zeros(2, 4, dtype=torch.long)}, "boxes have shape .* and are torch.int64"),
         ({**KEYS, "boxes": torch.zeros(2, 4), "key_boxes": torch.zeros(2, 4)}, r"key_boxes have shape \(2, 4\)"),
-        ({**KEYS, "boxes": torch.zeros(2, 4)}, "boxes and key_boxes belong together where keys are given"),
-        ({**KEYS, "key_boxes": torch.zeros(5, 4)}, "boxes and key_boxes belong together where keys are given"),
+        ({**KEYS, "boxes": torch.zeros(2, 4)}, "with keys, boxes and key_boxes belong together"),
+        ({**KEYS, "key_boxes": torch.zeros(5, 4)}, "with keys, boxes and key_boxes belong together"),
         ({"key_boxes": torch.zeros(2, 4)}, "key_boxes belong to keys, which are not given"),
         ({"reduction": "sum"}, "reduction='sum' is unknown: pass 'mean' or 'sum_and_count'"),
         (
             {"positives": by_overlap(1)},
-            r"by_overlap\(1.0\) compares what two views show, and no boxes were given: pass ",
+            r"by_overlap\(1.0\) compares the boxes of two views, and no boxes were given: pass ",
         ),
         (
             {"form": lambda logits, weights: logits},

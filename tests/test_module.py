@@ -295,7 +295,7 @@ def test_backbones_of_each_family_run_a_step_and_take_images_of_another_size(bac
         ({"image_ids": torch.zeros(B, dtype=torch.long)}, ValueError, "'image_ids' repeats 3 of 4 ids"),
         ({"labels": torch.zeros(B, LABELS)}, TypeError, "'labels' is Tensor of torch.float32"),
         ({"labels": torch.zeros(B + 1, LABELS, dtype=torch.int8)}, ValueError, r"'labels' has shape \(5, 5\) for 4"),
-        ({"labels": torch.full((B, LABELS), 2, dtype=torch.int8)}, ValueError, "'labels' holds"),
+        ({"labels": torch.full((B, LABELS), 2, dtype=torch.int8)}, ValueError, "'labels' contains"),
     ],
 )
 def test_first_batch_that_breaks_the_contract_is_refused_with_the_contract(

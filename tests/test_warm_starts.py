@@ -118,9 +118,9 @@ def test_wrong_checkpoints_to_start_from_end_in_one_line(checkpoint, tmp_path, m
     monkeypatch.chdir(tmp_path)
     words = ["fit", *SMALL, "--start_from"]
     assert main([*words, "gone.ckpt", "--model.backbone", "test_resnet"]) == 2
-    assert "No checkpoint stands at gone.ckpt" in capsys.readouterr().err
+    assert "There is no checkpoint at gone.ckpt" in capsys.readouterr().err
     assert main([*words, str(checkpoint), "--model.backbone", "test_vit", "--data.size", "32"]) == 2
-    assert "first.ckpt does not fit the model, give --model.backbone and the widths" in capsys.readouterr().err
+    assert "first.ckpt does not fit the model, give the --model.backbone and widths" in capsys.readouterr().err
     both = [*words, str(checkpoint), "--model.backbone", "test_resnet", "--ckpt_path", str(checkpoint)]
     assert main(both) == 2
     assert "and --ckpt_path goes on with its run: give one of them" in capsys.readouterr().err

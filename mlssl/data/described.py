@@ -1,4 +1,4 @@
-"""A set of images in one sentence: how many there are, which classes, and what was left out."""
+"""Describe a set in one sentence: number of images, classes, and what was left out."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from mlssl.data.paths import count_extensions
 from mlssl.data.records import Records
 
 NUM_NAMED = 5
-"""Classes that are named from each end of the frequencies."""
+"""Number of most and of least frequent classes named."""
 
 
 def describe(records: Records) -> str:
-    """Images by extension, those left out, classes, labels per image, and the most and least frequent classes.
+    """Images by extension, images left out, classes, labels per image, and the most and least frequent classes.
 
     >>> describe(Records(["a.jpg", "b.png"], [[1, 0], [1, 1]], ["sky", "sea"]))
     '2 images (1 .jpg, 1 .png), 2 classes, 1.5 labels per image; most frequent: sky 2, sea 1'

@@ -1,4 +1,4 @@
-"""The figure of an evaluation: the average precision of each class, with its interval and its positives."""
+"""Figure of an evaluation: average precision per class, with interval and number of positives."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_NAMED_CLASSES = 100
-"""Classes whose names are still legible below the bars."""
+"""Maximum number of classes with legible names below the bars."""
 
 LAST, OTHERS = "#1f4e79", ("#9db8d2", "#e0a458", "#8fb996", "#b08ea2")
-"""The last backbone is what the others are compared with: it is dark, they are lighter."""
+"""The last backbone is the reference: dark; the others are lighter."""
 
 
 class Bars(NamedTuple):
-    """Of one backbone."""
+    """Bars of one backbone."""
 
     legend: str
     heights: Tensor
     """(L,) in 0–1, NaN for a class that has no average precision."""
     ends: Tensor
-    """(L, 2) of the interval of each."""
+    """(L, 2), the interval of each."""
 
 
 def draw_average_precision(path: Path, bars: Sequence[Bars], counts: ClassCounts) -> Figure:
-    """Bars of each class's average precision with its 95 % interval, the backbones side by side, sorted by the last.
+    """Draw the average precision per class with 95 % intervals, backbones side by side, sorted by the last one.
 
     Args:
         path: PNG to write.
-        bars: Of at least one backbone; a class that the last one has no average precision for is left out.
-        counts: Positives, which stand behind the name of a class; a star marks a rare one.
+        bars: Bars of at least one backbone; classes without average precision for the last one are left out.
+        counts: Positives, shown after the name of a class; a star marks a rare class.
 
     Returns:
         The figure, which a notebook shows.
@@ -64,7 +64,7 @@ def draw_average_precision(path: Path, bars: Sequence[Bars], counts: ClassCounts
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     lines = "; lines: 95 % intervals" if len(there) <= MOST_NAMED_CLASSES else ""
-    about = f"behind a class: positives among the test images, * fewer than {FEW_POSITIVES}{lines}"
+    about = f"after each class: positives among the test images, * fewer than {FEW_POSITIVES}{lines}"
     if len(there) <= MOST_NAMED_CLASSES:
         axes.set_xticks(range(len(there)), [plain(counts.label(index)) for index in there], rotation=90, fontsize=8)
     else:

@@ -1,4 +1,4 @@
-"""Figures of a run, on matplotlib: pictures for a logger, or SVG that takes its colours from the page around it."""
+"""Matplotlib figures of a run: images for a logger, or SVG that takes its colours from the surrounding page."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 Curve = tuple[Sequence[float], Sequence[float]]
 """x and y of the same length."""
 
-SIZE = (4.4, 2.7)  # inches; on a page 400 pixels wide, letters of 9 points have as many pixels
+SIZE = (4.4, 2.7)  # inches; at 400 pixels wide, 9-point text is 9 pixels
 INK, RULE, MUTED = "#1c1d21", "#d3d5da", "#9a9ca5"
 SERIES = ("#1f6feb", "#d9480f", "#2b8a3e", "#9c36b5", "#0b7285", "#e67700", "#c2255c", "#5c5f66")
-"""Colours told apart also where red and green are not, dark enough for a white page; a dark one has its own."""
+"""Colour-blind-safe colours, dark enough for a white page; a dark page has its own."""
 
 MOST_BARS = 60
-"""Classes that are drawn, one above the other: more would not be read."""
+"""Maximum number of classes drawn."""
 
 MOST_HOVERED = 400
-"""Points of a line that answer to the pointer."""
+"""Points of a curve that react to the pointer."""
 
 KINDS = {"same_block": "same block", "same_image": "same image, other block", "other_image": "other image"}
 
@@ -43,14 +43,14 @@ def figure_of_curves(
     *,
     from_zero: bool = False,
 ) -> Figure:
-    """Lines over the steps or epochs of a run, in one panel.
+    """Plot curves over the steps or epochs of a run in one panel.
 
     Args:
         curves: Name → x and y.
-        ylabel: With its unit.
-        xlabel: With its unit.
-        levels: Name → a value to compare with, drawn dashed.
-        from_zero: Whether the y axis begins at 0, as that of a quantity should whose ratios are read.
+        ylabel: Label with unit.
+        xlabel: Label with unit.
+        levels: Name → reference value, drawn dashed.
+        from_zero: Whether the y axis starts at 0, for quantities whose ratios matter.
     """
     figure, axes = _figure()
     for number, (name, curve) in enumerate(curves.items()):
@@ -69,11 +69,11 @@ def figure_of_curves(
 
 
 def figure_of_panels(panels: Mapping[str, Mapping[str, Curve]], xlabel: str = "step") -> Figure:
-    """Lines over the steps of a run, a panel with a scale of its own for each quantity.
+    """Plot curves over the steps of a run, one panel with its own scale per quantity.
 
     Args:
-        panels: Quantity → name → x and y. The names are those of the first panel in all.
-        xlabel: With its unit.
+        panels: Quantity → name → x and y. All panels have the names of the first.
+        xlabel: Label with unit.
     """
     height = 0.6 + 1.25 * len(panels)
     figure, first = _figure(len(panels), (SIZE[0], max(SIZE[1], height)))
@@ -89,7 +89,7 @@ def figure_of_panels(panels: Mapping[str, Mapping[str, Curve]], xlabel: str = "s
 
 
 def figure_of_cosines(moments: Mapping[str, Mapping[str, Tensor]]) -> Figure:
-    """Histograms of the cosines of pairs of views, a row for each moment, a colour for each kind of pair.
+    """Plot histograms of the cosines of pairs of views, one row per moment, one colour per kind of pair.
 
     Args:
         moments: Name of the moment → `mlssl.evaluation.geometry.pair_cosines`.
@@ -109,7 +109,7 @@ def figure_of_cosines(moments: Mapping[str, Mapping[str, Tensor]]) -> Figure:
 
 
 def figure_of_spectra(moments: Mapping[str, Tensor]) -> Figure:
-    """How much of the features lies along each direction, from the strongest one down.
+    """Plot the singular values of the features, largest first.
 
     Args:
         moments: Name of the moment → singular values, largest first.
@@ -130,7 +130,7 @@ def figure_of_spectra(moments: Mapping[str, Tensor]) -> Figure:
 
 
 def figure_of_classes(precisions: Mapping[str, Tensor], names: Sequence[str] | None = None) -> Figure:
-    """Average precision of each class, sorted by the last of the backbones; classes without a positive are left out.
+    """Plot average precision per class, sorted by the last backbone; classes without positives are left out.
 
     Args:
         precisions: Name of a backbone → (L,) in 0–1, NaN for a class that is not shown.
@@ -174,13 +174,13 @@ def figure_of_classes(precisions: Mapping[str, Tensor], names: Sequence[str] | N
 def figure_of_map(
     places: Tensor, shares: tuple[float, float] | None, groups: Sequence[int], names: Sequence[str]
 ) -> Figure:
-    """Images as points in two dimensions, coloured by a label that they show.
+    """Plot images as points in two dimensions, coloured by one of their labels.
 
     Args:
-        places: (n, 2) of `mlssl.evaluation.geometry.map_2d` or `neighbor_map`.
-        shares: Of the variance along both axes, 0–1; None for a map whose axes mean nothing.
-        groups: (n,): place in `names`, or −1 for none of them.
-        names: At most 8 labels, the first of which an image shows gives its colour.
+        places: (n, 2), output of `mlssl.evaluation.geometry.map_2d` or `neighbor_map`.
+        shares: Fraction of the variance along each axis, 0–1; None if the axes have no meaning.
+        groups: (n,): index in `names`, or −1 for none of them.
+        names: At most 8 labels; the first one present gives an image its colour.
     """
     figure, axes = _figure(size=(4.4, 4.2))
     colours = [SERIES[group] if group >= 0 else MUTED for group in groups]
@@ -200,11 +200,11 @@ def figure_of_map(
 
 
 def svg(figure: Figure, name: str) -> str:
-    """A figure as an `<svg>` element whose colours are the variables of the page's style.
+    """Convert a figure to an `<svg>` element with the page's style variables as colours.
 
     Args:
-        figure: Of this module.
-        name: Letters and dashes; goes in front of every id, so that several figures fit on one page.
+        figure: A figure of this module.
+        name: Letters and dashes; prefix of every id, so that ids are unique on a page.
     """
     from matplotlib import rc_context
 
@@ -221,17 +221,17 @@ def svg(figure: Figure, name: str) -> str:
     text = re.sub(r'^(<svg[^>]*?) height="[^"]*"', r"\1", text)
     for colour, variable in _variables().items():
         text = text.replace(colour, f"var({variable})")
-    # Letters take the page's font, whatever matplotlib measured them with.
+    # Text uses the page's font, not the one matplotlib measured.
     return re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", text)
 
 
 def hover_points(figure: Figure) -> list[tuple[float, float, str]]:
-    """What a figure shows at which point, for the pointer: x and y in the units of its SVG, and words.
+    """Tooltips of a figure: x and y in the units of its SVG, and text.
 
     Points are those of lines, bars and steps of histograms that have a name.
 
     Args:
-        figure: That `svg` was made of, which has laid it out.
+        figure: Figure already passed to `svg`, which lays it out.
     """
     found: list[tuple[float, float, str]] = []
     scale, height = 72 / figure.dpi, figure.bbox.height
@@ -252,7 +252,7 @@ def _label(axes: Axes) -> str:
 
 
 def _named_points(axes: Axes) -> Iterator[tuple[str, list[float], list[float], bool]]:
-    """Name, x, y, and whether the value lies along x, of what is drawn with a name."""
+    """Name, x, y, and whether the value is along x, of each named artist."""
     from matplotlib.patches import StepPatch
 
     for line in axes.lines:
@@ -282,7 +282,7 @@ def _draw_curve(axes: Axes, curve: Curve, colour: str, name: str) -> None:
 
 
 def _whole_numbers(axes: Axes, at: Sequence[float]) -> None:
-    """Mark the x axis at whole numbers, also where there is a single one."""
+    """Put ticks at whole numbers on the x axis, even for a single one."""
     from matplotlib.ticker import MaxNLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))

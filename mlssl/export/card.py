@@ -1,4 +1,4 @@
-"""The model card of an export, README.md in the layout of the Hugging Face Hub."""
+"""The model card of an export: README.md in the Hugging Face Hub's layout."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from collections.abc import Mapping, Sequence
 
 CARD = "README.md"
 LICENSE = "license"
-"""Entry of the metadata with the licence of the weights, by the Hub's identifier, such as "cc0-1.0"."""
+"""Metadata entry with the licence of the weights, a Hub identifier such as "cc0-1.0"."""
 
 _IDENTIFIER = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 _NOT_STATED = "Not stated: add it here, and `license:` at the top, before you share this folder."
 
 
 def model_card(header: Mapping[str, str], classes: Sequence[str] = ()) -> str:
-    """Text of a card: licence, how to load, recipe, data and metrics, as far as the header tells.
+    """Text of a card: licence, loading, recipe, data and metrics, as far as the header has them.
 
     Args:
-        header: Of an exported file; "license" is taken from it where the user gave it as metadata.
-        classes: Names of the outputs of its classifier, where it has one.
+        header: Header of an exported file, with "license" if the user passed it as metadata.
+        classes: Names of the classifier's outputs, if it has one.
 
     >>> "num_classes=5" in model_card({"backbone": "resnet18", "library": "mlssl 1", "features": "512"})
     True

@@ -1,4 +1,4 @@
-"""Published weights by name: which names ask for them, and a network that has them."""
+"""Published weights by name: detect such names, and load the network."""
 
 from __future__ import annotations
 
@@ -7,49 +7,50 @@ from torch import nn
 from mlssl.backbones import TORCHVISION_PREFIX, build_backbone
 
 PRETRAINED = ":pretrained"
-"""Behind a name: with the weights that its library takes by default."""
+"""Suffix of a name: use its library's default weights."""
 
-_PLACES = ("hf-hub:", "hf_hub:", "local-dir:")
-"""Before what timm reads architecture and weights from."""
+_SOURCES = ("hf-hub:", "hf_hub:", "local-dir:")
+"""Prefixes of sources from which timm reads architecture and weights."""
 
-_MOST_LETTERS = 200
+_MAX_LENGTH = 200
 
 
 def asks_for_weights(name: str) -> bool:
-    """Whether a name of a backbone says with which published weights, so that without them it is another network.
+    """Whether a backbone name specifies published weights.
 
     >>> [asks_for_weights(name) for name in ("resnet18", "resnet18:pretrained", "resnet18.a1_in1k", "hf-hub:a/b")]
     [False, True, True, True]
     """
     timm_name = not name.startswith(TORCHVISION_PREFIX)
-    return name.endswith(PRETRAINED) or (timm_name and (name.startswith(_PLACES) or "." in name))
+    return name.endswith(PRETRAINED) or (timm_name and (name.startswith(_SOURCES) or "." in name))
 
 
 def published_backbone(name: str) -> nn.Module:
-    """A backbone with the weights that its name asks for, from the library's cache or downloaded by the library.
+    """A backbone with the published weights of its name, cached or downloaded by its library.
 
     Args:
         name: ``NAME:pretrained`` for timm's or torchvision's default weights, timm's ``NAME.TAG``, ``hf-hub:…`` or
             ``local-dir:…``.
 
     Raises:
-        ValueError: On an unknown name or tag, and where the weights cannot be had; never an untrained network.
+        ValueError: The name or tag is unknown, or the weights cannot be loaded; never falls back to an untrained
+            network.
     """
     plain = name.removesuffix(PRETRAINED)
     architecture, dot, tag = plain.partition(".")
-    if dot and not plain.startswith((TORCHVISION_PREFIX, *_PLACES)):
+    if dot and not plain.startswith((TORCHVISION_PREFIX, *_SOURCES)):
         _check_tag(architecture, tag)
     try:
         return build_backbone(plain, pretrained=True)
     except ValueError:
         raise
-    except Exception as error:  # timm, torchvision, their hubs and the network raise anything
+    except Exception as error:  # timm, torchvision, their hubs and the network raise many types
         said = " ".join(str(error).split()) or type(error).__name__
-        said = said if len(said) <= _MOST_LETTERS else said[:_MOST_LETTERS] + "…"
-        untrained = "" if plain.startswith(_PLACES) else f", or {architecture} for an untrained network"
+        said = said if len(said) <= _MAX_LENGTH else said[:_MAX_LENGTH] + "…"
+        untrained = "" if plain.startswith(_SOURCES) else f", or {architecture} for an untrained network"
         raise ValueError(
-            f"the published weights of {name!r} cannot be loaded ({said}): let this machine download them once, pass "
-            f"a file of them, {architecture}=FILE{untrained}"
+            f"the published weights of {name!r} cannot be loaded ({said}): let this machine download them once, or "
+            f"pass their file, {architecture}=FILE{untrained}"
         ) from None
 
 
@@ -57,7 +58,7 @@ def _check_tag(architecture: str, tag: str) -> None:
     import timm
 
     if not timm.is_model(architecture):
-        return  # an unknown name, which is said with the nearest ones
+        return  # build_backbone reports an unknown name with suggestions
     tags = [name.partition(".")[2] for name in timm.list_pretrained(f"{architecture}.*")]
     if tag not in tags:
         known = f"its tags are {', '.join(sorted(tags))}" if tags else "it has no published weights"

@@ -247,6 +247,7 @@ def steps_of_last(folder: Path) -> int:
     return int(torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"])
 
 
+@pytest.mark.slow
 def test_a_run_that_was_moved_copied_or_linked_goes_on_from_its_newest_checkpoint(run: Path) -> None:
     places = [shutil.copytree(run, Path("copied")), run.rename("moved"), Path("linked")]
     places[2].symlink_to("moved")
@@ -263,6 +264,7 @@ def test_a_run_that_was_moved_copied_or_linked_goes_on_from_its_newest_checkpoin
     assert steps_of_last(Path("copied")) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("before", "after"),
     [
@@ -335,6 +337,7 @@ def test_a_run_is_locked_while_it_trains_and_what_killed_ones_left_is_removed(
     assert not list(run.rglob(".*"))
 
 
+@pytest.mark.slow
 def test_a_saver_of_the_best_checkpoint_saves_in_addition_also_after_a_move(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("run.yaml").write_text(
         "trainer: {callbacks: [{class_path: ModelCheckpoint, init_args: "

@@ -133,9 +133,9 @@ def test_on_several_devices_the_number_of_batches_stays(
 def test_where_nothing_can_be_decoded_the_run_stops(tmp_path: Path) -> None:
     for index in range(5):
         (tmp_path / f"{index}.jpg").write_text("no image")
-    with pytest.raises(BadImageError, match=r"0.jpg cannot be decoded, and no other image was found .*, 4 tried"):
+    with pytest.raises(BadImageError, match=r"0.jpg cannot be decoded, and none of 4 other images can replace it"):
         list(ViewDataset(read_folder(tmp_path), BlockViews(size=16), bad=BadImages(5)).__getitems__([0]))
-    with pytest.raises(BadImageError, match="cannot be decoded, and no other image was found"):
+    with pytest.raises(BadImageError, match="cannot be decoded, and none of 3 other images can replace it"):
         list(data_of(tmp_path, on_bad_image="skip", batch_size=2).train_dataloader())
 
 
@@ -206,7 +206,7 @@ def test_a_check_beforehand_stops_or_skips(broken: Path) -> None:
 
 def test_files_of_own_records_are_looked_for_before_training(whole: Path) -> None:
     records = Records(["00.jpg", "none.jpg"], root=whole)
-    with pytest.raises(FileNotFoundError, match=r"1 of 2 images do not exist, first .*none.jpg: correct their paths"):
+    with pytest.raises(FileNotFoundError, match=r"1 of 2 images do not exist, first .*none.jpg: correct the paths"):
         MultiLabelDataModule(train=records, batch_size=2, size=16).setup()
 
 

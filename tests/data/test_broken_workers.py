@@ -111,7 +111,7 @@ def test_a_worker_that_dies_in_the_middle_of_a_step_is_said_after_it(photos: Pat
     assert said[0] == "3"  # that step was made
     assert re.match(
         r"RuntimeError: No batch came on rank 0: worker \d+ was killed by SIGKILL\. Step \d of epoch \d waited for "
-        rf"{photos}/\d\d\.png, {photos}/\d\d\.png\. Look at these images and at the memory",
+        rf"{photos}/\d\d\.png, {photos}/\d\d\.png\. Check these images and this machine's memory",
         done.stderr.strip().splitlines()[-1],
     )
 
@@ -132,7 +132,7 @@ def test_a_file_that_is_removed_during_training_is_named_with_rank_and_step(
         path.unlink()
     step = r"step \d of epoch 0" if kind == "views" else r"batch \d of whole images"
     with pytest.raises(
-        FileNotFoundError, match=rf"'{photos}/\d\d\.png' on rank 3, in {step}: look at this file"
+        FileNotFoundError, match=rf"'{photos}/\d\d\.png' on rank 3, in {step}: check this file"
     ) as caught:
         list(seen)
     assert "Traceback" not in str(caught.value)

@@ -543,8 +543,11 @@ def test_settings_in_a_checkpoint_load_with_weights_only(coco: Path, tmp_path: P
             {"dataset": "imagenet"},
             "dataset='imagenet' is unknown: pass one of synthetic, coco, roboflow, voc, corel5k, manifest, folder, sh",
         ),
-        ({"dataset": "coco"}, r"dataset='coco' needs the folder that holds it: pass root \(--data.root FOLDER\)"),
-        ({"root": "photos"}, "root='photos' was given, and drawn scenes have no files: say which dataset it is, coco"),
+        ({"dataset": "coco"}, r"dataset='coco' needs its folder: pass root \(--data.root FOLDER\)"),
+        (
+            {"root": "photos"},
+            "root='photos' was given, and synthetic scenes have no files: pass its dataset, one of coco",
+        ),
         ({"batch_size": 0}, "batch_size=0 was given: pass a number of at least 1"),
         ({"num_workers": -1}, "num_workers=-1 was given: pass a number of at least 0"),
         ({"seed": -1}, "seed=-1 was given: pass a number of at least 0"),
@@ -584,7 +587,7 @@ def test_refuses_arguments_that_do_not_go_together(photos: Path, labelled: Recor
         "val_split": "",
         "min_images_per_class": (4, 4),
     }.items():
-        with pytest.raises(ValueError, match=rf"{name} and train were given: {name} is for a dataset that is read"):
+        with pytest.raises(ValueError, match=rf"{name} and train were given: {name} is for a data set read from disk"):
             module(labelled, **{name: value})
     with pytest.raises(ValueError, match=r"probe_train is Records\(10 images, unlabelled, .*: pass labelled records"):
         module(labelled, probe_train=unlabelled)
@@ -622,20 +625,20 @@ def test_refuses_splits_that_are_read_and_differ(coco: Path) -> None:
 
 
 def test_refuses_batches_larger_than_the_training_set(labelled: Records) -> None:
-    sentence = r"The training set has 10 images, and a step takes 11 \(batch_size 11 on 1 device\(s\)\): pass a smaller"
+    sentence = r"The training set has 10 images, and a step needs 11 \(batch_size 11 on 1 device\(s\)\): pass a smaller"
     with pytest.raises(ValueError, match=sentence):
         module(labelled, batch_size=11).train_dataloader()
-    with pytest.raises(ValueError, match=r"a step takes 12 \(batch_size 6 on 2 device\(s\)\)"):
+    with pytest.raises(ValueError, match=r"a step needs 12 \(batch_size 6 on 2 device\(s\)\)"):
         draws(module(labelled, batch_size=6), devices=2)
     assert len(draws(module(labelled, batch_size=10))) == len(draws(module(labelled, batch_size=5), devices=2)) == 1
 
 
 def test_refuses_sets_that_are_not_there(labelled: Records, coco: Path) -> None:
-    with pytest.raises(ValueError, match=r"There are no 'val' images: pass 'train', or 'val' where there is a val set"):
+    with pytest.raises(ValueError, match=r"There are no 'val' images: pass 'train', or 'val' if there is a val set"):
         module(labelled).image_dataloader("val")
     with pytest.raises(ValueError, match=r"There are no 'test' images"):
         module(labelled).image_dataloader("test")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"min_images_per_class=\(1, 1\) counts val images too, and there are none"):
+    with pytest.raises(ValueError, match=r"min_images_per_class=\(1, 1\) needs val images, and there are none"):
         from_disk("coco", coco, val_split="", min_images_per_class=(1, 1)).setup()
     with pytest.raises(ValueError, match=r"No class has 7 train and 1 val images: lower min_images_per_class"):
         from_disk("coco", coco, min_images_per_class=(7, 1)).setup()
@@ -649,9 +652,9 @@ def test_a_run_on_data_that_are_wrong_ends_before_training(tmp_path: Path, coco:
         (from_disk("corel5k", gone), FileNotFoundError, "no folder '.*gone': pass as root"),
         (from_disk("folder", gone), FileNotFoundError, "no folder '.*gone': pass a folder"),
         (from_disk("folder", empty), FileNotFoundError, "no image below '.*empty'"),
-        (from_disk("coco", coco, train_split="train2014"), FileNotFoundError, "that is there: train2017, val2017"),
+        (from_disk("coco", coco, train_split="train2014"), FileNotFoundError, "an existing split: train2017, val2017"),
         (from_disk("synthetic", None, val_split="val"), ValueError, "no synthetic scenes of split 'val'"),
-        (from_disk("coco", coco, batch_size=7), ValueError, "a step takes 7"),
+        (from_disk("coco", coco, batch_size=7), ValueError, "a step needs 7"),
     ]
     for data, error, sentence in cases:
         recorder = Recorder()

@@ -72,7 +72,9 @@ def test_a_view_size_holds_from_the_next_pass_also_in_workers_that_persist(worke
 def test_another_size_of_branches_that_have_one_is_refused() -> None:
     dataset = ViewDataset(synthetic_scenes(size=32, count=1), BlockViews(16, branches=[black]))
     assert dataset[0, 0, 16]["views"].shape[-1] == 16
-    with pytest.raises(ValueError, match=r"black.* is not a Recipe and gives views of 16 pixels, and 24 was asked for"):
+    with pytest.raises(
+        ValueError, match=r"black.* is not a Recipe and returns views of 16 pixels, but 24 was requested"
+    ):
         dataset[0, 0, 24]
 
 

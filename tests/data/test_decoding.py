@@ -100,7 +100,7 @@ def test_sixteen_bits_of_each_colour_are_scaled(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("pixels", "reason"),
     [
-        (np.array([[0.0, 0.5]], np.float32), "floating-point numbers of no known range"),
+        (np.array([[0.0, 0.5]], np.float32), "floating-point numbers of unknown range"),
         (np.array([[0, 70_000]], np.int32), "outside 0-65535"),
         (np.array([[-1, 0]], np.int32), "outside 0-65535"),
     ],
@@ -194,7 +194,7 @@ def test_a_damaged_jpeg_is_named(tmp_path: Path, settings: dict[str, object], da
         }[damage]
     )
     with pytest.warns(
-        DamagedImageWarning, match=r"'.*torn.jpg' is damaged \(.* JPEG .*\), and some of its pixels are not"
+        DamagedImageWarning, match=r"'.*torn.jpg' is damaged \(.* JPEG .*\), and some of its pixels are wrong"
     ):
         pixels = decode_rgb(path)
     assert pixels.shape in ((96, 128, 3), (128, 96, 3))
@@ -254,12 +254,12 @@ def x_rays(tmp_path: Path) -> Path:
 def test_12_bits_in_16_are_named_three_times_and_scaled_by_a_word(
     x_rays: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mlssl.data.decoding._told", set())
+    monkeypatch.setattr("mlssl.data.decoding._warned_about", set())
     with pytest.warns(FewBitsWarning) as told:
         few = [decode_rgb(path) for path in sorted(x_rays.iterdir())]
     assert len(told) == 3
     assert re.search(
-        r"'.*0\.png' has no value above 4095 of 65535, which leaves it 16 of 256 grays: if the images have 12 bits, "
+        r"'.*0\.png' has no value above 4095 of 65535, which leaves 16 of 256 grays: if the images have 12 bits, "
         r"pass white=4095 \(--data.white 4095\)",
         str(told[0].message),
     )
@@ -296,7 +296,7 @@ def test_white_is_refused_where_it_means_nothing(tmp_path: Path) -> None:
     ):
         MultiLabelDataModule("corel5k", tmp_path, white=4095)
     for white in (0, -1, float("inf"), float("nan")):
-        with pytest.raises(ValueError, match=f"white={white} was given: pass the value above 0 that is white"):
+        with pytest.raises(ValueError, match=f"white={white} was given: pass a white level above 0"):
             MultiLabelDataModule("folder", tmp_path, white=white)
 
 
@@ -326,7 +326,7 @@ def test_without_avif_in_pillow_the_version_is_named(tmp_path: Path, monkeypatch
     assert ".avif" not in readable_extensions()
     (tmp_path / "a.avif").write_bytes(bytes(3) + b" ftypavif" + bytes(20))
     monkeypatch.setattr(Image, "open", not_identified)
-    with pytest.raises(BadImageError, match=r"it is AVIF, which Pillow reads from version 11.3 on"):
+    with pytest.raises(BadImageError, match=r"it is AVIF, which needs Pillow 11.3"):
         decode_rgb(tmp_path / "a.avif")
 
 

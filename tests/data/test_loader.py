@@ -91,6 +91,6 @@ def test_the_images_of_a_batch_are_told_for_every_order_that_is_known() -> None:
         return _images_of_batch(DataLoader(Keys(), BATCH, sampler=sampler), 2)
 
     assert keys(SequentialSampler(Keys())) == ["4", "5"]
-    assert keys(RandomSampler(Keys())) == ["images in an order that is not known"]
+    assert keys(RandomSampler(Keys())) == ["images in an unknown order"]
     passed = epoch(loader(), 0)
     assert keys(EpochSampler(Keys(), num_replicas=1, rank=0, seed=3)) == [str(index) for _, index in passed[2]]

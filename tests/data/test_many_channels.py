@@ -99,14 +99,14 @@ def test_a_picture_of_views_shows_the_channels_that_are_asked_for() -> None:
 
 def test_channels_that_do_not_fit_are_said_before_training(tmp_path: Path) -> None:
     with pytest.raises(
-        ValueError, match=r"records of 4 channels were given, and files are decoded to RGB: pass decode="
+        ValueError, match=r"records of 4 channels were given, and files are decoded to RGB: also pass decode="
     ):
         Records(["a.npy"], channels=4)
     four, five = records(tmp_path / "four", 4), records(tmp_path / "five", 5)
     with pytest.raises(ValueError, match=r"The sets have different numbers of channels, \{'train': 4, 'val': 5\}"):
         MultiLabelDataModule(train=four, val=five)
     wrong = Records(["0.npy"], root=tmp_path / "four", decode=read_bands, channels=5)
-    with pytest.raises(TypeError, match=r"decode gave .*return numpy pixels of uint8 \(H, W, 5\)"):
+    with pytest.raises(TypeError, match=r"decode returned .*return numpy pixels of uint8 \(H, W, 5\)"):
         wrong.image(0)
     model = MultiLabelSSLModule("test_resnet", projection_dim=16, predictor_dim=8)
     with pytest.raises(
@@ -128,7 +128,7 @@ def labelled(folder: Path, labels: list[list[int]]) -> Records:
 def test_labels_that_are_all_absent_are_refused(tmp_path: Path, labels: list[list[int]]) -> None:
     good, empty = labelled(tmp_path, [[1, 0, 1], [0, 1, 0]]), labelled(tmp_path, labels)
     for sets, name in (({"train": empty}, "train"), ({"train": good, "val": empty}, "val")):
-        with pytest.raises(ValueError, match=f"No image of {name} shows any of its 3 classes, all of its labels are"):
+        with pytest.raises(ValueError, match=f"No image of {name} shows any of its 3 classes, all labels are"):
             MultiLabelDataModule(**sets, batch_size=2, size=16).setup()
 
 

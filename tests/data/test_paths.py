@@ -79,7 +79,7 @@ def test_a_name_that_leads_out_of_the_folder_is_refused(
     for place in (tmp_path, root):  # where the names lead from the root, and from a folder of images in it
         Image.new("RGB", (8, 8)).save(place / "secret.jpg")
     name = name.format(outside=tmp_path)
-    refusal = "expected an image number" if read is corel5k else "expected a path inside the folder of the images"
+    refusal = "expected an image number" if read is corel5k else "expected a path inside the image folder"
     if name == ".." and read not in (voc, corel5k):
         name = "../."  # to which they add the suffix
     with pytest.raises(ValueError, match=refusal):
@@ -106,8 +106,8 @@ def test_files_are_looked_for_by_folder(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     check_files(tmp_path, ["a.jpg", "in/b.jpg"], Path("list.txt"))
     with pytest.raises(
-        FileNotFoundError, match=r"3 of 4 images that 'list.txt' names .*first in/a.jpg, no/b.jpg, b.jpg:"
+        FileNotFoundError, match=r"3 of 4 images listed in 'list.txt' are not .*first in/a.jpg, no/b.jpg, b.jpg:"
     ):
         check_files(tmp_path, ["a.jpg", "in/a.jpg", "no/b.jpg", "b.jpg"], Path("list.txt"))
-    with pytest.raises(FileNotFoundError, match=r"no folder '.*gone': put the images there that 'list.txt' names"):
+    with pytest.raises(FileNotFoundError, match=r"no folder '.*gone': put the images of 'list.txt' there"):
         check_files(tmp_path / "gone", ["a.jpg"], Path("list.txt"))

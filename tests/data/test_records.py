@@ -122,14 +122,14 @@ def test_a_copy_by_pickle_reads_the_same(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "error", "sentence"),
     [
-        ({"paths": []}, ValueError, "no images were given: pass at least one path"),
-        ({"paths": "a.jpg"}, TypeError, "the paths are one string, 'a.jpg': pass a list"),
+        ({"paths": []}, ValueError, "records without images were given: pass at least one path"),
+        ({"paths": "a.jpg"}, TypeError, "paths is one string, 'a.jpg': pass a list"),
         ({"labels": np.ones((3, 2))}, TypeError, "labels of float64 were given: pass bool or integers"),
         ({"labels": [1, 0, 1]}, ValueError, r"labels of shape \(3,\) were given for 3 images"),
         ({"labels": [[1, 0]]}, ValueError, r"labels of shape \(1, 2\) were given for 3 images"),
         ({"labels": np.ones((3, 0), int)}, ValueError, r"labels of shape \(3, 0\) .* L at least 1"),
         ({"labels": np.ones((3, 4), int)}, ValueError, "2 class names were given for 4 columns"),
-        ({"labels": [[2, 0], [0, 0], [255, -2]]}, ValueError, r"labels hold the values -2, 2, 255: use 1 present"),
+        ({"labels": [[2, 0], [0, 0], [255, -2]]}, ValueError, r"labels have the values -2, 2, 255: use only 1 present"),
         ({"labels": None}, ValueError, "2 class names were given without labels"),
         ({"image_ids": [0.0, 1.0, 2.0]}, TypeError, "image ids of float64 were given: pass integers"),
         ({"image_ids": [1, 2]}, ValueError, r"image ids of shape \(2,\) were given for 3 images"),
@@ -144,7 +144,7 @@ def test_refuses_what_does_not_fit(settings: dict[str, Any], error: type[Excepti
 def test_refuses_choices_that_are_not_there() -> None:
     with pytest.raises(IndexError):
         records().subset([3])
-    with pytest.raises(ValueError, match="no images were given"):
+    with pytest.raises(ValueError, match="records without images were given"):
         records().subset([])
     with pytest.raises(ValueError, match="image ids 0 occur more than once"):
         records().subset([0, 0])
@@ -152,7 +152,7 @@ def test_refuses_choices_that_are_not_there() -> None:
         records().with_classes([2])
     with pytest.raises(ValueError, match="L at least 1"):
         records().with_classes([])
-    with pytest.raises(ValueError, match="no labels to choose classes from"):
+    with pytest.raises(ValueError, match="no labels to select classes from"):
         Records(PATHS).with_classes([0])
 
 
@@ -166,7 +166,9 @@ def test_refuses_choices_that_are_not_there() -> None:
     ],
 )
 def test_refuses_what_is_no_picture_from_a_decoder_of_ones_own(result: Any, description: str) -> None:
-    with pytest.raises(TypeError, match=rf"decode gave .*{description}.* for 'photos/a.jpg': return numpy RGB pixels"):
+    with pytest.raises(
+        TypeError, match=rf"decode returned .*{description}.* for 'photos/a.jpg': return numpy RGB pixels"
+    ):
         records(decode=lambda _path: result).image(0)
 
 
@@ -228,7 +230,7 @@ def test_names_the_file_that_is_missing_or_broken(tmp_path: Path) -> None:
     [
         (["sky", "sky"], "classes 0 and 1 are both named 'sky': merge their columns, or give each its own name"),
         (["caf\u00e9", "cafe\u0301"], "classes 0 and 1 are both named"),
-        (["sky", ""], "class 1 has the name '': give each class a name that is not empty"),
+        (["sky", ""], "class 1 has the name '': give each class a non-empty name"),
         (["sky", "\t"], "class 1 has the name"),
         (["sky", None], "class 1 has the name None"),
         ([1, "sky"], "class 0 has the name 1"),

@@ -84,7 +84,7 @@ def test_local_views_are_drawn_below_in_rows_and_at_their_scale() -> None:
     assert lefts[0] < lefts[1] < lefts[2] < lefts[3]
     assert lefts[4:].tolist() == lefts[:2].tolist()
     assert tops[0] > centres(picture, 2, 4)[1, 0, 0]
-    with pytest.raises(ValueError, match=r"local views are uint8 of shape \(6, 2, 8, 8\): give those of one image"):
+    with pytest.raises(ValueError, match=r"local views are uint8 of shape \(6, 2, 8, 8\): pass those of one image"):
         draw_view_grid(GRAY, plain_views(), boxes, local_views=local[:, :2])
 
 
@@ -158,10 +158,10 @@ def test_a_photograph_with_its_real_views(coco256: Path) -> None:
 @pytest.mark.parametrize(
     ("image", "views", "boxes", "message"),
     [
-        (GRAY / 255, plain_views(), 4, r"image is float64 of shape \(60, 90, 3\): give its pixels"),
+        (GRAY / 255, plain_views(), 4, r"image is float64 of shape \(60, 90, 3\): pass its pixels"),
         (GRAY[:, :, 0], plain_views(), 4, r"image is uint8 of shape \(60, 90\)"),
         (GRAY[:0], plain_views(), 4, r"image is uint8 of shape \(0, 90, 3\)"),
-        (GRAY, plain_views()[None], 4, r"views are uint8 of shape \(1, 2, 4, 3, 16, 16\): give those of one"),
+        (GRAY, plain_views()[None], 4, r"views are uint8 of shape \(1, 2, 4, 3, 16, 16\): pass those of one"),
         (GRAY, plain_views().float(), 4, r"views are float32"),
         (GRAY, plain_views(), 3, "3 boxes and views of 4 blocks: give BlockViews.boxes"),
     ],

@@ -80,13 +80,16 @@ def test_nothing_is_written_where_the_stream_ends_early_or_is_empty(suffix: str,
         raise AssertionError
     assert not list(tmp_path.iterdir())
     if suffix != ".csv":
-        with pytest.raises(ValueError, match="there is no row to write"), embedding_writer(tmp_path / f"e{suffix}", {}):
+        with (
+            pytest.raises(ValueError, match="there are no rows to write"),
+            embedding_writer(tmp_path / f"e{suffix}", {}),
+        ):
             pass
         assert not list(tmp_path.iterdir())
 
 
 def test_rows_of_another_shape_and_a_header_that_is_too_long_are_refused(tmp_path: Path) -> None:
-    message = r"rows of shape \(4,\) came after rows of shape \(5,\)"
+    message = r"rows of shape \(4,\) followed rows of shape \(5,\)"
     with pytest.raises(ValueError, match=message), embedding_writer(tmp_path / "e.npy", {}) as writer:  # noqa: PT012
         writer.write(NAMES[:1], ROWS[:1])
         writer.write(NAMES[1:2], ROWS[:1, :4])
@@ -106,10 +109,10 @@ def test_files_that_are_no_embeddings_are_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "e.npy", np.array([{}], dtype=object), allow_pickle=True)
     names_file(tmp_path / "e.npy").write_text("path\na\n")
     for name in ("a.safetensors", "b.safetensors", "c.csv", "d.csv", "e.npy"):
-        with pytest.raises(ValueError, match=f"{name} holds no embeddings that can be read"):
+        with pytest.raises(ValueError, match=f"{name} contains no readable embeddings"):
             read_embeddings(tmp_path / name)
     names_file(write(tmp_path / "f.npy")).write_text("path\na\n")
-    with pytest.raises(ValueError, match="holds 1 names and 4 rows"):
+    with pytest.raises(ValueError, match="contains 1 names and 4 rows"):
         read_embeddings(tmp_path / "f.npy")
     names_file(tmp_path / "f.npy").unlink()
     with pytest.raises(FileNotFoundError, match=r"f\.names\.csv'"):
@@ -161,7 +164,7 @@ def test_numbers_that_are_not_finite_are_said_with_their_image() -> None:
         def forward(self, images: Tensor) -> Tensor:
             return 1 / (images.float().mean((2, 3)) - 3)
 
-    with pytest.raises(ValueError, match="the network gives NaN or infinity for image 3"):
+    with pytest.raises(ValueError, match="the network returns NaN or infinity for image 3"):
         list(streamed(Broken(), batches(6), ("cpu",)))
 
 

@@ -32,9 +32,9 @@ def test_the_nearest_rows_are_those_of_a_comparison_with_each(monkeypatch: pytes
 @pytest.mark.parametrize(
     ("rows", "k", "leave_out", "message"),
     [
-        (torch.ones(3, 4), 0, None, "k=0 images were asked for"),
-        (torch.ones(3, 5), 1, None, r"have shape \(3, 5\), and the backbone gives 4 numbers per image"),
-        (torch.ones(1, 4), 1, 0, "hold no image but the one to compare with"),
+        (torch.ones(3, 4), 0, None, "k=0 images were requested"),
+        (torch.ones(3, 5), 1, None, r"have shape \(3, 5\), and the backbone has 4 features"),
+        (torch.ones(1, 4), 1, 0, "contain only the query image"),
     ],
 )
 def test_a_search_that_cannot_be_is_refused(rows, k, leave_out, message) -> None:
@@ -45,8 +45,8 @@ def test_a_search_that_cannot_be_is_refused(rows, k, leave_out, message) -> None
 @pytest.mark.parametrize(
     ("about", "rows", "message"),
     [
-        ({"pooling": "patches"}, torch.zeros(1, 96), "e.npy holds feature maps"),
-        ({}, torch.zeros(1, 96, 2, 2), "e.npy holds feature maps"),
+        ({"pooling": "patches"}, torch.zeros(1, 96), "e.npy contains feature maps"),
+        ({}, torch.zeros(1, 96, 2, 2), "e.npy contains feature maps"),
         ({"size": "["}, torch.zeros(1, 96), "e.npy states the size None and the pooling 'avg'"),
         ({"size": "[32, 1e9]"}, torch.zeros(1, 96), "e.npy states the size"),
         ({"pooling": "sum"}, torch.zeros(1, 96), "the pooling 'sum': write it again"),

@@ -52,7 +52,7 @@ def test_shards_that_name_code_are_refused_and_run_none(sharded: Any, tmp_path: 
     folder, _ = sharded
     (folder / ".metadata").write_bytes(pickle.dumps(Payload(tmp_path / "ran")))
     with pytest.raises(
-        ValueError, match=r"is not a sharded checkpoint or is damaged: it names \w+\.mkdir, which has no"
+        ValueError, match=r"is not a sharded checkpoint or is damaged: it names \w+\.mkdir, which does not belong"
     ):
         export_backbone(folder, tmp_path / "backbone.safetensors")
     assert not (tmp_path / "ran").exists()
@@ -70,7 +70,7 @@ def test_code_behind_a_name_of_the_metadata_is_refused(sharded: Any, tmp_path: P
 def test_shards_without_the_rest_of_the_checkpoint_are_refused(sharded: Any, tmp_path: Path) -> None:
     folder, _ = sharded
     (folder / "meta.pt").unlink()
-    with pytest.raises(FileNotFoundError, match=r"No checkpoint stands at .*meta\.pt"):
+    with pytest.raises(FileNotFoundError, match=r"There is no checkpoint at .*meta\.pt"):
         export_backbone(folder, tmp_path / "backbone.safetensors")
 
 
@@ -160,6 +160,6 @@ def make_run(tmp_path: Path) -> Any:
 
 
 def test_a_folder_without_shards_is_no_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"is a folder, and not one of shards, .*: give .* checkpoints/last\.ckpt"):
+    with pytest.raises(ValueError, match=r"is a folder without shards .*: give .* checkpoints/last\.ckpt"):
         export_backbone(tmp_path, tmp_path / "a.safetensors")
     assert file_names(tmp_path) == []

@@ -47,6 +47,7 @@ def content(path: Path) -> dict:
     return pickle.loads(path.read_bytes())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "torchvision/resnet18", "torchvision/resnet50", "resnext50_32x4d"])
 def test_weights_are_rebuilt_by_torchvision_from_their_names(name: str, tmp_path: Path) -> None:
     source = trained(build_backbone(name))
@@ -107,7 +108,7 @@ def test_configs_name_the_network_its_pixels_and_the_schedules(kind: str, head: 
 @pytest.mark.parametrize("name", ["test_vit", "test_convnext", "resnet50d", "resnet18d", "regnety_002", "resnet10t"])
 def test_an_architecture_without_a_place_there_is_refused_and_told_what_has_one(name: str, tmp_path: Path) -> None:
     with pytest.raises(
-        ValueError, match=r"detectron2.*it holds ResNet-18, 34, 50, 101 and 152.*Formats that hold it: 'timm'"
+        ValueError, match=r"detectron2.*it supports ResNet-18, 34, 50, 101 and 152.*Formats that support it: 'timm'"
     ):
         export_backbone(build_backbone(name), tmp_path / "r.pkl", "detectron2")
     assert file_names(tmp_path) == []
@@ -137,7 +138,7 @@ def test_a_pickle_with_a_wrong_value_fails_the_comparison(tmp_path: Path) -> Non
     with pytest.raises(RuntimeError, match="Missing key"):
         torchvision_resnet(tmp_path / "r.pkl")
     (tmp_path / "r.pkl").write_bytes(pickle.dumps({"model": {}}))
-    with pytest.raises(ValueError, match="it holds ResNet-18, 34"):
+    with pytest.raises(ValueError, match="it supports ResNet-18, 34"):
         torchvision_resnet(tmp_path / "r.pkl")
 
 

@@ -119,7 +119,7 @@ def test_a_folder_with_other_files_keeps_them_and_an_export_in_it_is_replaced_on
 
 
 def test_a_folder_that_is_a_file_or_is_named_like_one_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"a\.safetensors ends like a file, and format 'timm-dir' is a folder"):
+    with pytest.raises(ValueError, match=r"a\.safetensors has a file suffix, and format 'timm-dir' is a folder"):
         export_backbone(build_backbone("test_resnet"), tmp_path / "a.safetensors", "timm-dir")
     (tmp_path / "file").touch()
     with pytest.raises(FileExistsError, match="file exists: choose another name"):
@@ -132,7 +132,7 @@ def test_a_folder_that_is_a_file_or_is_named_like_one_is_refused(tmp_path: Path)
 def test_a_folder_that_fails_its_check_is_not_there(tmp_path: Path) -> None:
     network = trained(build_backbone("test_resnet"))
     network.act1 = torch.nn.Sigmoid()
-    with pytest.raises(ValueError, match="The 'timm-dir' export gives features that differ"):
+    with pytest.raises(ValueError, match="The features of the 'timm-dir' export differ"):
         export_backbone(network, tmp_path / "backbone", "timm-dir")
     assert file_names(tmp_path) == []
 

@@ -55,7 +55,9 @@ def test_a_network_that_is_not_there_names_the_nearest(
     source = written_checkpoint(module, tmp_path / "last.ckpt") if of_checkpoint else module
     before = file_names(tmp_path)
     message = (
-        r"holds no techer, .*such as 'teacher'" if of_checkpoint else r"has no network 'techer': .*such as 'teacher'"
+        r"has no weights of techer, .*such as 'teacher'"
+        if of_checkpoint
+        else r"has no network 'techer': .*such as 'teacher'"
     )
     with pytest.raises(ValueError, match=message):
         export_backbone(source, tmp_path / "a.safetensors", network="techer")

@@ -143,16 +143,17 @@ def test_a_file_that_cannot_be_read_is_refused(content: str | None, tmp_path: Pa
 
 
 def test_views_of_another_size_or_type_are_named_when_the_pipeline_is_set_up(A: Any) -> None:
-    with pytest.raises(ValueError, match=r"branch 0 \(albumentations.*Compose\) gives pixels of shape \(3, 20, 20\)"):
+    with pytest.raises(ValueError, match=r"branch 0 \(albumentations.*Compose\) returns pixels of shape \(3, 20, 20\)"):
         BlockViews(16, branches=[A.Compose([A.Resize(20, 20)])])
     with pytest.raises(
-        TypeError, match=r"branch 0 \(albumentations.*\) gives float32, expected uint8 .*do not normalise"
+        TypeError, match=r"branch 0 \(albumentations.*\) returns float32, expected uint8 .*do not normalise"
     ):
         BlockViews(16, branches=[A.Compose([A.Resize(16, 16), A.Normalize()])])
     with pytest.raises(ValueError, match=r"branch 0 \(albumentations.*\) fails on a blank block"):
         BlockViews(16, branches=[A.Compose([A.RandomCrop(500, 500)])])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", [None, "0", "1"])
 def test_reading_opens_no_connection_and_restores_the_environment(
     before: str | None, A: Any, pipeline: Any, tmp_path: Path

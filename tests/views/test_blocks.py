@@ -141,6 +141,7 @@ def test_pickle_before_and_after_use(views: BlockViews) -> None:
     assert len(pickle.dumps(views)) == len(pickle.dumps(BlockViews(size=32)))
 
 
+@pytest.mark.slow
 def test_spawned_process_draws_the_same(views: BlockViews) -> None:
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         assert pool.submit(first_view, views).result() == first_view(views)
@@ -337,16 +338,16 @@ def test_a_function_is_a_branch_and_its_box_is_part_of_its_block() -> None:
 @pytest.mark.parametrize(
     ("given", "error", "said"),
     [
-        (None, TypeError, r"gives nothing, expected uint8 \(3, 16, 16\): return the view's pixels"),
-        ("pixels", TypeError, "gives an object of type str, expected uint8"),
-        (np.zeros((16, 16, 3), np.uint8), ValueError, r"gives pixels of shape \(16, 16, 3\), expected \(3, 16, 16\)"),
-        (np.zeros((3, 20, 20), np.uint8), ValueError, r"gives pixels of shape \(3, 20, 20\).*end it with a resize"),
-        (torch.zeros(1, 16, 16, dtype=torch.uint8), ValueError, r"gives pixels of shape \(1, 16, 16\)"),
-        (np.zeros((3, 16, 16), np.float32), TypeError, "gives float32, expected uint8 .*do not normalise"),
-        (torch.zeros(3, 16, 16), TypeError, r"gives torch.float32, expected uint8"),
-        ((np.zeros((3, 16, 16), np.uint8), (0, 0, 9, 9)), ValueError, r"gives the box \(0.0, 0.0, 9.0, 9.0\).*0–1"),
-        ((np.zeros((3, 16, 16), np.uint8), (0, 0, 0, 1)), ValueError, "gives the box .* inside 0–1"),
-        ((np.zeros((3, 16, 16), np.uint8), (0, 0, float("nan"), 1)), ValueError, "gives the box"),
+        (None, TypeError, r"returns nothing, expected uint8 \(3, 16, 16\): return the view's pixels"),
+        ("pixels", TypeError, "returns an object of type str, expected uint8"),
+        (np.zeros((16, 16, 3), np.uint8), ValueError, r"returns pixels of shape \(16, 16, 3\), expected \(3, 16, 16\)"),
+        (np.zeros((3, 20, 20), np.uint8), ValueError, r"returns pixels of shape \(3, 20, 20\).*end it with a resize"),
+        (torch.zeros(1, 16, 16, dtype=torch.uint8), ValueError, r"returns pixels of shape \(1, 16, 16\)"),
+        (np.zeros((3, 16, 16), np.float32), TypeError, "returns float32, expected uint8 .*do not normalise"),
+        (torch.zeros(3, 16, 16), TypeError, r"returns torch.float32, expected uint8"),
+        ((np.zeros((3, 16, 16), np.uint8), (0, 0, 9, 9)), ValueError, r"returns the box \(0.0, 0.0, 9.0, 9.0\).*0–1"),
+        ((np.zeros((3, 16, 16), np.uint8), (0, 0, 0, 1)), ValueError, "returns the box .* inside 0–1"),
+        ((np.zeros((3, 16, 16), np.uint8), (0, 0, float("nan"), 1)), ValueError, "returns the box"),
         ((np.zeros((3, 16, 16), np.uint8), "box"), TypeError, "of type tuple|of type str as the box.*four numbers"),
     ],
 )
@@ -397,22 +398,22 @@ def test_regions_take_the_place_of_the_grid() -> None:
         (
             lambda height, width: [],
             ValueError,
-            "regions gives 0 boxes for an image of 480 × 640, expected at least one",
+            "regions returns 0 boxes for an image of 480 × 640, expected at least one",
         ),
         (
             lambda height, width: [(0, 0, 10, 10)] * (height // 64),
             ValueError,
-            "regions gives 10 boxes .*the 7 of another",
+            "regions returns 10 boxes .*the 7 of another",
         ),
         (
             lambda height, width: [(0, 0, 100, 100)],
             ValueError,
-            r"regions gives Box\(.*\) for an image of 64 × 64, which",
+            r"regions returns Box\(.*\) for an image of 64 × 64, which",
         ),
         (lambda height, width: [(-1, 0, 10, 10)], ValueError, "is not inside it: return boxes of at least one pixel"),
         (lambda height, width: [(0, 0, 0, 10)], ValueError, "is not inside it"),
         (lambda height, width: [(0, 0, 10.5, 10)], TypeError, "expected a list of boxes of four integers"),
-        (lambda height, width: None, TypeError, "regions gives None .*expected a list of boxes"),
+        (lambda height, width: None, TypeError, "regions returns None .*expected a list of boxes"),
         (lambda height, width: [(0, 0, 10)], TypeError, "expected a list of boxes of four integers"),
         (3, TypeError, "regions is of type int: pass a function"),
         (list, TypeError, "regions is of type type: pass a function"),
@@ -468,7 +469,7 @@ def test_a_local_branch_gets_the_crop_that_its_box_names() -> None:
     ("settings", "error", "said"),
     [
         (4, TypeError, "local_views is of type int: pass a mapping"),
-        ({"size": 32}, ValueError, "local_views has no count: pass how many"),
+        ({"size": 32}, ValueError, "local_views has no count: pass the number of views"),
         ({"count": 2, "sise": 32}, ValueError, "local_views has no 'sise', did you mean 'size'?"),
         ({"count": 0}, ValueError, "local_views has count=0, expected an integer of at least 1"),
         ({"count": 2, "size": 7}, ValueError, "local_views has size=7, expected an integer of at least 8"),
@@ -483,7 +484,7 @@ def test_a_local_branch_gets_the_crop_that_its_box_names() -> None:
         (
             {"count": 2, "size": 16, "branch": whole_block},
             ValueError,
-            r"the branch of local_views .the first branch where none is given. gives .*\(3, 8, 8\)",
+            r"the branch of local_views .the first branch by default. returns .*\(3, 8, 8\)",
         ),
     ],
 )
@@ -508,7 +509,7 @@ def test_another_size_shows_the_same_parts_and_leaves_local_views() -> None:
     assert grid.size == 32
     with pytest.raises(ValueError, match="size=15, expected views of at least 16"):
         grid.with_size(15)
-    with pytest.raises(ValueError, match=r"branch 1 \(test_blocks.gray_ramp\) is not a Recipe .*16 pixels, and 32"):
+    with pytest.raises(ValueError, match=r"branch 1 \(test_blocks.gray_ramp\) is not a Recipe .*16 pixels, but 32"):
         BlockViews(16, branches=[Recipe(), gray_ramp]).with_size(32)
 
 

@@ -116,7 +116,11 @@ def test_the_plain_form_shows_numbers_and_names_what_nothing_imports(package: st
         ([{"hue": "much"}], ValueError, "got hue=much, expected a number from 0 to 0.5"),
         ([{"crop_area": 0.5}], ValueError, "got crop_area=0.5, expected two numbers, the smaller first"),
         ([{"crop_area": [0.1, 0.5, 1]}], ValueError, "expected two numbers"),
-        (["soft"], ValueError, "branch 0 is 'soft', expected an import path.*the preset 'soft' is not in a list"),
+        (
+            ["soft"],
+            ValueError,
+            "branch 0 is 'soft', expected an import path.*the preset 'soft' does not go into a list",
+        ),
         (["nowhere.branch"], ValueError, "branch 0 is 'nowhere.branch', which cannot be imported .*PYTHONPATH"),
         (["json.nothing"], ValueError, "branch 0 is 'json.nothing', which cannot be imported"),
         (["json.JSONDecoder"], TypeError, "branch 0 is the class JSONDecoder: pass a Recipe"),
@@ -127,7 +131,11 @@ def test_the_plain_form_shows_numbers_and_names_what_nothing_imports(package: st
             "branch 1 is of type builtins.NoneType: pass a Recipe, an albumentations pipeline",
         ),
         ([Recipe], TypeError, "branch 0 is the class Recipe: pass a Recipe"),
-        ([{"class_path": "json.loads", "args": {}}], ValueError, "branch 0 has the key 'args' beside class_path"),
+        (
+            [{"class_path": "json.loads", "args": {}}],
+            ValueError,
+            "branch 0 has the key 'args' in addition to class_path",
+        ),
         ([""], ValueError, "branch 0 is '', expected an import path"),
     ],
 )

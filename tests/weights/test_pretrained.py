@@ -58,7 +58,7 @@ def test_a_plain_name_is_untrained_and_asks_for_nothing(hub: tuple[torch.nn.Modu
             "test_vit.r160_in1k",
             r"published weights of 'test_vit.r160_in1k' cannot be loaded \(an error of the hub x+…\)",
         ),
-        ("test_vit:pretrained", "pass a file of them, test_vit=FILE, or test_vit for an untrained network"),
+        ("test_vit:pretrained", "pass their file, test_vit=FILE, or test_vit for an untrained network"),
         ("hf-hub:nobody/nothing", r"published weights of 'hf-hub:nobody/nothing' cannot be loaded"),
         ("resnet18.nonsense", "'resnet18' has no published weights with the tag 'nonsense', its tags are a1_in1k, "),
         ("resnet14t.c3_in1", "its tags are c3_in1k: pass one of these, resnet14t=FILE, or resnet14t for an untrained"),

@@ -93,16 +93,16 @@ def test_says_which_folder_file_or_image_is_missing(root: Path, split: str) -> N
     ):
         read_coco(root / "gone")
     with pytest.raises(
-        FileNotFoundError, match=rf"no annotation file '.*instances_test.json' .*that is there: {split}"
+        FileNotFoundError, match=rf"no annotation file '.*instances_test.json' .*existing split: {split}"
     ):
         read_coco(root, "test")
     (root / split / NAMES[split].format(9)).unlink()
     with pytest.raises(
-        FileNotFoundError, match=r"1 of 3 images that '.*json' names are not in .*first .*0009\.jpg: put"
+        FileNotFoundError, match=r"1 of 3 images listed in '.*json' are not in .*first .*0009\.jpg: put"
     ):
         read_coco(root, split)
     (root / split).rename(root / "images")
-    with pytest.raises(FileNotFoundError, match=rf"no folder '.*{split}': put the images there"):
+    with pytest.raises(FileNotFoundError, match=rf"no folder '.*{split}': put the images of"):
         read_coco(root, split)
     (root / "annotations" / f"instances_{split}.json").rename(root / "annotations" / "captions.json")
     with pytest.raises(FileNotFoundError, match=r"put it there \(annotation files found: captions\.json\)"):
@@ -116,10 +116,10 @@ def test_says_which_folder_file_or_image_is_missing(root: Path, split: str) -> N
         ('{"images": [', "is not JSON"),
         ("version https://git-lfs.github.com/spec/v1", "is not JSON"),
         ("[" * 100_000, "is not JSON"),
-        ("[1, 2]", "holds a list: expected an object with the lists images, annotations and categories"),
-        ('"text"', "holds a str: expected"),
-        ('{"images": [], "annotations": []}', "holds images, annotations: expected"),
-        ('{"images": {}, "annotations": [], "categories": []}', "holds images, annotations, categories: expected"),
+        ("[1, 2]", "contains a list: expected an object with the lists images, annotations and categories"),
+        ('"text"', "contains a str: expected"),
+        ('{"images": [], "annotations": []}', "contains images, annotations: expected"),
+        ('{"images": {}, "annotations": [], "categories": []}', "contains images, annotations, categories: expected"),
         (
             '{"images": [], "annotations": [], "categories": []}',
             "lists 0 images and 0 categories: expected at least one",
@@ -138,16 +138,16 @@ def test_refuses_what_is_not_json_or_of_another_shape(tmp_path: Path, text: str,
         ("images", 7, "incomplete entries"),
         ("annotations", {"image_id": 9, "caption": "a dog"}, "incomplete entries"),
         ("categories", {"id": 3}, "incomplete entries"),
-        ("images", {"id": "4", "file_name": "x.jpg"}, "ids of images that are no integers, such as '4'"),
+        ("images", {"id": "4", "file_name": "x.jpg"}, "ids of images that are not integers, such as '4'"),
         (
             "annotations",
             {"image_id": 9, "category_id": 1.5},
-            "annotations of category_id that are no integers, such as 1.5",
+            "annotations of category_id that are not integers, such as 1.5",
         ),
         (
             "annotations",
             {"image_id": [9], "category_id": 1},
-            r"annotations of image_id that are no integers, such as \[9\]",
+            r"annotations of image_id that are not integers, such as \[9\]",
         ),
         ("images", {"id": 9, "file_name": "x.jpg"}, "images that share an id, such as 9: expected each id once"),
         ("categories", {"id": 18, "name": "cat"}, "categories that share an id, such as 18"),
@@ -193,7 +193,7 @@ def test_refuses_names_that_leave_the_folder_even_where_such_a_file_is(root: Pat
     changed = content(split)
     changed["images"][2]["file_name"] = name
     with pytest.raises(
-        ValueError, match=r"names the image .*: expected a path inside the folder of the images, without '\.\.'"
+        ValueError, match=r"names the image .*: expected a path inside the image folder, without '\.\.'"
     ):
         read_coco(write(root, split, changed), split)
 

@@ -120,7 +120,7 @@ def test_blanks_are_a_question_and_other_columns_are_left_out_by_name(photos: Pa
     path, columns = table(photos, *CHEXPERT), ["No Finding", "Edema", "Fracture"]
     with pytest.raises(
         ValueError,
-        match=r"has the column 'Sex': expected path.*, or pass the columns of the labels, such as label_columns",
+        match=r"has the column 'Sex': expected only path.*, or pass the label columns, such as label_columns",
     ):
         read_manifest(path)
     with pytest.raises(
@@ -193,20 +193,20 @@ def test_any_header_may_be_named(photos: Path) -> None:
 @pytest.mark.parametrize(
     ("header", "settings", "sentence"),
     [
-        ("image,file", {}, "has the columns image, file: say which one to read, path_column='image'"),
-        ("path,tags,label", {}, "has the columns tags, label: say which one to read, label_columns='tags'"),
+        ("image,file", {}, "has the columns image, file: choose one, path_column='image'"),
+        ("path,tags,label", {}, "has the columns tags, label: choose one, label_columns='tags'"),
         (
             "path,labels",
             {"label_columns": ["label"]},
             r"has no column 'label' \(did you mean 'labels'\?\): it has path",
         ),
         ("path,labels", {"path_column": "photo"}, "has no column 'photo': it has path, labels"),
-        ("path,sky,sky", {}, "has the column 'sky' twice: give each column a name of its own"),
+        ("path,sky,sky", {}, "has the column 'sky' twice: give each column a unique name"),
         ("path,labels", {"absent": -1}, "absent=-1 was given, and .* has names of classes: leave absent out"),
         (
             "path,sky",
             {"separator": ";"},
-            "separator=';' was given, and .* has a column for each class: leave separator",
+            "separator=';' was given, and .* has one column per class: leave separator",
         ),
     ],
 )

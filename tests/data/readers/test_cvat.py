@@ -36,7 +36,7 @@ def test_reads_shapes_and_tags_of_the_labels_that_are_declared(tmp_path: Path) -
     assert [len(read_cvat(path, subset=one)) for one in ("Train", "Validation")] == [2, 1]
     assert read_cvat(path, classes=["night"], leave_out_others=True).left_out["labels of other classes"] == 2
     with pytest.raises(
-        ValueError, match=r"has no image of the subset 'Test': .* there, Train, Validation, or val_fraction"
+        ValueError, match=r"has no image of the subset 'Test': .* existing one, Train, Validation, or val_fraction"
     ):
         read_cvat(path, subset="Test")
 
@@ -65,10 +65,10 @@ def test_every_kind_of_shape_counts_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("inside", "sentence"),
     [
-        ('<track id="0"/>', r"holds tracks of a video: export the task in CVAT's format 'CVAT for images 1\.1'"),
-        ("", "holds no image: export the task"),
-        ('<image name="1.jpg"/><image name="./1.jpg"/>', "image 2 of .* lists './1.jpg' as image 1 does: keep one"),
-        ('<image name="../1.jpg"/>', r"names the image '\.\./1\.jpg': expected a path inside the folder"),
+        ('<track id="0"/>', r"contains tracks of a video: export the task in CVAT's format 'CVAT for images 1\.1'"),
+        ("", "contains no image: export the task"),
+        ('<image name="1.jpg"/><image name="./1.jpg"/>', "image 2 of .* repeats './1.jpg' of image 1: keep one"),
+        ('<image name="../1.jpg"/>', r"names the image '\.\./1\.jpg': expected a path inside the image folder"),
         ("<image/>", "names the image None: expected a path"),
         (f'{META}<image name="1.jpg"><tag label="caar"/></image>', r"image 1 of .* 'caar' \(did you mean 'car'\?\)"),
         ('<!DOCTYPE a><image name="1.jpg"/>', "is not XML"),
@@ -82,5 +82,5 @@ def test_refuses_what_it_cannot_read(tmp_path: Path, inside: str, sentence: str)
 
 def test_other_xml_is_named(tmp_path: Path) -> None:
     (tmp_path / "1.xml").write_text("<annotation/>")
-    with pytest.raises(ValueError, match=r"1\.xml' is XML of 'annotation' and not of CVAT: export the task"):
+    with pytest.raises(ValueError, match=r"1\.xml' is XML of 'annotation', not CVAT: export the task"):
         read_cvat(tmp_path / "1.xml")

@@ -69,10 +69,10 @@ def test_says_that_there_is_no_such_folder_or_no_picture_in_it(tmp_path: Path) -
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     with pytest.raises(
-        FileNotFoundError, match=r"no image below '.*', which holds 2 other files: looked for .*\.bmp, "
+        FileNotFoundError, match=r"no image below '.*', which contains 2 other files: the extensions are .*\.bmp, "
     ):
         read_folder(tmp_path)
-    with pytest.raises(NotADirectoryError, match=r"a\.txt' is a file: pass the folder that holds the images"):
+    with pytest.raises(NotADirectoryError, match=r"a\.txt' is a file: pass the folder of the images"):
         read_folder(tmp_path / "a.txt")
     with pytest.raises(TypeError, match=r"extensions='png' is one string: pass a list"):
         read_folder(tmp_path, "png")

@@ -92,27 +92,32 @@ def test_val_has_the_classes_of_train_whatever_it_shows(photos: Path) -> None:
     assert data.val_records.labels.tolist() == [[0, 0, 1]]
     write(photos, "path,labels\n3.png,sunn\n", "val.csv")
     with pytest.raises(
-        ValueError, match=r"has the label 'sunn' \(did you mean 'sun'\?\), which is none of the 3 classes: correct it"
+        ValueError,
+        match=r"has the label 'sunn' \(did you mean 'sun'\?\), which is not one of the 3 classes: correct it",
     ):
         MultiLabelDataModule("manifest", photos).setup()
 
 
 WRONG: list[tuple[str, str, str]] = [
     ("a.csv", "path,lables\n3.png,sun\n", "header of .*a.csv' has the column 'lables' .did you mean 'labels'"),
-    ("a.csv", "path,labels,weather\n3.png,sun,wet\n", "has the column 'weather': expected path, labels and unknown"),
+    (
+        "a.csv",
+        "path,labels,weather\n3.png,sun,wet\n",
+        "has the column 'weather': expected only path, labels and unknown",
+    ),
     ("a.csv", "labels\nsun\n", "the header of .* has no path"),
     ("a.csv", "", "the header of .* has no path"),
-    ("a.csv", "path,labels\n", "lists no image: write one line for each"),
-    ("a.csv", "path,labels\n3.png\n", "line 2 of .* does not have 2 fields as its header"),
-    ("a.csv", "path,labels\n3.png,a,b\n", "line 2 of .* does not have 2 fields as its header"),
+    ("a.csv", "path,labels\n", "lists no image: write one line per image"),
+    ("a.csv", "path,labels\n3.png\n", "line 2 of .* does not have the 2 fields of the header"),
+    ("a.csv", "path,labels\n3.png,a,b\n", "line 2 of .* does not have the 2 fields of the header"),
     ("a.csv", 'path,labels\n"3.png,sun\n', "is not CSV in UTF-8"),
-    ("a.csv", "path,labels\n3.png,\n", "has labels, and no image has one"),
-    ("a.csv", "path,labels\n3.png,a\n3.png,b\n", "line 3 of .* lists '3.png' as line 2 does: keep one"),
-    ("a.csv", "path,labels\n../3.png,a\n", "names the image '../3.png': expected a path inside the folder"),
+    ("a.csv", "path,labels\n3.png,\n", "has a label field but no labels"),
+    ("a.csv", "path,labels\n3.png,a\n3.png,b\n", "line 3 of .* repeats '3.png' of line 2: keep one"),
+    ("a.csv", "path,labels\n../3.png,a\n", "names the image '../3.png': expected a path inside the image folder"),
     ("a.csv", "path,labels\n/etc/3.png,a\n", "names the image '/etc/3.png'"),
     ("a.csv", "path,labels\n,a\n", "names the image ''"),
     ("a.csv", "path,labels,unknown\n3.png,a,a\n", "line 2 of .* has 'a' as a label and as unknown: keep one"),
-    ("a.jsonl", "{path}\n", "line 1 of .* is not JSON .*: write one object a line"),
+    ("a.jsonl", "{path}\n", "line 1 of .* is not JSON .*: write one object per line"),
     ("a.jsonl", "[1]\n", "line 1 of .* is a list: write an object"),
     ("a.jsonl", '{"path": "3.png", "label": []}\n', "line 1 of .* has the column 'label' .did you mean 'labels'"),
     ("a.jsonl", '{"labels": []}\n', "line 1 of .* has no path"),
@@ -136,7 +141,7 @@ def test_bytes_that_are_no_text_are_refused(photos: Path) -> None:
 def test_what_is_not_there_is_named(photos: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no manifest '.*none.csv': pass a .csv or .jsonl file"):
         read_manifest(photos / "none.csv")
-    with pytest.raises(FileNotFoundError, match=r"1 of 2 images that '.*train.csv' names .*first b/9.png"):
+    with pytest.raises(FileNotFoundError, match=r"1 of 2 images listed in '.*train.csv' are not .*first b/9.png"):
         read_manifest(write(photos, "path\n3.png\nb/9.png\n"))
 
 

@@ -118,7 +118,7 @@ def test_gray_pixels_and_other_channels_are_taken() -> None:
 @pytest.mark.parametrize(
     ("image", "reason"),
     [
-        (np.zeros((4, 5, 3), np.float32), "a ndarray of float32 and shape .* was given: give an image of Pillow's"),
+        (np.zeros((4, 5, 3), np.float32), "a ndarray of float32 and shape .* was given: pass a Pillow image"),
         (np.zeros((4, 5, 3), np.uint16), "a ndarray of uint16"),
         (torch.full((3, 4, 5), 1.5), r"a float tensor with values from 1.5 to 1.5 was given: leave normalisation"),
         ("a.jpg", "a str of <U5"),
@@ -126,7 +126,7 @@ def test_gray_pixels_and_other_channels_are_taken() -> None:
     ],
 )
 def test_what_is_no_image_is_refused_by_item(image: Any, reason: str) -> None:
-    with pytest.raises(BadImageError, match=rf"item 0 of the list gives no image \({reason}"):
+    with pytest.raises(BadImageError, match=rf"item 0 of the list has no valid image \({reason}"):
         read_dataset([(image,)]).image(0)
 
 
@@ -134,16 +134,16 @@ def test_what_is_no_image_is_refused_by_item(image: Any, reason: str) -> None:
     ("dataset", "settings", "error", "sentence"),
     [
         (iter([1]), {}, TypeError, "is a list_iterator without length or items"),
-        ([], {}, ValueError, "a data set of no items was given"),
-        (Pairs(IDS), {}, ValueError, "targets are ids, and nothing says of which classes: pass classes="),
+        ([], {}, ValueError, "an empty data set was given"),
+        (Pairs(IDS), {}, ValueError, "targets are ids without class names: pass classes="),
         (
             Pairs(LABELS),
             {"classes": CLASSES},
             ValueError,
-            r"target 0 is \[1, 0, 1\]: .*or pass target_kind='multi_hot'",
+            r"target 0 is \[1, 0, 1\]: .*or target_kind='multi_hot'",
         ),
-        (Pairs([[3]]), {"classes": CLASSES}, ValueError, r"target 0 is \[3\]: give each class id once, from 0 to 2"),
-        (Pairs([["sky"]]), {"classes": CLASSES}, TypeError, r"target 0 is \['sky'\]: give class ids, integers"),
+        (Pairs([[3]]), {"classes": CLASSES}, ValueError, r"target 0 is \[3\]: pass each class id once, from 0 to 2"),
+        (Pairs([["sky"]]), {"classes": CLASSES}, TypeError, r"target 0 is \['sky'\]: pass integer class ids"),
         (Pairs(IDS), {"classes": CLASSES, "target_kind": "hot"}, ValueError, "target_kind='hot' is unknown"),
         (Pairs(IDS), {"classes": CLASSES, "targets": IDS[:2]}, ValueError, "2 targets were given for 4 images"),
         (Pairs([[0.5, 1]]), {"target_kind": "multi_hot"}, TypeError, "labels of float64 were given"),
@@ -215,5 +215,5 @@ def test_a_transform_of_the_images_is_not_asked_for_the_labels() -> None:
 
 def test_a_detection_target_without_ids_is_refused() -> None:
     items: list[Any] = [(np.zeros((4, 5, 3), np.uint8), {"boxes": []})]
-    with pytest.raises(KeyError, match="a target has 'boxes': expected the objects' ids under 'category'"):
+    with pytest.raises(KeyError, match="a target has 'boxes': expected object ids under 'category'"):
         read_dataset(items, ["sky"])

@@ -316,7 +316,7 @@ def test_a_server_that_fails_is_said(address: str, packed: Path, monkeypatch: py
     found = read_shards(address)
     monkeypatch.setattr(Ranges, "parts", False)
     with pytest.raises(
-        OSError, match=r"000000\.tar' gave \d+ bytes for the \d+ of .*: copy the archive again, or have"
+        OSError, match=r"000000\.tar' returned \d+ bytes instead of \d+ for .*: copy the archive again, or use"
     ):
         found.image(0)
     (packed / "train" / "000000.tar").unlink()
@@ -324,7 +324,7 @@ def test_a_server_that_fails_is_said(address: str, packed: Path, monkeypatch: py
         found.image(0)
     with pytest.raises(FileNotFoundError, match=r"no 'http:.*/train/\*\.tar' \(.*000000\.tar"):
         read_shards(address)
-    with pytest.raises(OSError, match=r"cannot read 'http://127\.0\.0\.1:9/x/.*look at the connection"):
+    with pytest.raises(OSError, match=r"cannot read 'http://127\.0\.0\.1:9/x/.*check the connection"):
         read_shards("http://127.0.0.1:9/x")
     with pytest.raises(OSError, match=r"cannot read 'http://127\.0\.0\.1:9/x/val/"):
         has_split("http://127.0.0.1:9/x", "val")
@@ -338,15 +338,18 @@ def index_head(images: int, archives: Any) -> dict[str, Any]:
 
 
 HEADS: list[tuple[dict[str, Any], str]] = [
-    ({"format": "mlssl shards 2"}, "line 1 of .* does not say 'mlssl shards 1': pass the folder that mlssl pack wrote"),
-    ({"images": 0}, "does not say how many images"),
-    ({"images": 2.0}, "does not say how many images"),
-    ({"images": 15}, "lists 14 images and says 15: copy it again"),
-    ({"classes": ["sky", 3]}, "does not list names of classes"),
-    ({"classes": []}, "does not list names of classes"),
-    ({"classes": "none"}, "does not list names of classes"),
-    ({"classes": ["sky"]}, "line 3 of .* has labels that are not numbers of the 1 classes: pack"),
-    ({"classes": None}, "line 2 of .* has labels without classes, or none beside them"),
+    (
+        {"format": "mlssl shards 2"},
+        "line 1 of .* does not have the format 'mlssl shards 1': pass the folder that mlssl pack wrote",
+    ),
+    ({"images": 0}, "does not give the number of images"),
+    ({"images": 2.0}, "does not give the number of images"),
+    ({"images": 15}, "lists 14 images instead of 15: copy it again"),
+    ({"classes": ["sky", 3]}, "does not list class names"),
+    ({"classes": []}, "does not list class names"),
+    ({"classes": "none"}, "does not list class names"),
+    ({"classes": ["sky"]}, "line 3 of .* has labels that are not indices of the 1 classes: pack"),
+    ({"classes": None}, "line 2 of .* has labels without classes, or classes without labels"),
     ({"archives": []}, "does not list archives"),
     ({"archives": [{"name": "../0.tar", "size": 1}]}, "has an archive without a plain name or a size"),
     ({"archives": [{"name": "..", "size": 1}]}, "has an archive without a plain name or a size"),
@@ -356,7 +359,7 @@ HEADS: list[tuple[dict[str, Any], str]] = [
     ({"archives": [{"name": "gone.tar", "size": 10**9}]}, r"no '.*/train/\*\.tar' \(.*gone\.tar.*\): put it there"),
     (
         {"archives": [{"name": "000000.tar", "size": 10**9}]},
-        r"000000\.tar' has \d+ bytes, and .* says 1000000000: copy",
+        r"000000\.tar' has \d+ bytes instead of the 1000000000 in .*: copy",
     ),
 ]
 LINES: list[tuple[dict[str, Any], str]] = [
@@ -364,23 +367,23 @@ LINES: list[tuple[dict[str, Any], str]] = [
     ({"image_id": True}, "has no integers"),
     ({"image_id": 2**63}, "has no integers"),
     ({"image_id": None}, "has no integers"),
-    ({"image_id": -20 + 7 * 9}, "lists some names or image ids twice"),
-    ({"name": "../a.jpg"}, r"names the image '\.\./a\.jpg': expected a path inside the folder"),
+    ({"image_id": -20 + 7 * 9}, "repeats names or image ids"),
+    ({"name": "../a.jpg"}, r"names the image '\.\./a\.jpg': expected a path inside the image folder"),
     ({"name": "/etc/passwd"}, "names the image '/etc/passwd'"),
-    ({"name": ""}, "has the name '', which no file has"),
+    ({"name": ""}, "has the name '', which is not a file name"),
     ({"name": "a//b.jpg"}, "has the name 'a//b.jpg'"),
     ({"name": "a\0"}, "has the name"),
     ({"name": "\ud800"}, "has the name"),
     ({"name": 3}, "has the name 3"),
-    ({"name": "c/ä 2.webp"}, "lists some names or image ids twice"),
-    ({"archive": 1}, "names archive 1, and there are 1"),
+    ({"name": "c/ä 2.webp"}, "repeats names or image ids"),
+    ({"archive": 1}, "names archive 1 of 1"),
     ({"archive": -1}, "names archive -1"),
-    ({"offset": 10**8}, r"puts the image at 100000000, \d+ bytes long, outside of its archive"),
+    ({"offset": 10**8}, r"puts the image at 100000000, \d+ bytes long, outside its archive"),
     ({"offset": -1}, "puts the image at -1"),
-    ({"size": -1}, "outside of its archive"),
-    ({"present": "sky"}, "has labels that are not numbers of the 3 classes"),
-    ({"present": [3]}, "has labels that are not numbers"),
-    ({"present": [False]}, "has labels that are not numbers"),
+    ({"size": -1}, "outside its archive"),
+    ({"present": "sky"}, "has labels that are not indices of the 3 classes"),
+    ({"present": [3]}, "has labels that are not indices"),
+    ({"present": [False]}, "has labels that are not indices"),
     ({"unknown": [0, 0]}, "has a label twice"),
     ({"present": [1], "unknown": [1]}, "has a label twice"),
 ]
@@ -404,9 +407,9 @@ def test_a_wrong_index_is_said(row: int, changes: dict[str, Any], sentence: str,
         (lambda whole: whole[:-30], "line 15 of .*index.jsonl' is not JSON .*: copy it again or pack the images again"),
         (lambda whole: b"", "line 1 of .* is not JSON"),
         (lambda whole: b"[" * 10**5, "line 1 of .* is not JSON"),
-        (lambda whole: b"[1]\n" + whole, "line 1 of .* does not say"),
+        (lambda whole: b"[1]\n" + whole, "line 1 of .* does not have the format"),
         (lambda whole: whole + b"\xff", "line 16 of .* is not JSON"),
-        (lambda whole: whole[: whole.rindex(b"{")], "lists 13 images and says 14"),
+        (lambda whole: whole[: whole.rindex(b"{")], "lists 13 images instead of 14"),
     ],
 )
 def test_an_index_that_is_cut_or_is_none_is_said(change: Any, sentence: str, packed: Path) -> None:
@@ -422,7 +425,7 @@ def test_what_is_missing_or_of_another_size_is_said_before_training(packed: Path
     archive = packed / "train" / "000000.tar"
     archive.write_bytes(archive.read_bytes()[:-1])
     data = MultiLabelDataModule("shards", packed, batch_size=2)
-    with pytest.raises(ValueError, match=r"000000\.tar' has \d+ bytes, and .* says \d+: copy it again"):
+    with pytest.raises(ValueError, match=r"000000\.tar' has \d+ bytes instead of the \d+ in .*: copy it again"):
         data.setup()
     archive.unlink()
     with pytest.raises(FileNotFoundError, match=r"no '.*/train/\*\.tar' \(.*000000\.tar"):
@@ -436,7 +439,7 @@ def test_what_becomes_wrong_later_names_the_image(packed: Path, records: Records
     archive = packed / "train" / "000000.tar"
     whole = archive.read_bytes()
     archive.write_bytes(whole[:700])
-    with pytest.raises(OSError, match=r"000000\.tar' gave \d+ bytes for the \d+ of '000000\.tar/c/ä 11\.webp'"):
+    with pytest.raises(OSError, match=r"000000\.tar' returned \d+ bytes instead of \d+ for '000000\.tar/c/ä 11\.webp'"):
         found.image(11)
     archive.unlink()
     with pytest.raises(FileNotFoundError, match=r"no '.*000000\.tar/c/ä 11\.webp' \(.*No such file"):
@@ -444,7 +447,7 @@ def test_what_becomes_wrong_later_names_the_image(packed: Path, records: Records
     archive.mkdir()
     with pytest.raises(OSError, match=r"cannot read '.*000000\.tar/c/ä 11\.webp' \(IsADirectoryError"):
         found.image(11)
-    with pytest.raises(FileNotFoundError, match=r"index\.jsonl' lists no image '000000\.tar/zzz\.jpg': pass a path of"):
+    with pytest.raises(FileNotFoundError, match=r"index\.jsonl' does not list '000000\.tar/zzz\.jpg': pass a path of"):
         found.decode(packed / "train" / "000000.tar" / "zzz.jpg")
     archive.rmdir()
     archive.write_bytes(whole)

@@ -71,9 +71,9 @@ def test_colour_says_nothing_of_the_class() -> None:
     ("settings", "sentence"),
     [
         ({"split": "val"}, "no synthetic scenes of split 'val': use 'train' or 'test'"),
-        ({"size": 31}, "with size = 31 were asked for: use size >= 32"),
-        ({"seed": -1}, "with seed = -1 were asked for: use seed >= 0"),
-        ({"count": 0}, "with count = 0 were asked for: use count >= 1"),
+        ({"size": 31}, "with size = 31 were requested: use size >= 32"),
+        ({"seed": -1}, "with seed = -1 were requested: use seed >= 0"),
+        ({"count": 0}, "with count = 0 were requested: use count >= 1"),
     ],
 )
 def test_refuses_what_cannot_be_drawn(settings: dict[str, object], sentence: str) -> None:
