@@ -140,7 +140,7 @@ def export_backbone(
             )
         batches = _random_images(opened.backbone, image_size, other_sizes=not fixed_size)
         expected = [opened.backbone(images) for images in batches]
-        header = _header(opened, expected[0].shape[1]) | dict(metadata or {})
+        header = file_header(opened, expected[0].shape[1]) | dict(metadata or {})
         is_folder = format == "timm-dir"
         with files_written_aside(path if is_folder else path.parent, overwrite=overwrite) as aside:
             staged = aside if is_folder else aside / path.name
@@ -283,7 +283,8 @@ def _random_images(network: nn.Module, image_size: int | tuple[int, int] | None,
     return images
 
 
-def _header(source: Backbone, width: int) -> dict[str, str]:
+def file_header(source: Backbone, width: int) -> dict[str, str]:
+    """What the header of an exported file says of a backbone whose features are `width` wide."""
     return {
         "library": f"mlssl {_library_version()}",
         "backbone": source.name or type(source.backbone).__name__,
