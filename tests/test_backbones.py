@@ -106,7 +106,7 @@ def test_a_name_like_no_other_offers_none() -> None:
 
 @pytest.mark.parametrize("name", ["test_resnet", "torchvision/resnet18"])
 def test_arguments_that_make_no_backbone_are_refused(name: str) -> None:
-    with pytest.raises(ValueError, match="num_classes was given, and a backbone gives features"):
+    with pytest.raises(ValueError, match="num_classes was given, and a backbone has no classifier"):
         build_backbone(name, num_classes=10)
     with pytest.raises(TypeError, match=f"Backbone '{name}' does not take 'colour': leave it out"):
         build_backbone(name, colour="red")
@@ -121,7 +121,7 @@ def test_type_errors_from_inside_a_library_are_not_hidden(name: str) -> None:
 def test_torchvision_networks_without_one_linear_classifier_are_refused() -> None:
     with pytest.raises(ValueError, match="'torchvision/squeezenet1_1' does not end in a linear classifier"):
         build_backbone("torchvision/squeezenet1_1")
-    with pytest.raises(ValueError, match=r"'torchvision/googlenet' gives auxiliary scores .* pass aux_logits=False"):
+    with pytest.raises(ValueError, match=r"'torchvision/googlenet' returns auxiliary scores .* pass aux_logits=False"):
         build_backbone("torchvision/googlenet", init_weights=False)
 
 
@@ -364,7 +364,9 @@ def test_an_unknown_pooling_is_refused() -> None:
 
 
 def test_a_last_map_that_cannot_be_reached_is_said() -> None:
-    with pytest.raises(ValueError, match="pooling='max' needs the last feature map, which cannot be reached in GivesM"):
+    with pytest.raises(
+        ValueError, match="pooling='max' needs the last feature map, which cannot be accessed in GivesM"
+    ):
         pooled_features(GivesMaps(), images(), "max")
     by_token = build_backbone("test_vit", global_pool="token")
     with pytest.raises(ValueError, match=r"gives shape \(2, 17, 64\) with global_pool='token': use pooling='avg'"):

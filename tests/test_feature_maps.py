@@ -44,11 +44,11 @@ def test_a_patch_is_where_it_lies_in_the_image() -> None:
     [
         (
             nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()),
-            "map of Sequential cannot be reached: give a backbone of timm",
+            "map of Sequential cannot be accessed: pass a timm backbone",
         ),
         (
             build_backbone("test_vit", global_pool="token"),
-            "cannot be reached, it gives shape .* with global_pool='token'",
+            "cannot be accessed, it gives shape .* with global_pool='token'",
         ),
         (build_backbone("torchvision/mobilenet_v3_small"), "has 576 channels and its features 1024"),
     ],
@@ -61,5 +61,5 @@ def test_a_map_that_cannot_be_reached_is_said(network: nn.Module, message: str) 
 def test_patches_on_no_known_grid_are_refused() -> None:
     network = build_backbone("test_vit").eval()
     network.patch_embed.patch_size = (10, 10)
-    with pytest.raises(ValueError, match="The 100 patches of VisionTransformer are on no grid that is known"):
+    with pytest.raises(ValueError, match="The 100 patches of VisionTransformer do not form a known grid"):
         feature_map(network, torch.zeros(1, 3, 160, 160))

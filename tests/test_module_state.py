@@ -70,7 +70,7 @@ def test_backbone_given_as_a_network_is_asked_for_again(tmp_path: Path) -> None:
     module = small(own_network())
     assert "backbone" not in module.hparams
     path = fitted(tmp_path, module)
-    with pytest.raises(ValueError, match=r"was given as a network, .*load_from_checkpoint\(path, backbone=net\)"):
+    with pytest.raises(ValueError, match=r"was passed as a network, .*load_from_checkpoint\(path, backbone=net\)"):
         MultiLabelSSLModule.load_from_checkpoint(path, weights_only=True)
     loaded = MultiLabelSSLModule.load_from_checkpoint(path, weights_only=True, backbone=own_network())
     assert torch.equal(loaded.eval()(some_images()), module.eval()(some_images()))

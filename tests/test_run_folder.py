@@ -39,7 +39,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
         read_config(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"There is no run at .*: pass the folder of one"):
         resumable_run(tmp_path / "none")
-    with pytest.raises(FileNotFoundError, match=r"cannot go on, it has no checkpoints/last\.ckpt"):
+    with pytest.raises(FileNotFoundError, match=r"cannot be resumed, it has no checkpoints/last\.ckpt"):
         resumable_run(tmp_path)
 
 
@@ -53,14 +53,14 @@ def test_a_last_row_that_was_cut_off_is_dropped_and_reported(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (b"epoch,loss,step\n0,1.0\n0,1.0,1\n", "is not the log of a run or is damaged .*: put the file back as it was"),
+        (b"epoch,loss,step\n0,1.0\n0,1.0,1\n", "is not the log of a run or is damaged .*: restore the file"),
         (b"epoch,loss,step\n0,\xff,1\n", "is not the log of a run or is damaged"),
         (b'epoch,loss,step\n0,"1,1\n', "is not the log of a run or is damaged"),
         (b"epoch,loss\n0,1\n", "is not the log of a run, its columns are epoch, loss"),
         (b"step,loss,loss\n0,1,1\n", "is not the log of a run, its columns are step, loss, loss"),
-        (b"step,loss\n0,1\nx,1\n", "row 2: step is 'x', which is no number"),
-        (b"step,loss\n0,x\n", "row 1: loss is 'x', which is no number"),
-        (b"step,epoch,loss\n0,inf,1\n", "row 1: epoch is 'inf', which is no number"),
+        (b"step,loss\n0,1\nx,1\n", "row 2: step is 'x', which is not a number"),
+        (b"step,loss\n0,x\n", "row 1: loss is 'x', which is not a number"),
+        (b"step,epoch,loss\n0,inf,1\n", "row 1: epoch is 'inf', which is not a number"),
     ],
 )
 def test_a_damaged_log_is_said(text: bytes, message: str, tmp_path: Path) -> None:

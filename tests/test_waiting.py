@@ -54,7 +54,7 @@ def test_published_weights_at_a_silent_server(silent: str, monkeypatch: pytest.M
         urllib.request.urlopen(silent)  # as torch.hub does, without a time
 
     monkeypatch.setattr(mlssl.backbones, "_build_timm", fetch)
-    with pytest.raises(OSError, match=r"weights of backbone 'resnet18' cannot be fetched, their server gave no answer"):
+    with pytest.raises(OSError, match=r"weights of backbone 'resnet18' cannot be fetched, their server did not answer"):
         build_backbone("resnet18", pretrained=True)
     assert socket.getdefaulttimeout() is None
     socket.setdefaulttimeout(9)

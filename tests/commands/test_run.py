@@ -379,7 +379,7 @@ def test_a_saver_of_the_best_checkpoint_saves_in_addition_also_after_a_move(monk
             ["fit", "--resume", "runs/none"],
             "There is no run at runs/none: pass the folder of one, --resume runs/NAME-<",
         ),
-        (["fit", "--resume", "."], ". cannot go on, it has no config.yaml: pass the folder of a run that saved a"),
+        (["fit", "--resume", "."], ". cannot be resumed, it has no config.yaml: pass the folder of a run that saved a"),
         (["fit", "--resume"], "--resume was given alone: pass the folder of a run"),
         (["test", "--resume", "runs/none"], "--resume is for fit, and test was asked for: pass --ckpt_path"),
     ],
