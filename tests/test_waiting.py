@@ -1,4 +1,4 @@
-"""A server that accepts a connection and never answers: one sentence that says what was waited for."""
+"""A server that accepts a connection and never answers: one sentence that names the request."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mlssl.waiting import answer, downloads_end
 
 @pytest.fixture
 def silent(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Address of a server that says nothing."""
+    """Address of a server that never answers."""
     monkeypatch.setattr(waiting, "TIMEOUT", 0.5)
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
@@ -29,7 +29,7 @@ def silent(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
-def test_what_answers_in_time_is_given() -> None:
+def test_an_answer_in_time_is_returned() -> None:
     assert answer(divmod, 7, 3) == (2, 1)
     with pytest.raises(ZeroDivisionError, match="zero"):
         answer(divmod, 7, 0)
