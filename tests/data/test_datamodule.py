@@ -603,9 +603,9 @@ def test_refuses_sets_whose_labels_differ(labelled: Records, photos: Path) -> No
     other = Records(paths, [[1, 0, 1], [0, 1, 0]], ["sky", "moon", "sun"], root=photos)
     swapped = labelled.with_classes([1, 0, 2])
     for sets, sentence in (
-        ({"val": narrow}, r"train has 3 classes and val has 2 \(only in one of them: sun\): give both the same list"),
+        ({"val": narrow}, r"train has 3 classes and val has 2 \(only in one of them: sun\): use the same list"),
         ({"val": other}, r"train has 3 classes and val has 3 \(only in one of them: moon, sea\)"),
-        ({"val": swapped}, "train has 3 classes and val has 3 in another order: give both the same list of classes"),
+        ({"val": swapped}, "train has 3 classes and val has 3 in another order: use the same list of classes"),
         ({"val": labelled, "probe_train": narrow}, "train has 3 classes and probe_train has 2"),
     ):
         with pytest.raises(ValueError, match=sentence):

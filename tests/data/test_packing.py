@@ -152,7 +152,7 @@ def test_images_that_cannot_be_packed_are_refused_before_writing(records: Record
     with pytest.raises(FileNotFoundError, match="is not a file"):
         pack_shards({"train": synthetic_scenes("train", count=2)}, tmp_path / "packed")
     pack_shards({"train": records}, tmp_path / "once")
-    with pytest.raises(FileNotFoundError, match=r"once/train/000000\.tar/a/1\.jpg' is no file"):
+    with pytest.raises(FileNotFoundError, match=r"once/train/000000\.tar/a/1\.jpg' is not a file"):
         pack_shards({"train": read_shards(tmp_path / "once")}, tmp_path / "packed")
     with pytest.raises(ValueError, match="megabytes=0 was given: pass the size of an archive, at least 1"):
         pack_shards({"train": records}, tmp_path / "packed", 0)
