@@ -17,7 +17,7 @@ from mlssl.locks import locked
 class FullDiskError(OSError):
     """No space, no quota, or a file larger than allowed; the message gives the state of the files."""
 
-    kept = "nothing new was kept, and a file that stood there is whole"
+    kept = "nothing new was kept, and an existing file is intact"
     """State of the files."""
 
     def __str__(self) -> str:
@@ -28,7 +28,7 @@ class NotWritableError(PermissionError):
     """No permission, or a read-only disk."""
 
     def __str__(self) -> str:
-        return f"{super().__str__()}: nothing was changed; choose another place, or see to its permissions"
+        return f"{super().__str__()}: nothing was changed; choose another path, or check its permissions"
 
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -137,7 +137,7 @@ def _move(aside: Path, folder: Path, overwrite: bool) -> None:
 def check_free(path: str | os.PathLike[str]) -> None:
     """Raise FileExistsError if `path` exists, before any expensive work."""
     if os.path.lexists(path):
-        raise FileExistsError(f"{os.fspath(path)!r} exists, and nothing in it was changed: choose another place")
+        raise FileExistsError(f"{os.fspath(path)!r} exists, and nothing in it was changed: choose another path")
 
 
 @contextmanager

@@ -233,10 +233,10 @@ def fail(error: Exception, path: Path, aside: Path | None = None) -> None:
 @pytest.mark.parametrize(
     ("number", "kind", "advice"),
     [
-        (errno.ENOSPC, FullDiskError, "file that stood there is whole; free some space"),
-        (errno.EDQUOT, FullDiskError, "file that stood there is whole; free some space"),
-        (errno.EROFS, NotWritableError, "nothing was changed; choose another place, or see to its permissions"),
-        (errno.EACCES, NotWritableError, "nothing was changed; choose another place, or see to its permissions"),
+        (errno.ENOSPC, FullDiskError, "an existing file is intact; free some space"),
+        (errno.EDQUOT, FullDiskError, "an existing file is intact; free some space"),
+        (errno.EROFS, NotWritableError, "nothing was changed; choose another path, or check its permissions"),
+        (errno.EACCES, NotWritableError, "nothing was changed; choose another path, or check its permissions"),
     ],
 )
 def test_errors_name_the_file_of_the_user_and_what_to_do(

@@ -75,7 +75,7 @@ def test_existing_rows_stay_intact_if_writing_fails(tmp_path: Path) -> None:
         folder, step = tmp_path / what, int(line.split()[0])
         assert step > 5
         assert "FullDiskError" in line
-        assert "metrics.csv': nothing new was kept, and a file that stood there is whole" in line
+        assert "metrics.csv': nothing new was kept, and an existing file is intact" in line
         assert [int(row["step"]) for row in rows(folder)] == list(range(step))
         assert [path.name for path in folder.iterdir()] == ["metrics.csv"]
         assert (folder / "metrics.csv").read_bytes().endswith(b"\n")

@@ -51,11 +51,11 @@ def draw_average_precision(path: Path, bars: Sequence[Bars], counts: ClassCounts
     axes = figure.subplots()
     width = 0.85 / len(bars)
     for number, one in enumerate(bars):
-        places = [place + (number - (len(bars) - 1) / 2) * width for place in range(len(there))]
+        positions = [position + (number - (len(bars) - 1) / 2) * width for position in range(len(there))]
         color = LAST if number == len(bars) - 1 else OTHERS[number % len(OTHERS)]
-        axes.bar(places, one.heights[there].tolist(), width, color=color, label=plain(one.legend))
+        axes.bar(positions, one.heights[there].tolist(), width, color=color, label=plain(one.legend))
         if len(there) <= MOST_NAMED_CLASSES:
-            axes.vlines(places, *one.ends[there].T.tolist(), color="#808080", linewidth=0.8)
+            axes.vlines(positions, *one.ends[there].T.tolist(), color="#808080", linewidth=0.8)
     axes.set_xlim(-0.8, len(there) - 0.2)
     axes.set_ylim(0, 1)
     axes.set_ylabel("average precision")

@@ -88,7 +88,7 @@ def export_backbone(
                  model.safetensors and     `num_classes=5` for a new head of five classes
                  README.md
     torchvision  .pth, a dict of tensors   `load_state_dict` once the classifier is `nn.Identity()`
-    detectron2   .pkl, and beside it       `MODEL.WEIGHTS`; without Detectron2 the weights are checked in a ResNet
+    detectron2   .pkl, next to it          `MODEL.WEIGHTS`; without Detectron2 the weights are checked in a ResNet
                  configs, head, README     of torchvision that is rebuilt from their names
     safetensors  .safetensors              `load_state_dict(safetensors.torch.load_file(path))`, for any network
     onnx         .onnx                     `onnxruntime.InferenceSession(path)`, for any network that torch exports

@@ -196,7 +196,7 @@ class _Pooled(nn.Module):
         return features
 
 
-# ---------------------------------------------------------------------- files beside the weights
+# ---------------------------------------------------------------------- files next to the weights
 
 
 def _write_companions(source: Backbone, path: Path, header: Mapping[str, str]) -> None:

@@ -483,6 +483,6 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole_and_says_so(
     assert main(["fit", "--resume", str(run), "--trainer.max_epochs", "2"]) == 2
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert "No space left on device: '" in line
-    assert line.endswith(".ckpt': nothing new was kept, and a file that stood there is whole; free some space")
+    assert line.endswith(".ckpt': nothing new was kept, and an existing file is intact; free some space")
     assert all(path.read_bytes() == content for path, content in kept.items())
     assert not [path for path in run.rglob(".*") if path.is_file()]

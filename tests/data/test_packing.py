@@ -97,9 +97,7 @@ def test_existing_files_are_never_changed(there: str, records: Records, tmp_path
         packed.write_text("1")
     else:
         packed.symlink_to("nowhere")
-    with pytest.raises(
-        FileExistsError, match=r"'.*packed' exists, and nothing in it was changed: choose another place"
-    ):
+    with pytest.raises(FileExistsError, match=r"'.*packed' exists, and nothing in it was changed: choose another path"):
         pack_shards({"train": records}, packed)
     assert names(tmp_path) == ["packed", "photos"]
     assert there != "folder" or content(packed) == {"mine": b"1"}
