@@ -78,7 +78,7 @@ def test_a_failing_flush_counts_as_a_failing_write(tmp_path: Path, monkeypatch: 
     with (
         pytest.raises(
             OSError,
-            match=r"No space left on device: '.*numbers.txt': nothing new was kept, and a file that",
+            match=r"No space left on device: '.*numbers.txt': nothing new was kept, and an existing file",
         ),
         written_aside(tmp_path / "numbers.txt") as aside,
     ):

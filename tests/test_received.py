@@ -204,7 +204,7 @@ def test_a_received_export_downloads_nothing_and_names_no_code(name: str) -> Non
         "has mean='text'": {"mean": '"text"'},
         "has 2 numbers as mean, and its backbone takes 3 channels": {"mean": "[0.5, 0.5]"},
         "The entry 'std' in the header of .* is missing or not JSON: export it again": {"std": "["},
-        "are 3, and not a mapping from names": {"arguments": "3"},
+        "are 3, not a mapping from names": {"arguments": "3"},
         "cannot be built: Backbone 'test_resnet' does not take 'x'": {"arguments": '{"x": 1}'},
         "cannot be built: Unknown backbone 'none'": {"backbone": "none"},
     }
