@@ -51,10 +51,10 @@ def locked(path: str | os.PathLike[str], what: str | os.PathLike[str], *, wait: 
     path = Path(path)
     descriptor = _acquired(path)
     if descriptor is None:
-        said = f"{what} is in use by {_holder(path)}"
+        message = f"{what} is in use by {_holder(path)}"
         if not wait:
-            raise OSError(f"{said}: wait until it has ended, or end it, and try again")
-        warnings.warn(f"{said}: waiting until it has ended", stacklevel=3)
+            raise OSError(f"{message}: wait until it has ended, or end it, and try again")
+        warnings.warn(f"{message}: waiting until it has ended", stacklevel=3)
         while (descriptor := _acquired(path)) is None:
             time.sleep(SECONDS_BETWEEN_TRIES)
     try:

@@ -15,7 +15,7 @@ from mlssl.backbones import built_as
 from mlssl.private import trainer_of
 from mlssl.received import OWN_INSTANTIATOR, check_downloads_nothing, check_names_no_code, is_remote
 from mlssl.safe_yaml import read_yaml
-from mlssl.waiting import LONGEST_READ, answer
+from mlssl.waiting import READ_TIMEOUT, call_with_timeout
 from mlssl.weights.checkpoints import BACKBONE_KEY, check_content, load_plain
 
 _HYPER_PARAMETERS = ("hyper_parameters", "hparams", "module_arguments")
@@ -74,9 +74,9 @@ def check_received(
 def _fetched(address: str) -> bytes:
     """Bytes of a file at an address."""
     try:
-        file = answer(lambda: fsspec.open(address, "rb").open())
+        file = call_with_timeout(lambda: fsspec.open(address, "rb").open())
         try:
-            return bytes(answer(file.read, seconds=LONGEST_READ))
+            return bytes(call_with_timeout(file.read, seconds=READ_TIMEOUT))
         finally:
             file.close()
     except TimeoutError as error:

@@ -46,9 +46,9 @@ def parse_yaml(text: str, source: str) -> Any:
     except _TooLargeError as error:
         raise ValueError(f"{source}, {error}") from None
     except Exception as error:  # the loader raises almost anything for values such as !!bool x
-        said = " ".join(str(error).split())
+        reason = " ".join(str(error).split())
         kind = "" if isinstance(error, yaml.YAMLError) else f"{type(error).__name__} "
-        raise ValueError(f"{source} cannot be read as YAML: {kind}{said}") from None
+        raise ValueError(f"{source} cannot be read as YAML: {kind}{reason}") from None
 
 
 def check_yaml_size(text: str, source: str) -> None:

@@ -11,13 +11,13 @@ from typing import Any, TypeVar
 TIMEOUT = 60.0
 """Seconds for a server to answer."""
 
-LONGEST_READ = 600.0
+READ_TIMEOUT = 600.0
 """Seconds for a whole file; equal to the loader's timeout for a batch."""
 
 T = TypeVar("T")
 
 
-def answer(function: Callable[..., T], *arguments: Any, seconds: float | None = None, **named: Any) -> T:
+def call_with_timeout(function: Callable[..., T], *arguments: Any, seconds: float | None = None, **named: Any) -> T:
     """Call a function that contacts a server, and raise if it takes too long.
 
     It runs in a thread, which is abandoned if it does not end.

@@ -16,7 +16,7 @@ from mlssl import waiting
 from mlssl.backbones import build_backbone
 from mlssl.data.readers.shards import read_shards
 from mlssl.module import MultiLabelSSLModule
-from mlssl.waiting import answer, downloads_end
+from mlssl.waiting import call_with_timeout, downloads_end
 
 
 @pytest.fixture
@@ -30,12 +30,12 @@ def silent(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def test_an_answer_in_time_is_returned() -> None:
-    assert answer(divmod, 7, 3) == (2, 1)
+    assert call_with_timeout(divmod, 7, 3) == (2, 1)
     with pytest.raises(ZeroDivisionError, match="zero"):
-        answer(divmod, 7, 0)
+        call_with_timeout(divmod, 7, 0)
     started = time.monotonic()
     with pytest.raises(TimeoutError, match=r"no answer within 0\.2 seconds"):
-        answer(time.sleep, 3, seconds=0.2)
+        call_with_timeout(time.sleep, 3, seconds=0.2)
     assert time.monotonic() - started < 2
 
 

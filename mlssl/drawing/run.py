@@ -26,10 +26,10 @@ INK, RULE, MUTED = "#1c1d21", "#d3d5da", "#9a9ca5"
 SERIES = ("#1f6feb", "#d9480f", "#2b8a3e", "#9c36b5", "#0b7285", "#e67700", "#c2255c", "#5c5f66")
 """Colour-blind-safe colours, dark enough for a white page; a dark page has its own."""
 
-MOST_BARS = 60
+MAX_BARS = 60
 """Maximum number of classes drawn."""
 
-MOST_HOVERED = 400
+MAX_HOVERED = 400
 """Points of a curve that react to the pointer."""
 
 KINDS = {"same_block": "same block", "same_image": "same image, other block", "other_image": "other image"}
@@ -134,14 +134,14 @@ def figure_of_classes(precisions: Mapping[str, Tensor], names: Sequence[str] | N
 
     Args:
         precisions: Name of a backbone → (L,) in 0–1, NaN for a class that is not shown.
-        names: L labels of the bars; beyond `MOST_BARS` classes those in the middle are left out. None draws all,
+        names: L labels of the bars; beyond `MAX_BARS` classes those in the middle are left out. None draws all,
             without names.
     """
     last = list(precisions.values())[-1]
     order = last.nan_to_num(-1).argsort(descending=True)
     order = order[last[order].isfinite()]
-    if names is not None and len(order) > MOST_BARS:
-        order = torch.cat([order[: MOST_BARS // 2], order[-(MOST_BARS // 2) :]])
+    if names is not None and len(order) > MAX_BARS:
+        order = torch.cat([order[: MAX_BARS // 2], order[-(MAX_BARS // 2) :]])
     size = SIZE if names is None else (SIZE[0], 1.0 + 0.17 * len(order))
     figure, axes = _figure(size=size)
     at = range(len(order))
@@ -240,7 +240,7 @@ def hover_points(figure: Figure) -> list[tuple[float, float, str]]:
     scale, height = 72 / figure.dpi, figure.bbox.height
     for axes in figure.axes:
         for name, x, y, across in _named_points(axes):
-            every = max(1, len(x) // MOST_HOVERED)
+            every = max(1, len(x) // MAX_HOVERED)
             positions = axes.transData.transform(list(zip(x[::every], y[::every], strict=True)))
             for left, right, (across_page, up) in zip(x[::every], y[::every], positions, strict=True):
                 key, value = (axes.format_ydata(right), left) if across else (axes.format_xdata(left), right)

@@ -45,11 +45,11 @@ def published_backbone(name: str) -> nn.Module:
     except ValueError:
         raise
     except Exception as error:  # timm, torchvision, their hubs and the network raise many types
-        said = " ".join(str(error).split()) or type(error).__name__
-        said = said if len(said) <= _MAX_LENGTH else said[:_MAX_LENGTH] + "…"
+        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = reason if len(reason) <= _MAX_LENGTH else reason[:_MAX_LENGTH] + "…"
         untrained = "" if plain.startswith(_SOURCES) else f", or {architecture} for an untrained network"
         raise ValueError(
-            f"the published weights of {name!r} cannot be loaded ({said}): let this machine download them once, or "
+            f"the published weights of {name!r} cannot be loaded ({reason}): let this machine download them once, or "
             f"pass their file, {architecture}=FILE{untrained}"
         ) from None
 
