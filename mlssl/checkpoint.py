@@ -88,7 +88,7 @@ class RunCheckpoint(ModelCheckpoint):
             return
         resume_max_steps_as_max_epochs(trainer.fit_loop)
         last, self._last = self.format_checkpoint_name({}, self.CHECKPOINT_NAME_LAST), ""
-        if _goes_on_in(self.dirpath, trainer.ckpt_path):
+        if _resumes_in(self.dirpath, trainer.ckpt_path):
             source = Path(str(trainer.ckpt_path))
             is_last = source.name.startswith(self.CHECKPOINT_NAME_LAST)
             self._last = str(Path(last).with_name(source.name)) if is_last else last
@@ -110,7 +110,7 @@ class RunCheckpoint(ModelCheckpoint):
             state = checkpoint["callbacks"].get(saver.state_key)
             if not (isinstance(saver, ModelCheckpoint) and state and state.get("dirpath")):
                 continue
-            if _goes_on_in(saver.dirpath, trainer.ckpt_path):
+            if _resumes_in(saver.dirpath, trainer.ckpt_path):
                 checkpoint["callbacks"][saver.state_key] = _moved(state, str(saver.dirpath))
 
     def on_save_checkpoint(
@@ -194,7 +194,7 @@ class RunCheckpoint(ModelCheckpoint):
                 epochs.started += stepless
 
 
-def _goes_on_in(folder: Any, source: Any) -> bool:
+def _resumes_in(folder: Any, source: Any) -> bool:
     """Whether the checkpoint `source` of a resumed run is in `folder`, however the path is written."""
     if not (folder and source) or "://" in f"{folder}{source}":
         return False

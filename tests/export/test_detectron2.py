@@ -107,7 +107,7 @@ def test_configs_name_the_network_its_pixels_and_the_schedules(kind: str, head: 
 @pytest.mark.parametrize("name", ["test_vit", "test_convnext", "resnet50d", "resnet18d", "regnety_002", "resnet10t"])
 def test_an_unsupported_architecture_is_refused_with_the_supported_ones(name: str, tmp_path: Path) -> None:
     with pytest.raises(
-        ValueError, match=r"detectron2.*it supports ResNet-18, 34, 50, 101 and 152.*Formats that support it: 'timm'"
+        ValueError, match=r"detectron2.*supports ResNet-18, 34, 50, 101 and 152.*Formats that support it: 'timm'"
     ):
         export_backbone(build_backbone(name), tmp_path / "r.pkl", "detectron2")
     assert file_names(tmp_path) == []
@@ -137,7 +137,7 @@ def test_a_pickle_with_a_wrong_value_fails_the_comparison(tmp_path: Path) -> Non
     with pytest.raises(RuntimeError, match="Missing key"):
         torchvision_resnet(tmp_path / "r.pkl")
     (tmp_path / "r.pkl").write_bytes(pickle.dumps({"model": {}}))
-    with pytest.raises(ValueError, match="it supports ResNet-18, 34"):
+    with pytest.raises(ValueError, match="Detectron2 supports ResNet-18, 34"):
         torchvision_resnet(tmp_path / "r.pkl")
 
 
