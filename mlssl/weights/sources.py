@@ -113,9 +113,9 @@ def open_backbone(source: str, *, seed: int = 0) -> Backbone:
     ===================================  ==================================================================
     source                               is
     ===================================  ==================================================================
-    ``runs/fit-…`` a run folder, whose last checkpoint is used ``runs/…/last.ckpt`` a Lightning checkpoint of a
-    `MultiLabelSSLModule`, or FSDP's folder of shards ``backbone.safetensors`` a file of `mlssl.export_backbone`, whose
-    header names the backbone, or its
+    ``runs/fit-…``                       a run folder, whose last checkpoint is used
+    ``runs/…/last.ckpt``                 a Lightning checkpoint of a `MultiLabelSSLModule`, or FSDP's folder of shards
+    ``backbone.safetensors``             a file of `mlssl.export_backbone`, whose header names the backbone, or its
                                          folder of format "timm-dir"
     ``resnet50=weights.pth``             a timm name, or ``torchvision/<name>``, with the weights of a local file
     ``resnet50.a1_in1k``                 a timm name with the tag of published weights, cached or downloaded by timm

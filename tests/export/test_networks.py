@@ -96,7 +96,7 @@ def test_without_pretrained_timm_keeps_random_weights_which_the_documentation_wa
     silent = timm.create_model(f"local-dir:{tmp_path / 'backbone'}", num_classes=0)
     assert not torch.equal(silent.conv1[0].weight, source.conv1[0].weight)
     page = (Path(__file__).resolve().parents[2] / "docs" / "export.md").read_text()
-    assert "without `pretrained=True` timm keeps random weights" in page
+    assert "without `pretrained=True` timm silently keeps random weights" in page
 
 
 def test_pixel_statistics_are_those_that_timm_gives_to_its_transforms(tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
 """CVAT's format "CVAT for images 1.1": one XML file, and images below one folder.
 
-annotations.xml
-    <annotations>
-      <meta>…<label><name>car</name>…</label>…</meta>
-      <image id="0" name="street/1.jpg" subset="Train"> <box label="car" …/> <tag label="night"/> </image>
-images/street/1.jpg    or images/Train/street/1.jpg
+::
+
+    annotations.xml
+        <annotations>
+          <meta>…<label><name>car</name>…</label>…</meta>
+          <image id="0" name="street/1.jpg" subset="Train"> <box label="car" …/> <tag label="night"/> </image>
+    images/street/1.jpg    or images/Train/street/1.jpg
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
 """Shards: images in tar archives of a few hundred megabytes, with an index in JSON Lines.
 
-root/train/index.jsonl a header line, then one line per image root/train/000000.tar the unchanged image files, under
-their own names root/train/000001.tar root/val/… likewise
+root/train/index.jsonl    a header line, then one line per image
+root/train/000000.tar     the unchanged image files, under their own names
+root/train/000001.tar
+root/val/…                likewise
 
 webdataset and any other tar tool can read the archives. The index gives archive and byte offset of each file, so any
 image takes one read, in any order, from a disk or an object store.
