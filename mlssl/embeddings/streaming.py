@@ -131,6 +131,6 @@ def _checked_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        said = str(error).strip().splitlines()[0]
-        raise ValueError(f"there is no device {name!r} ({said}): pass {DEVICES_HELP}") from None
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"there is no device {name!r} ({reason}): pass {DEVICES_HELP}") from None
     return device

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,25 +26,32 @@ def write_safetensors(source: Backbone, path: Path, header: Mapping[str, str]) -
     path.write_bytes(save(tensors, {**header, DIGEST: digest(tensors)}))
 
 
-def write_state_dict(source: Backbone, path: Path, header: Mapping[str, str]) -> None:  # noqa: ARG001  holds none
+def write_state_dict(source: Backbone, path: Path, header: Mapping[str, str]) -> None:  # noqa: ARG001  the format has no header
     """Tensors only, readable by `torch.load` with `weights_only=True`."""
     buffer = io.BytesIO()  # written by Python, because torch does not report a full disk
     torch.save(tensors_of(source.backbone), buffer)
     path.write_bytes(buffer.getbuffer())
 
 
-def write_timm_folder(source: Backbone, path: Path, header: Mapping[str, str]) -> None:
-    """Weights and `config.json` for timm's `local-dir:` and `hf-hub:`, and the model card."""
+def write_timm_folder(source: Backbone, path: Path, header: Mapping[str, str], classes: Sequence[str] = ()) -> None:
+    """Weights and `config.json` for timm's `local-dir:` and `hf-hub:`, and the model card.
+
+    Args:
+        source: Network, with a classifier if there are classes.
+        path: Folder to write to.
+        header: Header of the weights file.
+        classes: Names of the classifier's outputs.
+    """
     mean, std = source.mean, source.std
     architecture = _bare_name(source).partition(".")[0]
     own = getattr(source.backbone, "pretrained_cfg", None) or _timm_config(architecture)
     config = {
         "architecture": architecture,
-        "num_classes": 0,
+        "num_classes": len(classes),
         "num_features": int(header["features"]),
         "model_args": source.arguments | _image_size(source.backbone),
         "pretrained_cfg": {
-            "num_classes": 0,
+            "num_classes": len(classes),
             "input_size": own.get("input_size") or image_shape(source.backbone),
             "fixed_input_size": bool(own.get("fixed_input_size")),
             "interpolation": own.get("interpolation", "bilinear"),
@@ -56,9 +63,9 @@ def write_timm_folder(source: Backbone, path: Path, header: Mapping[str, str]) -
             "first_conv": own.get("first_conv"),
         },
         "mlssl": dict(header),
-    }
+    } | ({"label_names": list(classes)} if classes else {})
     (path / TIMM_CONFIG).write_text(json.dumps(config, indent=2))
-    (path / CARD).write_text(model_card(header), encoding="utf-8")
+    (path / CARD).write_text(model_card(header, classes), encoding="utf-8")
     write_safetensors(source, path / TIMM_WEIGHTS, header)
 
 

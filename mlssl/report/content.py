@@ -171,8 +171,8 @@ def _classes(start: Snapshot, end: Snapshot) -> list[Plot]:
         "Average precision of each class by the linear probe; bars: the end of the run, strokes: its start. Behind a "
         f"class: val images that show it; {rare} of {len(order)} have fewer than {FEW_POSITIVES} (*), and say little."
     )
-    if len(order) > figures.MOST_BARS:
-        half = figures.MOST_BARS // 2
+    if len(order) > figures.MAX_BARS:
+        half = figures.MAX_BARS // 2
         caption += f" Drawn are the best and the worst {half}; all {len(order)} stand under Numbers."
     figure = figures.figure_of_classes(precisions, [counts.label(place) for place in range(len(positives))])
     return [plot_of("classes", "Each class", caption, figure, table)]

@@ -241,6 +241,7 @@ def _config(folder: Path, settings: dict) -> None:
     (folder / "config.yaml").write_text(yaml.safe_dump(settings))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1200, 400])
 def test_a_browser_shows_every_figure_without_an_error(scheme, width, page, browser):
