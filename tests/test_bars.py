@@ -30,4 +30,25 @@ def test_a_log_gets_the_beginning_and_the_end(is_terminal: bool, drawn: int, mon
             bar.update()
     shown = screen.getvalue()
     assert shown.count("features") == drawn
-    assert "10/10" in shown
+    assert "features: 100%" in shown
+
+
+def test_a_bar_of_a_long_name_is_whole_in_80_columns() -> None:
+    screen = _Screen(True)
+    with progress_bar(
+        total=2500, desc="features, resnet10t (untrained), train", unit=" images", file=screen, ncols=80
+    ) as bar:
+        bar._time = lambda: bar.start_t + 60.0
+        bar.update(1024)
+        bar.refresh()
+    line = screen.getvalue().split("\r")[-2]
+    assert len(line) <= 80
+    assert line.endswith("images/s")
+    assert "left" in line
+
+
+def test_a_bar_without_an_end_counts() -> None:
+    screen = _Screen(True)
+    with progress_bar(total=None, desc="features", unit=" images", file=screen) as bar:
+        bar.update(7)
+    assert "7 images" in screen.getvalue()
