@@ -13,7 +13,7 @@ def depth_of_parameters(backbone: nn.Module, *, coarse: bool = False) -> dict[st
 
     Args:
         backbone: A timm network.
-        coarse: Count stages (the stem is the first; in a transformer each block is one) instead of layers.
+        coarse: Count stages (the stem is the first; in a transformer each block is one) instead of blocks.
 
     Raises:
         ValueError: The network does not define its layers, like torchvision and custom ones.

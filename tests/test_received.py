@@ -1,4 +1,4 @@
-"""Files that somebody else wrote: nothing is imported, run or fetched, and what is wrong is said in a sentence."""
+"""Untrusted files: nothing is imported, run or downloaded, and errors are one sentence."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_the_report_of_a_received_run_runs_no_code() -> None:
         assert "The network is not looked at, the log alone is shown" in text
 
 
-def test_start_from_takes_weights_alone() -> None:
+def test_start_from_accepts_weights_only() -> None:
     received({"_instantiator": INSTANTIATOR, "backbone": CODE})
     words = [*MODEL, *TRAINER, *DATA, "--model.predictor_dim", "4", "--trainer.max_epochs", "1"]
     assert main(["fit", *words, "--start_from", "theirs/checkpoints/last.ckpt"]) == 0
@@ -160,7 +160,7 @@ def test_load_from_checkpoint_imports_nothing(entry: str) -> None:
         small().load_from_checkpoint(path)
 
 
-def test_load_from_checkpoint_reads_a_file_of_hyper_parameters_with_the_same_care() -> None:
+def test_load_from_checkpoint_checks_a_hyper_parameter_file_too() -> None:
     path = received() / "checkpoints" / "last.ckpt"
     Path("hparams.yaml").write_text(f"_instantiator: {INSTANTIATOR}\n")
     with pytest.raises(ValueError, match="name code to import"):
@@ -205,8 +205,8 @@ def test_a_received_export_downloads_nothing_and_names_no_code(name: str) -> Non
         "has mean=\\[nan": {"mean": "[NaN, 1, 1]"},
         "has mean='text'": {"mean": '"text"'},
         "has 2 numbers as mean, and its backbone takes 3 channels": {"mean": "[0.5, 0.5]"},
-        "The entry 'std' in the header of .* is not JSON: export it again": {"std": "["},
-        "are 3, and not a mapping from names": {"arguments": "3"},
+        "The entry 'std' in the header of .* is missing or not JSON: export it again": {"std": "["},
+        "are 3, not a mapping from names": {"arguments": "3"},
         "cannot be built: Backbone 'test_resnet' does not take 'x'": {"arguments": '{"x": 1}'},
         "cannot be built: Unknown backbone 'none'": {"backbone": "none"},
     }
@@ -289,7 +289,7 @@ class Code:
 
 
 @pytest.mark.slow
-def test_a_damaged_checkpoint_is_said_by_every_command(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_checkpoint_is_reported_by_every_command(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = run / "checkpoints" / "last.ckpt"
     good = path.read_bytes()
     with zipfile.ZipFile(path) as archive:
@@ -330,7 +330,7 @@ def test_weights_alone_point_to_start_from(run: Path, capsys: pytest.CaptureFixt
     assert "--start_from run/checkpoints/last.ckpt" in error_of(ALL[0], capsys)
 
 
-def test_a_state_that_does_not_fit_is_said(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_state_that_does_not_fit_is_reported(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = run / "checkpoints" / "last.ckpt"
     content = torch.load(path, weights_only=True)
     torch.save({**content, "loops": {}}, path)
@@ -339,7 +339,7 @@ def test_a_state_that_does_not_fit_is_said(run: Path, capsys: pytest.CaptureFixt
     assert "run/checkpoints/last.ckpt does not hold what this run goes on with (" in error_of(ALL[0], capsys)
 
 
-def test_entries_of_another_type_are_said() -> None:
+def test_entries_of_a_wrong_type_are_reported() -> None:
     with pytest.raises(ValueError, match=r"The entry 'metrics' of a\.ckpt does not have the Trainer's format"):
         check_content({"state_dict": {}, "metrics": {"a": "b"}}, Path("a.ckpt"))
     for name, value in (("hyper_parameters", 3), ("backbone", [1]), ("loops", []), ("global_step", "1")):
@@ -354,7 +354,7 @@ def test_entries_of_another_type_are_said() -> None:
         check_resumable({"state_dict": {"x_extra_state": None}}, Path("a.ckpt"))
 
 
-def test_a_config_that_was_cut_off_is_said(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_truncated_config_is_reported(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = (run / "config.yaml").read_text()
     changed = {
         "config.yaml": [
@@ -374,7 +374,7 @@ def test_a_config_that_was_cut_off_is_said(run: Path, capsys: pytest.CaptureFixt
     assert "config.yaml are not those of a run (" in error_of(ALL[4], capsys)
 
 
-def test_a_flipped_bit_of_an_export_is_found() -> None:
+def test_a_flipped_bit_of_an_export_is_detected() -> None:
     export_backbone(small(), "out.safetensors")
     content = bytearray(Path("out.safetensors").read_bytes())
     content[-5] ^= 1

@@ -52,7 +52,9 @@ def test_a_torchvision_file_starts_a_torchvision_backbone(kind: str, with_classi
 
 @pytest.mark.parametrize("name", ["torchvision/shufflenet_v2_x0_5", "test_resnet"])
 def test_a_file_that_is_missing_or_of_another_network_is_said(name: str, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"No weights stand at .*gone\.pth: give a \.safetensors or \.pth file"):
+    with pytest.raises(
+        FileNotFoundError, match=r"There are no weights at .*gone\.pth: give a \.safetensors or \.pth file"
+    ):
         build_backbone(name, checkpoint_path=str(tmp_path / "gone.pth"))
     torch.save({"other": torch.zeros(1)}, tmp_path / "other.pth")
     (tmp_path / "other.safetensors").write_text("no weights")

@@ -21,7 +21,7 @@ from mlssl.data.option_checks import check_numbers, check_options, height_width
 from mlssl.data.records import Records
 from mlssl.data.set_checks import check_classes, check_custom, check_presence, check_same_steps, check_steps, remarks_on
 from mlssl.data.set_options import SplitOptions, plain_options
-from mlssl.data.workers import default_workers, loader_of
+from mlssl.data.workers import default_workers, make_loader
 from mlssl.distributed import gather_objects
 from mlssl.views.blocks import BlockViews
 from mlssl.views.branches import plain_branches
@@ -34,8 +34,7 @@ AnyLoader = TypeVar("AnyLoader", ResumableLoader, PartialLoader)
 class MultiLabelDataModule(L.LightningDataModule):
     """Block-wise augmented view groups for training, whole images for evaluation.
 
-    The views of an image depend only on (seed, epoch, index), not on workers, devices or a resume. A run resumed in
-    mid-epoch continues with the next unused batch.
+    Views depend only on (seed, epoch, index). A run resumed in mid-epoch continues with the next unused batch.
 
     Args:
         dataset: Format of ``root``: ``synthetic`` (generated, no files), ``folder`` (unlabelled images), ``coco``,
@@ -45,8 +44,7 @@ class MultiLabelDataModule(L.LightningDataModule):
         size: S, side of a view in pixels ≥ 16 (paper: 224).
         rows: Rows ≥ 1 of the block grid (paper: 2).
         cols: Columns ≥ 1 of the block grid (paper: 2).
-        overlap: γ in 0–0.5, overlap of neighbouring blocks as a fraction of the image side (paper: 0.2; its COCO run:
-            0.3).
+        overlap: γ in 0–0.5, overlap of blocks as a fraction of the image side (paper: 0.2; its COCO run: 0.3).
         branches: Augmentation: ``paper``, ``soft``, ``gray`` (X-ray), ``overhead`` (aerial), or a list of branches:
             {numbers of a Recipe}, {class_path, init_args}, a .yaml file of albumentations, or an import path.
         regions: Function (height, width) -> boxes of the blocks, or its import path; the grid by default.
@@ -68,26 +66,24 @@ class MultiLabelDataModule(L.LightningDataModule):
         classes: Names of the classes to keep, in label order; labels of other classes are left out and counted.
         min_images_per_class: Keep only classes with at least this many train and val images, e.g. (40, 4).
         separator: Separator of the class names in a manifest field, such as ";", or " " for blanks; "|" by default.
-        path_column: Column of a manifest, or key of Label Studio data, with the paths; by default ``path`` or a similar
-            name.
+        path_column: Column of a manifest, or key of Label Studio data, with the paths; ``path`` or similar by default.
         label_columns: Column of a manifest with class names, or one column of 1, 0 and −1 per class; by default
             ``labels``, or all columns if they contain only such values. For Label Studio the controls.
-        absent: What besides 0 means absent in class columns: −1, ``blank``, or both. With 0, a blank in a column of
-            names is an unlabelled image.
+        absent: What else means absent in class columns: −1, ``blank``, or both. With 0, a blank list of names is
+            unlabelled.
         white: White level > 0 of gray images of more than 8 bits, such as 4095 for 12 bits; 65535 by default.
         seed: Seed ≥ 0 of order and augmentation.
         on_bad_image: ``stop`` at the first image that cannot be decoded, or ``skip`` it: training batches use another
             image instead, evaluation leaves it out, and all skipped images are listed at the end.
         check_images: Whether to decode every image first, with a progress bar.
-        probe: Labelled set for the probe if the training set has no labels: set options as for this class. The probe
-            trains on its training set; evaluation uses its val set.
+        probe: Options of a labelled set for the probe, which trains on its training set; evaluation uses its val set.
         train: Custom records to train on instead of ``dataset``; labels are optional.
         val: Custom records to evaluate on.
         probe_train: Labelled records that the probe trains on, if not the training set.
 
     Raises:
-        ValueError: A number or format is invalid, or arguments or custom records conflict; in ``setup``, a split is
-            unknown or the sets do not match.
+        ValueError: Invalid numbers, conflicting arguments or records; in ``setup``, unknown splits or sets that do not
+            match.
         FileNotFoundError: A file is missing, in ``setup``.
         TypeError: ``train``, ``val`` or ``probe_train`` is not a ``Records``.
     """
@@ -180,8 +176,8 @@ class MultiLabelDataModule(L.LightningDataModule):
         """Read the records once and check that the sets match; the loaders call it if needed.
 
         Raises:
-            ValueError: The sets have different classes, no class is frequent enough, or no image of a set shows a
-                class; with ``check_images`` and without ``skip``, an image cannot be decoded.
+            ValueError: The classes of the sets differ, are too rare or never shown; or with ``check_images`` an image
+                is bad.
             FileNotFoundError: A folder or file is missing.
         """
         if self._is_set_up:
@@ -348,7 +344,7 @@ class MultiLabelDataModule(L.LightningDataModule):
         **settings: Any,
     ) -> AnyLoader:
         settings |= {"timeout": self.hparams["timeout"], "keep_workers": keep_workers}
-        loader = loader_of(kind, dataset, self.hparams["batch_size"], self._num_workers(), **settings)
+        loader = make_loader(kind, dataset, self.hparams["batch_size"], self._num_workers(), **settings)
         if self.trainer:
             loader.end = self._end
         return loader

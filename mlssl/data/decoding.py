@@ -36,7 +36,7 @@ WHITE = 0xFFFF
 FEW_BITS = 14
 """A 16-bit image that uses at most this many bits keeps a quarter of the 256 grays or fewer, and causes a warning."""
 
-MOST_WARNINGS = 3
+MAX_WARNINGS = 3
 """Warnings per process about images that use few of their bits: usually all images of a set do."""
 
 
@@ -114,11 +114,11 @@ def decode_rgb_bytes(content: bytes, name: str, *, white: float | None = None) -
         raise
     except Exception as error:  # Pillow's plugins raise almost anything for a broken file
         raise _not_decoded(name, error, content) from error
-    said = next((line for line in messages if line.startswith(_OF_LIBJPEG)), None)
-    if said is not None:
+    message = next((line for line in messages if line.startswith(_OF_LIBJPEG)), None)
+    if message is not None:
         warnings.warn(
-            f"{name!r} is damaged ({said}), and some of its pixels are wrong: replace the file or leave it out of the "
-            "data set",
+            f"{name!r} is damaged ({message}), and some of its pixels are wrong: replace the file or leave it out of "
+            "the data set",
             DamagedImageWarning,
             stacklevel=2,
         )
@@ -168,7 +168,7 @@ def _eight_bits(deep: npt.NDArray[Any], white: float | None, name: str) -> Image
     if white is not None:
         return np.asarray(np.rint(deep.astype(np.float32) * (255 / white)), dtype=np.uint8)
     bits = int(most).bit_length()
-    if 0 < bits <= FEW_BITS and len(_warned_about) < MOST_WARNINGS and name not in _warned_about:
+    if 0 < bits <= FEW_BITS and len(_warned_about) < MAX_WARNINGS and name not in _warned_about:
         _warned_about.add(name)
         warnings.warn(
             f"{name!r} has no value above {most:.0f} of {WHITE}, which leaves {(int(most) >> 8) + 1} of 256 grays: if "

@@ -161,14 +161,14 @@ def _watched(
             if not died and str(error).startswith("DataLoader timed out"):
                 if time.monotonic() < asked + timeout:
                     continue
-                said = f"DataLoader timed out after {timeout:g} seconds"
+                reason = f"DataLoader timed out after {timeout:g} seconds"
             elif died or str(error).startswith(_OF_TORCH):
-                said = _exit_reasons(died) or str(error).strip().rstrip(".")
+                reason = _exit_reasons(died) or str(error).strip().rstrip(".")
             elif isinstance(error, OSError):
                 raise _with_rank(error, where()[0]) from error
             else:
                 raise
-            raise RuntimeError(_no_batch(said, *where())) from error
+            raise RuntimeError(_no_batch(reason, *where())) from error
         yield batch
         asked = time.monotonic()
 
@@ -176,16 +176,16 @@ def _watched(
 def _with_rank(error: OSError, step: str) -> OSError:
     """The error about a file, in one line, with the rank."""
     kind = next(kind for kind in (FileNotFoundError, PermissionError, OSError) if isinstance(error, kind))
-    said = (str(error).strip() or type(error).__name__).splitlines()[-1]  # a worker sends its whole traceback
+    reason = (str(error).strip() or type(error).__name__).splitlines()[-1]  # a worker sends its whole traceback
     return kind(
-        f"{said.removeprefix(f'{kind.__name__}: ')} on rank {rank()}, in {step}: check this file and its disk, and "
+        f"{reason.removeprefix(f'{kind.__name__}: ')} on rank {rank()}, in {step}: check this file and its disk, and "
         "resume from the last checkpoint."
     )
 
 
-def _no_batch(said: str, step: str, images: list[str]) -> str:
+def _no_batch(reason: str, step: str, images: list[str]) -> str:
     return (
-        f"{_NO_BATCH} on rank {rank()}: {said}. {step.capitalize()} waited for {', '.join(images)}. Check these "
+        f"{_NO_BATCH} on rank {rank()}: {reason}. {step.capitalize()} waited for {', '.join(images)}. Check these "
         "images and this machine's memory and disk, use fewer num_workers, or a longer timeout."
     )
 

@@ -105,7 +105,7 @@ def check_repeated(names: Sequence[str], places: Sequence[str], source: Path) ->
         )
 
 
-def with_names(
+def split_names(
     lines: Sequence[tuple[int, Mapping[str, str]]],
     columns: Mapping[str, str],
     separator: str | None,

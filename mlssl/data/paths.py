@@ -17,7 +17,7 @@ IMAGE_EXTENSIONS = (
 """Extensions of image files."""
 
 
-class Files(NamedTuple):
+class ListedImages(NamedTuple):
     """Listed images as found on disk."""
 
     names: list[str]
@@ -27,7 +27,7 @@ class Files(NamedTuple):
     """Extension → number of unlisted image files in the same folders."""
 
 
-def check_files(folder: Path, names: Sequence[str], source: Path) -> Files:
+def check_files(folder: Path, names: Sequence[str], source: Path) -> ListedImages:
     """Check that images exist with one listing per folder, not one lookup per image: minutes faster on a network.
 
     Args:
@@ -68,7 +68,7 @@ def check_files(folder: Path, names: Sequence[str], source: Path) -> Files:
     for parent, file in parts:
         listed[parent].add(file)
     others = (file for parent, there in listings.items() for file in there - listed[parent])
-    return Files(found, count_extensions(file for file in others if extension(file) in IMAGE_EXTENSIONS))
+    return ListedImages(found, count_extensions(file for file in others if extension(file) in IMAGE_EXTENSIONS))
 
 
 def extension(name: str) -> str:

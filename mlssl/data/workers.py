@@ -23,7 +23,7 @@ def default_workers(devices: int) -> int:
     return max(1, min(MAX_WORKERS, cores // devices - 1))
 
 
-def loader_of(
+def make_loader(
     kind: type[AnyLoader],
     dataset: Dataset[Any],
     batch_size: int,

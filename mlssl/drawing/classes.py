@@ -14,7 +14,7 @@ from mlssl.evaluation.classes import FEW_POSITIVES, ClassCounts
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MOST_NAMED_CLASSES = 100
+MAX_NAMED_CLASSES = 100
 """Maximum number of classes with legible names below the bars."""
 
 LAST, OTHERS = "#1f4e79", ("#9db8d2", "#e0a458", "#8fb996", "#b08ea2")
@@ -51,11 +51,11 @@ def draw_average_precision(path: Path, bars: Sequence[Bars], counts: ClassCounts
     axes = figure.subplots()
     width = 0.85 / len(bars)
     for number, one in enumerate(bars):
-        places = [place + (number - (len(bars) - 1) / 2) * width for place in range(len(there))]
+        positions = [position + (number - (len(bars) - 1) / 2) * width for position in range(len(there))]
         color = LAST if number == len(bars) - 1 else OTHERS[number % len(OTHERS)]
-        axes.bar(places, one.heights[there].tolist(), width, color=color, label=plain(one.legend))
-        if len(there) <= MOST_NAMED_CLASSES:
-            axes.vlines(places, *one.ends[there].T.tolist(), color="#808080", linewidth=0.8)
+        axes.bar(positions, one.heights[there].tolist(), width, color=color, label=plain(one.legend))
+        if len(there) <= MAX_NAMED_CLASSES:
+            axes.vlines(positions, *one.ends[there].T.tolist(), color="#808080", linewidth=0.8)
     axes.set_xlim(-0.8, len(there) - 0.2)
     axes.set_ylim(0, 1)
     axes.set_ylabel("average precision")
@@ -63,9 +63,9 @@ def draw_average_precision(path: Path, bars: Sequence[Bars], counts: ClassCounts
     axes.set_axisbelow(True)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    lines = "; lines: 95 % intervals" if len(there) <= MOST_NAMED_CLASSES else ""
+    lines = "; lines: 95 % intervals" if len(there) <= MAX_NAMED_CLASSES else ""
     about = f"after each class: positives among the test images, * fewer than {FEW_POSITIVES}{lines}"
-    if len(there) <= MOST_NAMED_CLASSES:
+    if len(there) <= MAX_NAMED_CLASSES:
         axes.set_xticks(range(len(there)), [plain(counts.label(index)) for index in there], rotation=90, fontsize=8)
     else:
         rare = sum(counts.test[index] < FEW_POSITIVES for index in there)

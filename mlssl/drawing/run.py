@@ -26,10 +26,10 @@ INK, RULE, MUTED = "#1c1d21", "#d3d5da", "#9a9ca5"
 SERIES = ("#1f6feb", "#d9480f", "#2b8a3e", "#9c36b5", "#0b7285", "#e67700", "#c2255c", "#5c5f66")
 """Colour-blind-safe colours, dark enough for a white page; a dark page has its own."""
 
-MOST_BARS = 60
+MAX_BARS = 60
 """Maximum number of classes drawn."""
 
-MOST_HOVERED = 400
+MAX_HOVERED = 400
 """Points of a curve that react to the pointer."""
 
 KINDS = {"same_block": "same block", "same_image": "same image, other block", "other_image": "other image"}
@@ -59,7 +59,7 @@ def figure_of_curves(
         axes.axhline(
             value, color=SERIES[(len(curves) + number) % len(SERIES)], label=name, linestyle="--", linewidth=1.2
         )
-    _whole_numbers(axes, [place for x, _ in curves.values() for place in x])
+    _whole_numbers(axes, [position for x, _ in curves.values() for position in x])
     if from_zero:
         axes.set_ylim(bottom=0)
     axes.set_xlabel(plain(xlabel))
@@ -81,7 +81,7 @@ def figure_of_panels(panels: Mapping[str, Mapping[str, Curve]], xlabel: str = "s
         for number, (name, curve) in enumerate(curves.items()):
             _draw_curve(axes, curve, SERIES[number % len(SERIES)], name)
         axes.set_ylabel(plain(quantity))
-    _whole_numbers(first, [place for curves in panels.values() for x, _ in curves.values() for place in x])
+    _whole_numbers(first, [position for curves in panels.values() for x, _ in curves.values() for position in x])
     figure.axes[-1].set_xlabel(plain(xlabel))
     if len(next(iter(panels.values()))) > 1:
         _legend(first)
@@ -134,19 +134,22 @@ def figure_of_classes(precisions: Mapping[str, Tensor], names: Sequence[str] | N
 
     Args:
         precisions: Name of a backbone → (L,) in 0–1, NaN for a class that is not shown.
-        names: L words beside the bars; beyond `MOST_BARS` classes those in the middle are left out. None draws all,
+        names: L labels of the bars; beyond `MAX_BARS` classes those in the middle are left out. None draws all,
             without names.
     """
     last = list(precisions.values())[-1]
     order = last.nan_to_num(-1).argsort(descending=True)
     order = order[last[order].isfinite()]
-    if names is not None and len(order) > MOST_BARS:
-        order = torch.cat([order[: MOST_BARS // 2], order[-(MOST_BARS // 2) :]])
+    if names is not None and len(order) > MAX_BARS:
+        order = torch.cat([order[: MAX_BARS // 2], order[-(MAX_BARS // 2) :]])
     size = SIZE if names is None else (SIZE[0], 1.0 + 0.17 * len(order))
     figure, axes = _figure(size=size)
     at = range(len(order))
     for number, (name, values) in enumerate(precisions.items()):
-        colour, ends = SERIES[1 - number % 2], ([place - 0.4 for place in at], [place + 0.4 for place in at])
+        colour, ends = (
+            SERIES[1 - number % 2],
+            ([position - 0.4 for position in at], [position + 0.4 for position in at]),
+        )
         lengths = values[order].tolist()
         if number == len(precisions) - 1:
             bars = axes.bar if names is None else axes.barh
@@ -164,7 +167,7 @@ def figure_of_classes(precisions: Mapping[str, Tensor], names: Sequence[str] | N
         axes.set_xlim(0, 1)
         axes.set_ylim(len(order) - 0.4, -0.6)
         axes.set_yticks(at, [plain(word) for word in words])
-        axes.fmt_ydata = lambda place: words[round(place)]
+        axes.fmt_ydata = lambda position: words[round(position)]
         axes.grid(visible=False, axis="y")
         axes.set_xlabel("average precision")
     _legend(axes)
@@ -172,19 +175,19 @@ def figure_of_classes(precisions: Mapping[str, Tensor], names: Sequence[str] | N
 
 
 def figure_of_map(
-    places: Tensor, shares: tuple[float, float] | None, groups: Sequence[int], names: Sequence[str]
+    positions: Tensor, shares: tuple[float, float] | None, groups: Sequence[int], names: Sequence[str]
 ) -> Figure:
     """Plot images as points in two dimensions, coloured by one of their labels.
 
     Args:
-        places: (n, 2), output of `mlssl.evaluation.geometry.map_2d` or `neighbor_map`.
+        positions: (n, 2), output of `mlssl.evaluation.geometry.map_2d` or `neighbor_map`.
         shares: Fraction of the variance along each axis, 0–1; None if the axes have no meaning.
         groups: (n,): index in `names`, or −1 for none of them.
         names: At most 8 labels; the first one present gives an image its colour.
     """
     figure, axes = _figure(size=(4.4, 4.2))
     colours = [SERIES[group] if group >= 0 else MUTED for group in groups]
-    points = axes.scatter(places[:, 0].tolist(), places[:, 1].tolist(), c=colours, s=13, linewidths=0)
+    points = axes.scatter(positions[:, 0].tolist(), positions[:, 1].tolist(), c=colours, s=13, linewidths=0)
     points.set_gid("points")
     for number, name in enumerate(names):
         axes.scatter([], [], color=SERIES[number], s=16, label=name)
@@ -237,9 +240,9 @@ def hover_points(figure: Figure) -> list[tuple[float, float, str]]:
     scale, height = 72 / figure.dpi, figure.bbox.height
     for axes in figure.axes:
         for name, x, y, across in _named_points(axes):
-            every = max(1, len(x) // MOST_HOVERED)
-            places = axes.transData.transform(list(zip(x[::every], y[::every], strict=True)))
-            for left, right, (across_page, up) in zip(x[::every], y[::every], places, strict=True):
+            every = max(1, len(x) // MAX_HOVERED)
+            positions = axes.transData.transform(list(zip(x[::every], y[::every], strict=True)))
+            for left, right, (across_page, up) in zip(x[::every], y[::every], positions, strict=True):
                 key, value = (axes.format_ydata(right), left) if across else (axes.format_xdata(left), right)
                 words = f"{key}: {name} {value:.3g}" if across else f"{_label(axes)}{key}: {name} {value:.4g}"
                 found.append((round(across_page * scale, 1), round((height - up) * scale, 1), words))

@@ -65,11 +65,11 @@ def draw_similarities(
     photograph, table = left_part.subplots(2, 1)
     photograph.imshow(image)
     photograph.set_axis_off()
-    for place, box in enumerate(boxes):
+    for index, box in enumerate(boxes):
         photograph.add_patch(
             Rectangle((box.left, box.top), box.width, box.height, fill=False, edgecolor="white", linewidth=1)
         )
-        photograph.text(*_middle(box), str(place), color="w", ha="center", va="center", fontweight="bold")
+        photograph.text(*_middle(box), str(index), color="w", ha="center", va="center", fontweight="bold")
     # One scale for all: a colour means the same cosine in the table and on every map.
     values = similarities.blocks.cpu().numpy()
     scale = {"cmap": "viridis", "vmin": min(values.min().item(), similarities.maps.min().item()), "vmax": 1}
@@ -85,23 +85,23 @@ def draw_similarities(
             )
     grid = maps_part.subplots(rows, columns, squeeze=False)
     gray = image @ np.array([0.299, 0.587, 0.114])
-    for place, axes in enumerate(grid.flat):
+    for index, axes in enumerate(grid.flat):
         axes.set_axis_off()
-        if place >= number:
+        if index >= number:
             continue
         axes.imshow(gray, cmap="gray", vmin=0, vmax=255, extent=(0, width, height, 0))
         drawn = axes.imshow(
-            similarities.maps[place].cpu().numpy(),
+            similarities.maps[index].cpu().numpy(),
             alpha=MAP_OPACITY,
             extent=(0, width, height, 0),
             interpolation="bilinear",
             **scale,
         )
-        box = boxes[place]
+        box = boxes[index]
         axes.add_patch(
             Rectangle((box.left, box.top), box.width, box.height, fill=False, edgecolor="white", linewidth=2)
         )
-        axes.set_title(f"like block {place}", fontsize=9)
+        axes.set_title(f"like block {index}", fontsize=9)
     maps_part.colorbar(drawn, ax=grid, shrink=0.8, label="cosine, also of the table").solids.set_alpha(1)
     _save(figure, path)
     return figure

@@ -59,11 +59,11 @@ def draw_tag_maps(
         )
     largest = maps[:shown].abs().max().item() if shown else 1.0
     gray = image @ np.array([0.299, 0.587, 0.114])
-    for place in range(shown):
-        axes = panels.flat[place + 1]
+    for index in range(shown):
+        axes = panels.flat[index + 1]
         axes.imshow(gray, cmap="gray", vmin=0, vmax=255, extent=(0, width, height, 0))
         drawn = axes.imshow(
-            maps[place].numpy(),
+            maps[index].numpy(),
             cmap="RdBu_r",
             alpha=0.55,
             vmin=-largest,
@@ -71,7 +71,7 @@ def draw_tag_maps(
             extent=(0, width, height, 0),
             interpolation="bilinear",
         )
-        axes.set_title(plain(f"{names[place][:30]}  {probabilities[place]:.2f}"), fontsize=8)
+        axes.set_title(plain(f"{names[index][:30]}  {probabilities[index]:.2f}"), fontsize=8)
     if shown:
         scale: Any = figure.colorbar(drawn, ax=panels, shrink=0.7, label="logit at the position")
         scale.solids.set_alpha(1)

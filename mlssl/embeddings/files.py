@@ -113,9 +113,9 @@ def read_embeddings(path: Path) -> Embeddings:
     try:
         names, rows, about = _READERS[path.suffix](path)
     except (ValueError, KeyError, IndexError, StopIteration, SafetensorError, EOFError) as error:
-        said = " ".join(str(error).split())
+        reason = " ".join(str(error).split())
         raise ValueError(
-            f"{path} contains no readable embeddings ({said}): pass a file written by mlssl predict"
+            f"{path} contains no readable embeddings ({reason}): pass a file written by mlssl predict"
         ) from None
     if len(names) != len(rows) or not len(rows) or rows.dtype != torch.float32:
         raise ValueError(
@@ -182,10 +182,10 @@ def _npy(path: Path, names: IO[str]) -> Iterator[EmbeddingWriter]:
     with path.open("wb") as file:
         raw = _Raw(file, _NPY_HEADER_BYTES)
         yield Npy()
-        said = repr({"descr": "<f4", "fortran_order": False, "shape": raw.whole_shape()}).encode()
+        header = repr({"descr": "<f4", "fortran_order": False, "shape": raw.whole_shape()}).encode()
         length = _NPY_HEADER_BYTES - 10
         file.seek(0)
-        file.write(b"\x93NUMPY\x01\x00" + struct.pack("<H", length) + said.ljust(length - 1) + b"\n")
+        file.write(b"\x93NUMPY\x01\x00" + struct.pack("<H", length) + header.ljust(length - 1) + b"\n")
 
 
 @contextmanager

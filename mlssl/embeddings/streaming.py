@@ -10,8 +10,8 @@ from itertools import cycle
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
+from mlssl.bars import progress_bar
 from mlssl.data.bad_images import BadImages
 from mlssl.data.datasets import ImageDataset, collated
 from mlssl.data.decoding import BadImageError
@@ -103,7 +103,7 @@ def streamed(
     names = devices or ("cuda" if torch.cuda.is_available() else "cpu",)
     copies = [(device, copy.deepcopy(network).to(device).eval()) for device in map(_checked_device, names)]
     waiting: deque[tuple[list[int], Tensor]] = deque()
-    with tqdm(total=total, disable=not progress, unit=" images") as bar:
+    with progress_bar(total=total, disable=not progress, unit=" images") as bar:
 
         def first() -> tuple[list[int], Tensor]:
             indices, rows = waiting.popleft()
@@ -131,6 +131,6 @@ def _checked_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        said = str(error).strip().splitlines()[0]
-        raise ValueError(f"there is no device {name!r} ({said}): pass {DEVICES_HELP}") from None
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"there is no device {name!r} ({reason}): pass {DEVICES_HELP}") from None
     return device

@@ -28,7 +28,7 @@ from mlssl.export.networks import (
 )
 from mlssl.export.onnx import load_onnx, write_onnx
 from mlssl.export.program import load_program, write_program
-from mlssl.weights.sources import TIMM_CONFIG, TIMM_WEIGHTS, Backbone, open_source
+from mlssl.weights.sources import TIMM_CONFIG, TIMM_WEIGHTS, Backbone, open_network
 
 MAX_RELATIVE_DIFFERENCE = 1e-4
 """Maximum difference of an exported network's features, as a fraction of the largest feature.
@@ -88,7 +88,7 @@ def export_backbone(
                  model.safetensors and     `num_classes=5` for a new head of five classes
                  README.md
     torchvision  .pth, a dict of tensors   `load_state_dict` once the classifier is `nn.Identity()`
-    detectron2   .pkl, and beside it       `MODEL.WEIGHTS`; without Detectron2 the weights are checked in a ResNet
+    detectron2   .pkl, next to it          `MODEL.WEIGHTS`; without Detectron2 the weights are checked in a ResNet
                  configs, head, README     of torchvision that is rebuilt from their names
     safetensors  .safetensors              `load_state_dict(safetensors.torch.load_file(path))`, for any network
     onnx         .onnx                     `onnxruntime.InferenceSession(path)`, for any network that torch exports
@@ -130,7 +130,7 @@ def export_backbone(
     _check_file_name(path, format, metadata)
     _check_free(path, format, overwrite)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        opened = open_source(source, network).plain_copy()
+        opened = open_network(source, network).plain_copy()
         format = _fitting_format(opened, format, path.suffix)
         traced = _FORMATS[format].traced
         if fixed_size and not traced:
@@ -176,7 +176,7 @@ def fitting_format(module: nn.Module, format: str | None = None, network: str = 
     """
     check_format(format)
     with torch.random.fork_rng(devices=[]):
-        return _fitting_format(open_source(module, network), format)
+        return _fitting_format(open_network(module, network), format)
 
 
 def check_format(format: str | None) -> None:

@@ -78,8 +78,8 @@ features = timm.create_model("local-dir:FOLDER", pretrained=True, num_classes=0)
 classifier = timm.create_model("local-dir:FOLDER", pretrained=True, num_classes=5)  # a new head for five classes
 ```
 
-From the Hub, `hf-hub:USER/NAME` takes the place of `local-dir:FOLDER`. Without `pretrained=True` timm keeps random
-weights and does not say so. `timm.data.resolve_model_data_config(features)` gives size, mean and standard deviation."""
+For the Hub, use `hf-hub:USER/NAME` instead of `local-dir:FOLDER`. Without `pretrained=True` timm silently keeps
+random weights. `timm.data.resolve_model_data_config(features)` returns size, mean and standard deviation."""
 
 _LOADING_CLASSIFIER = """## How to load
 
@@ -104,7 +104,7 @@ def _license_lines(stated: str | None) -> list[str]:
 
 
 def _table(entry: str | None, name: str) -> str:
-    """Of a JSON object; nothing for an entry that is not there."""
+    """Markdown table of a JSON object; empty for a missing entry."""
     if entry is None:
         return ""
     lines = [

@@ -32,8 +32,9 @@ _BLOCKS: dict[tuple[object, ...], int] = {
 }
 """Kind and number of blocks per stage → depth for `build_resnet_backbone`."""
 
-_HOLDS = (
-    "it supports ResNet-18, 34, 50, 101 and 152, ResNeXt and wide ResNets of torchvision and timm, with three channels"
+_SUPPORTED = (
+    "Detectron2 supports ResNet-18, 34, 50, 101 and 152, ResNeXt and wide ResNets of torchvision and timm, with three "
+    "channels"
 )
 
 
@@ -116,7 +117,7 @@ _WELL_FORMED = re.compile(
 def _to_detectron2(name: str) -> str:
     renamed = _renamed(name, _TO_DETECTRON2)
     if not _WELL_FORMED.fullmatch(renamed):
-        raise ValueError(f"{name!r} has no counterpart: {_HOLDS}")
+        raise ValueError(f"{name!r} has no counterpart: {_SUPPORTED}")
     return renamed
 
 
@@ -140,7 +141,7 @@ def _settings(weights: Mapping[str, Tensor]) -> _Settings:
     depth = _BLOCKS.get((kind, *(number + 1 for number in last.values())))
     stem = weights.get("stem.conv1.weight", torch.empty(0))
     if depth is None or stem.shape != (64, 3, 7, 7):
-        raise ValueError(_HOLDS)
+        raise ValueError(_SUPPORTED)
     middle = weights["res2.0.conv2.weight"]
     groups = weights["res2.0.conv1.weight"].shape[0] // middle.shape[1]
     out = weights["res2.0.conv3.weight" if kind == "bottleneck" else "res2.0.conv2.weight"].shape[0]
@@ -196,7 +197,7 @@ class _Pooled(nn.Module):
         return features
 
 
-# ---------------------------------------------------------------------- files beside the weights
+# ---------------------------------------------------------------------- files next to the weights
 
 
 def _write_companions(source: Backbone, path: Path, header: Mapping[str, str]) -> None:

@@ -26,7 +26,7 @@ def write_safetensors(source: Backbone, path: Path, header: Mapping[str, str]) -
     path.write_bytes(save(tensors, {**header, DIGEST: digest(tensors)}))
 
 
-def write_state_dict(source: Backbone, path: Path, header: Mapping[str, str]) -> None:  # noqa: ARG001  holds none
+def write_state_dict(source: Backbone, path: Path, header: Mapping[str, str]) -> None:  # noqa: ARG001  the format has no header
     """Tensors only, readable by `torch.load` with `weights_only=True`."""
     buffer = io.BytesIO()  # written by Python, because torch does not report a full disk
     torch.save(tensors_of(source.backbone), buffer)

@@ -53,9 +53,9 @@ def read_pipeline(path: str, name: str) -> AlbumentationsBranch:
     try:
         pipeline = _albumentations().load(path, data_format="yaml")
     except Exception as error:  # albumentations raises almost anything for a broken file
-        said = " ".join(str(error).split()) or type(error).__name__
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
-            f"{name} is {path!r}, which cannot be read as an albumentations pipeline ({said}): write it with "
+            f"{name} is {path!r}, which cannot be read as an albumentations pipeline ({reason}): write it with "
             "albumentations.save(pipeline, path, data_format='yaml')"
         ) from error
     return AlbumentationsBranch(pipeline, name)

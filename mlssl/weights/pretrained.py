@@ -9,6 +9,9 @@ from mlssl.backbones import TORCHVISION_PREFIX, build_backbone
 PRETRAINED = ":pretrained"
 """Suffix of a name: use its library's default weights."""
 
+FROM_FILE = "NAME=FILE"
+"""How a command that takes sources is told of a file of weights."""
+
 _SOURCES = ("hf-hub:", "hf_hub:", "local-dir:")
 """Prefixes of sources from which timm reads architecture and weights."""
 
@@ -36,25 +39,48 @@ def published_backbone(name: str) -> nn.Module:
         ValueError: The name or tag is unknown, or the weights cannot be loaded; never falls back to an untrained
             network.
     """
-    plain = name.removesuffix(PRETRAINED)
-    architecture, dot, tag = plain.partition(".")
-    if dot and not plain.startswith((TORCHVISION_PREFIX, *_SOURCES)):
-        _check_tag(architecture, tag)
+    check_tag(name)
     try:
-        return build_backbone(plain, pretrained=True)
+        return build_backbone(name.removesuffix(PRETRAINED), pretrained=True)
     except ValueError:
         raise
     except Exception as error:  # timm, torchvision, their hubs and the network raise many types
-        said = " ".join(str(error).split()) or type(error).__name__
-        said = said if len(said) <= _MAX_LENGTH else said[:_MAX_LENGTH] + "…"
-        untrained = "" if plain.startswith(_SOURCES) else f", or {architecture} for an untrained network"
-        raise ValueError(
-            f"the published weights of {name!r} cannot be loaded ({said}): let this machine download them once, or "
-            f"pass their file, {architecture}=FILE{untrained}"
-        ) from None
+        raise ValueError(why_not_loaded(name, error)) from None
 
 
-def _check_tag(architecture: str, tag: str) -> None:
+def why_not_loaded(name: str, error: Exception, from_file: str = FROM_FILE) -> str:
+    """One sentence on published weights that could not be loaded.
+
+    Args:
+        name: That asks for them.
+        error: Why.
+        from_file: What to write to take them from a file, with ``NAME`` for the architecture.
+    """
+    plain = name.removesuffix(PRETRAINED)
+    architecture = plain if plain.startswith(TORCHVISION_PREFIX) else plain.partition(".")[0]
+    said = " ".join(str(error).split()) or type(error).__name__
+    said = said if len(said) <= _MAX_LENGTH else said[:_MAX_LENGTH] + "…"
+    untrained = "" if plain.startswith(_SOURCES) else f", or {architecture} for an untrained network"
+    return (
+        f"the published weights of {name!r} cannot be loaded ({said}): let this machine download them once, or "
+        f"pass their file, {from_file.replace('NAME', architecture)}{untrained}"
+    )
+
+
+def check_tag(name: str, from_file: str = FROM_FILE) -> None:
+    """Refuse the tag of timm's name if there are no published weights of it.
+
+    Args:
+        name: With a tag or without.
+        from_file: As `why_not_loaded` takes it.
+
+    Raises:
+        ValueError: Naming the tags that there are.
+    """
+    plain = name.removesuffix(PRETRAINED)
+    architecture, dot, tag = plain.partition(".")
+    if not dot or plain.startswith((TORCHVISION_PREFIX, *_SOURCES)):
+        return
     import timm
 
     if not timm.is_model(architecture):
@@ -64,5 +90,5 @@ def _check_tag(architecture: str, tag: str) -> None:
         known = f"its tags are {', '.join(sorted(tags))}" if tags else "it has no published weights"
         raise ValueError(
             f"{architecture!r} has no published weights with the tag {tag!r}, {known}: pass one of these, "
-            f"{architecture}=FILE, or {architecture} for an untrained network"
+            f"{from_file.replace('NAME', architecture)}, or {architecture} for an untrained network"
         )

@@ -21,7 +21,7 @@ def sharded_weights(path: Path) -> dict[str, Tensor]:
     """Weights by name of a sharded FSDP checkpoint.
 
     Raises:
-        ValueError: If it is none, is damaged or holds pickled code.
+        ValueError: It is not a sharded checkpoint, is damaged or contains pickled code.
     """
     from torch.distributed.checkpoint.state_dict_loader import load
 

@@ -113,9 +113,9 @@ def open_backbone(source: str, *, seed: int = 0) -> Backbone:
     ===================================  ==================================================================
     source                               is
     ===================================  ==================================================================
-    ``runs/fit-…`` a run folder, whose last checkpoint is used ``runs/…/last.ckpt`` a Lightning checkpoint of a
-    `MultiLabelSSLModule`, or FSDP's folder of shards ``backbone.safetensors`` a file of `mlssl.export_backbone`, whose
-    header names the backbone, or its
+    ``runs/fit-…``                       a run folder, whose last checkpoint is used
+    ``runs/…/last.ckpt``                 a Lightning checkpoint of a `MultiLabelSSLModule`, or FSDP's folder of shards
+    ``backbone.safetensors``             a file of `mlssl.export_backbone`, whose header names the backbone, or its
                                          folder of format "timm-dir"
     ``resnet50=weights.pth``             a timm name, or ``torchvision/<name>``, with the weights of a local file
     ``resnet50.a1_in1k``                 a timm name with the tag of published weights, cached or downloaded by timm
@@ -165,7 +165,7 @@ def open_backbone(source: str, *, seed: int = 0) -> Backbone:
     return opened
 
 
-def open_source(source: str | os.PathLike[str] | nn.Module, network: str = "backbone") -> Backbone:
+def open_network(source: str | os.PathLike[str] | nn.Module, network: str = "backbone") -> Backbone:
     """One network of a checkpoint or of a module with a `.backbone`, or the module itself; not copied.
 
     Args:
@@ -195,7 +195,7 @@ def open_source(source: str | os.PathLike[str] | nn.Module, network: str = "back
 
 
 def backbone_of(checkpoint: Mapping[str, Any], path: Path, network: str = "backbone") -> Backbone:
-    """One network of a loaded checkpoint; see :func:`open_source`."""
+    """One network of a loaded checkpoint; see :func:`open_network`."""
     check_holds(checkpoint, network, path)
     weights = weights_of(checkpoint, network)
     name, arguments, mean, std = architecture(checkpoint, path)
@@ -266,8 +266,8 @@ def _rebuilt(name: str, arguments: Mapping[str, Any], file: str) -> nn.Module:
     try:
         return rebuild_backbone(name, **arguments)
     except Exception as error:  # timm and torchvision raise anything for untested arguments
-        said = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"The backbone {name!r} of {file} cannot be built: {said}") from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"The backbone {name!r} of {file} cannot be built: {reason}") from error
 
 
 def _check_channels(

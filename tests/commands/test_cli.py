@@ -118,7 +118,7 @@ def test_embeddings_of_a_run_a_checkpoint_and_an_export_are_the_same(run, coco25
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["-o", "a.txt"], "is of no known format: let it end in .safetensors, .npy, .csv, .parquet"),
+        (["-o", "a.txt"], "has an unknown format: use the suffix .safetensors, .npy, .csv, .parquet"),
         (["-o", "a.csv", "--patches", "true"], "is a table, which cannot contain feature maps"),
         (["-o", "a.npy", "--patches", "true", "--pooling", "max"], "--patches pools nothing"),
         (["-o", "there.csv"], "'there.csv' exists"),

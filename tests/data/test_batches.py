@@ -1,4 +1,4 @@
-"""Batches that keep the contract are accepted, others are answered with it."""
+"""Batches that follow the contract are accepted; others are refused with its text."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_accepts_boxes_in_the_precision_of_the_run(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("labels", [None, torch.ones(2, 3, dtype=torch.bool), torch.zeros(2, 3, dtype=torch.int64)])
-def test_accepts_batches_that_keep_the_contract(labels: torch.Tensor | None) -> None:
+def test_accepts_batches_that_follow_the_contract(labels: torch.Tensor | None) -> None:
     check_view_batch(view_batch(labels=labels, path=["further", "keys"]))
     check_image_batch(image_batch(labels=labels), num_labels=3)
 
@@ -128,6 +128,6 @@ def test_a_wrong_evaluation_batch_is_answered_with_the_contract(
         check_image_batch(image_batch(**changes), num_labels=3)
 
 
-def test_a_batch_that_is_no_mapping_is_answered_with_the_contract() -> None:
+def test_a_batch_that_is_not_a_mapping_is_answered_with_the_contract() -> None:
     with pytest.raises(TypeError, match=r"a batch of type list was given\. A training batch is a mapping"):
         check_view_batch([torch.zeros(2)])

@@ -1,4 +1,4 @@
-"""No reader follows a name in a file out of the data set's folder, and missing files are named before a run starts."""
+"""No reader follows a listed name out of the data set's folder, and missing files are named before a run starts."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ NAMES = ["../secret", "a/../../secret", "{outside}/secret", "a\\..\\..\\secret",
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("read", [coco, voc, csv, json_lines, corel5k, cvat, roboflow])
-def test_a_name_that_leads_out_of_the_folder_is_refused(
+def test_a_name_that_leaves_the_folder_is_refused(
     read: Callable[[Path, str], Records], name: str, tmp_path: Path
 ) -> None:
     root = tmp_path / "data"
@@ -86,7 +86,7 @@ def test_a_name_that_leads_out_of_the_folder_is_refused(
         read(root, name)
 
 
-def test_a_folder_has_what_lies_in_it_and_what_its_owner_linked_to(tmp_path: Path) -> None:
+def test_a_folder_contains_its_files_and_linked_files(tmp_path: Path) -> None:
     root, elsewhere = tmp_path / "data", tmp_path / "elsewhere"
     for place in (root, elsewhere):
         place.mkdir()
@@ -100,7 +100,7 @@ def all_of(records: Records) -> list[Path]:
     return [records.path(index) for index in range(len(records))]
 
 
-def test_files_are_looked_for_by_folder(tmp_path: Path) -> None:
+def test_files_are_checked_per_folder(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     for name in ("a.jpg", "in/b.jpg"):
         (tmp_path / name).touch()

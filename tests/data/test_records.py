@@ -1,4 +1,4 @@
-"""Records keep what they are given in little memory, decode real files, and refuse what is wrong in a sentence."""
+"""Records use little memory, decode real files, and refuse invalid input with a message."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def constant(path: Path) -> np.ndarray:
     return np.full((4, 5, 3), len(path.name), np.uint8)
 
 
-# ---------------------------------------------------------------------- what records hold
+# ---------------------------------------------------------------------- contents of records
 
 
 def test_paths_labels_ids_and_classes_come_back_in_order() -> None:
@@ -42,7 +42,7 @@ def test_paths_labels_ids_and_classes_come_back_in_order() -> None:
     assert len(given) == 3
 
 
-def test_ids_are_positions_unless_given() -> None:
+def test_ids_are_indices_by_default() -> None:
     assert records().image_ids.tolist() == [0, 1, 2]
 
 
@@ -86,7 +86,7 @@ def test_with_classes_keeps_the_images_and_orders_the_classes() -> None:
     assert records().with_classes(np.array([True, False])).classes == ("sky",)
 
 
-def test_repr_says_how_many() -> None:
+def test_repr_gives_the_number_of_images() -> None:
     assert repr(records()) == "Records(3 images, 2 classes, root='photos')"
     assert "unlabelled" in repr(Records(PATHS))
 
@@ -136,12 +136,12 @@ def test_a_copy_by_pickle_reads_the_same(tmp_path: Path) -> None:
         ({"image_ids": [4, 5, 4]}, ValueError, "image ids 4 occur more than once"),
     ],
 )
-def test_refuses_what_does_not_fit(settings: dict[str, Any], error: type[Exception], sentence: str) -> None:
+def test_refuses_invalid_arguments(settings: dict[str, Any], error: type[Exception], sentence: str) -> None:
     with pytest.raises(error, match=sentence):
         records(**settings)
 
 
-def test_refuses_choices_that_are_not_there() -> None:
+def test_refuses_invalid_selections() -> None:
     with pytest.raises(IndexError):
         records().subset([3])
     with pytest.raises(ValueError, match="records without images were given"):
@@ -165,7 +165,7 @@ def test_refuses_choices_that_are_not_there() -> None:
         (None, "NoneType"),
     ],
 )
-def test_refuses_what_is_no_picture_from_a_decoder_of_ones_own(result: Any, description: str) -> None:
+def test_refuses_invalid_output_of_a_custom_decoder(result: Any, description: str) -> None:
     with pytest.raises(
         TypeError, match=rf"decode returned .*{description}.* for 'photos/a.jpg': return numpy RGB pixels"
     ):
@@ -176,7 +176,7 @@ def test_refuses_what_is_no_picture_from_a_decoder_of_ones_own(result: Any, desc
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.bmp", "a.tif", "a.webp", "a.ppm"])
-def test_decodes_lossless_formats_as_they_are(tmp_path: Path, name: str) -> None:
+def test_decodes_lossless_formats_exactly(tmp_path: Path, name: str) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (9, 7, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / name, lossless=True)
     decoded = decode_rgb(tmp_path / name)
@@ -206,7 +206,7 @@ def test_sixteen_bits_of_gray_become_eight(tmp_path: Path) -> None:
     assert decode_rgb(tmp_path / "a.png")[0].tolist() == [[0] * 3, [0] * 3, [1] * 3, [128] * 3, [255] * 3]
 
 
-def test_turns_the_picture_as_its_exif_says(tmp_path: Path) -> None:
+def test_applies_the_exif_orientation(tmp_path: Path) -> None:
     image = Image.new("RGB", (8, 4))
     exif = image.getexif()
     exif[0x0112] = 6  # orientation: turn by 90°
@@ -214,7 +214,7 @@ def test_turns_the_picture_as_its_exif_says(tmp_path: Path) -> None:
     assert decode_rgb(tmp_path / "a.jpg").shape == (8, 4, 3)
 
 
-def test_names_the_file_that_is_missing_or_broken(tmp_path: Path) -> None:
+def test_names_a_missing_or_broken_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"none\.jpg"):
         decode_rgb(tmp_path / "none.jpg")
     (tmp_path / "text.jpg").write_text("no image")
@@ -236,6 +236,6 @@ def test_names_the_file_that_is_missing_or_broken(tmp_path: Path) -> None:
         ([1, "sky"], "class 0 has the name 1"),
     ],
 )
-def test_refuses_class_names_that_are_empty_or_come_twice(classes: Any, sentence: str) -> None:
+def test_refuses_empty_and_repeated_class_names(classes: Any, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         records(classes=classes)

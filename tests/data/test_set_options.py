@@ -1,4 +1,4 @@
-"""Where sets lie and how they are written: one list of options for the data module and every command."""
+"""Locations and formats of sets: one list of options for the data module and every command."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_the_data_module_takes_the_options_of_the_commands() -> None:
         ("tag", SetOptions),
     ],
 )
-def test_commands_take_them_and_explain_them_where_asked(command: str, kind: Any) -> None:
+def test_commands_accept_and_explain_them(command: str, kind: Any) -> None:
     briefly, fully = (command_parser(command, all_options=every).format_help() for every in (False, True))
     for field in fields(kind):
         assert f"--{field.name}" in briefly or field.name == "root"
@@ -128,7 +128,7 @@ def test_commands_take_them_and_explain_them_where_asked(command: str, kind: Any
         ({"annotations": ["train.json"], "images": "photos", "classes": ["cup"]}, ("cup",), [[1], [1], [0]]),
     ],
 )
-def test_the_format_of_annotations_is_told_by_what_is_in_them(
+def test_the_format_of_annotations_is_detected_from_their_content(
     sets: Path, options: Any, classes: Any, expected: Any
 ) -> None:
     train, val = read(**options)
@@ -220,12 +220,12 @@ def test_val_is_another_file_a_subset_or_held_out(sets: Path) -> None:
         ),
     ],
 )
-def test_refuses_what_does_not_go_together(sets: Path, options: Any, error: type[Exception], sentence: str) -> None:
+def test_refuses_conflicting_options(sets: Path, options: Any, error: type[Exception], sentence: str) -> None:
     with pytest.raises(error, match=sentence):
         read(**options)
 
 
-def test_refuses_an_option_that_there_is_not() -> None:
+def test_refuses_an_unknown_option() -> None:
     with pytest.raises(ValueError, match="a set has no option 'clases', did you mean 'classes': leave it out"):
         plain_options(clases=["a"])
     with pytest.raises(
@@ -291,7 +291,7 @@ def test_refuses_to_join_labelled_and_unlabelled_sets() -> None:
 # ---------------------------------------------------------------------- held out, and a set for the probe
 
 
-def test_the_images_that_are_held_out_depend_on_their_paths_alone() -> None:
+def test_the_held_out_images_depend_only_on_their_paths() -> None:
     names = [f"{number}.jpg" for number in range(40)]
     _, val = held_out(Records(names, root="/a"), 0.25)
     _, same = held_out(Records(names[::-1], root="/elsewhere"), 0.25)
@@ -338,6 +338,6 @@ def test_an_unlabelled_set_is_trained_on_with_a_labelled_one_for_the_probe(sets:
         ),
     ],
 )
-def test_refuses_sets_for_the_probe_that_say_nothing(sets: Path, options: Any, probe: Any, sentence: str) -> None:
+def test_refuses_uninformative_sets_for_the_probe(sets: Path, options: Any, probe: Any, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         MultiLabelDataModule("folder", "photos", probe=probe, **options).setup()

@@ -1,4 +1,4 @@
-"""Search in saved embeddings: what a slow comparison finds, and the command on photographs."""
+"""Search in saved embeddings: equal to a slow comparison, and the command on photographs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_the_nearest_rows_are_those_of_a_comparison_with_each(monkeypatch: pytes
         (torch.ones(1, 4), 1, 0, "contain only the query image"),
     ],
 )
-def test_a_search_that_cannot_be_is_refused(rows, k, leave_out, message) -> None:
+def test_an_invalid_search_is_refused(rows, k, leave_out, message) -> None:
     with pytest.raises(ValueError, match=message):
         nearest_rows(torch.ones(4), rows, k, leave_out)
 
@@ -52,7 +52,7 @@ def test_a_search_that_cannot_be_is_refused(rows, k, leave_out, message) -> None
         ({"pooling": "sum"}, torch.zeros(1, 96), "the pooling 'sum': write it again"),
     ],
 )
-def test_what_a_file_states_is_checked(about, rows, message) -> None:
+def test_the_metadata_of_a_file_is_checked(about, rows, message) -> None:
     with pytest.raises(ValueError, match=message):
         embedded_alike(
             np.zeros((9, 9, 3), np.uint8),

@@ -111,7 +111,7 @@ def test_files_that_are_identical_are_told(folder):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"k": 0}, "k=0 images were requested"),
+        ({"k": 0}, "k=0 images were asked for"),
         ({"block": 4}, "block=4 was given, and a grid of 2 × 2 has blocks 0 to 3"),
         ({"block": -1}, "block=-1 was given"),
     ],

@@ -1,4 +1,4 @@
-"""ONNX: the same features in onnxruntime, for any batch and any image size that the network takes."""
+"""ONNX: the same features in onnxruntime, for any batch and any supported image size."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_the_graph_takes_any_batch_and_any_size(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_graph_of_fixed_size_takes_that_size_alone(tmp_path: Path) -> None:
+def test_a_graph_of_fixed_size_accepts_only_that_size(tmp_path: Path) -> None:
     export_backbone(OwnNetwork(), tmp_path / "own.onnx", "onnx", image_size=(32, 48), fixed_size=True)
     dims = onnx.load(tmp_path / "own.onnx").graph.input[0].type.tensor_type.shape.dim
     assert [dim.dim_param or dim.dim_value for dim in dims] == ["batch", 3, 32, 48]
@@ -83,7 +83,7 @@ def test_a_program_of_torch_gives_the_features_of_any_batch_and_of_any_or_one_si
                     fixed(images)
 
 
-def test_a_network_of_ones_own_and_of_fixed_size_keeps_its_size(tmp_path: Path) -> None:
+def test_a_custom_network_of_fixed_size_keeps_its_size(tmp_path: Path) -> None:
     class Fixed(OwnNetwork):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             if images.shape[2:] != (64, 64):
@@ -99,7 +99,7 @@ def test_a_network_of_ones_own_and_of_fixed_size_keeps_its_size(tmp_path: Path) 
     assert str(path) in report.check
 
 
-def test_a_graph_of_other_features_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_graph_with_other_features_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write = torch.onnx.export
 
     def of_another(network: nn.Module, *args: Any, **kwargs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What may be given as branches: presets, numbers, import paths and objects, and their plain form."""
+"""Accepted branches: presets, numbers, import paths and objects, and their plain form."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ number = 3
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A module of a user's on the Python path; gives its name."""
+    """A custom module on the Python path; returns its name."""
     (tmp_path / "their_package.py").write_text(MODULE)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "their_package", raising=False)
@@ -73,7 +73,7 @@ def test_every_kind_of_plain_setting_is_resolved(package: str) -> None:
     assert pickle.loads(pickle.dumps(grid)).num_branches == 5
 
 
-def test_the_plain_form_shows_numbers_and_names_what_nothing_imports(package: str) -> None:
+def test_the_plain_form_stores_numbers_and_names_that_are_never_imported(package: str) -> None:
     from their_package import Brighter, branch
 
     given = [Recipe(hue=0.05), {"crop_area": (0.3, 1)}, branch, Brighter(2), f"{package}.branch"]
@@ -139,6 +139,6 @@ def test_the_plain_form_shows_numbers_and_names_what_nothing_imports(package: st
         ([""], ValueError, "branch 0 is '', expected an import path"),
     ],
 )
-def test_what_is_no_branch_is_refused(branches: Any, error: type[Exception], said: str, package: str) -> None:
+def test_invalid_branches_are_refused(branches: Any, error: type[Exception], said: str, package: str) -> None:
     with pytest.raises(error, match=said):
         resolve_branches(branches)

@@ -1,4 +1,4 @@
-"""What may be evaluated, and every file that may not."""
+"""Accepted sources of backbones, and refused files."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ class Code:
         return print, ("run",)
 
 
-def test_files_that_are_no_backbone_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_without_a_backbone_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = tmp_path / "text.ckpt"
     text.write_text("no checkpoint")
     plain = tmp_path / "plain.safetensors"

@@ -2,8 +2,11 @@
 
 P. Duygulu et al., "Object Recognition as Machine Translation", ECCV 2002. Expected layout:
 
-    root/labels/words one word per line; the line number, from 1, is its label root/labels/training_label image number,
-    then the numbers of its words root/labels/test_label root/train_jpeg/<number>.jpeg root/test_jpeg/<number>.jpeg
+    root/labels/words             one word per line; the line number, from 1, is its label
+    root/labels/training_label    image number, then the numbers of its words
+    root/labels/test_label
+    root/train_jpeg/<number>.jpeg
+    root/test_jpeg/<number>.jpeg
 """
 
 from __future__ import annotations

@@ -1,10 +1,12 @@
 """CVAT's format "CVAT for images 1.1": one XML file, and images below one folder.
 
-annotations.xml
-    <annotations>
-      <meta>…<label><name>car</name>…</label>…</meta>
-      <image id="0" name="street/1.jpg" subset="Train"> <box label="car" …/> <tag label="night"/> </image>
-images/street/1.jpg    or images/Train/street/1.jpg
+::
+
+    annotations.xml
+        <annotations>
+          <meta>…<label><name>car</name>…</label>…</meta>
+          <image id="0" name="street/1.jpg" subset="Train"> <box label="car" …/> <tag label="night"/> </image>
+    images/street/1.jpg    or images/Train/street/1.jpg
 """
 
 from __future__ import annotations
@@ -73,8 +75,8 @@ def read_cvat(
             f"{str(file)!r} has no image of the subset {subset!r}: use an existing one, {', '.join(there) or 'none'}, "
             "or val_fraction (--data.val_fraction 0.1) to hold images out"
         )
-    beside = file.parent / "images"
-    folder = Path(images) if images is not None else beside if beside.is_dir() else file.parent
+    next_to_file = file.parent / "images"
+    folder = Path(images) if images is not None else next_to_file if next_to_file.is_dir() else file.parent
     entries = [Entry(f"image {number}", _path(one, folder), _labels(one, file)) for number, one in chosen]
     return records_of_entries(
         entries,

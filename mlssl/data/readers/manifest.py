@@ -31,7 +31,7 @@ from typing import Any
 
 from mlssl.data.absent import absent_values
 from mlssl.data.decoding import decode_rgb
-from mlssl.data.named_labels import Entry, check_repeated, records_of_entries, with_names
+from mlssl.data.named_labels import Entry, check_repeated, records_of_entries, split_names
 from mlssl.data.paths import check_files, check_names
 from mlssl.data.records import OTHER_CLASSES, Decode, Records
 from mlssl.data.table import FIELDS, Columns, Line, chosen_columns, csv_lines, labels_of_flags
@@ -68,9 +68,9 @@ def read_manifest(
         path_column: Column of the paths. None: the column whose name is in `PATH_COLUMNS`.
         label_columns: The column of names, or the columns of 1, 0 and −1, one per class; others are left out. None: a
             column in `LABEL_COLUMNS`, or all columns if they contain only 1, 0, −1 and blanks.
-        absent: What besides 0 means absent in class columns: −1, "blank" or both; the rest is unknown. None: only 0;
-            then blanks, or −1 without any 0, are an error. In a column of names, a blank means no class, or unlabelled
-            with `absent=0`.
+        absent: What else means absent in class columns: −1, "blank" or both; the rest is unknown. None: only 0; then
+            blanks, or −1 without any 0, are an error. In a column of names, a blank means no class, or unlabelled with
+            `absent=0`.
         leave_out_others: Whether to leave out, and count, labels of other classes than `classes`.
 
     Returns:
@@ -129,7 +129,7 @@ def _of_names(
 ) -> list[Entry]:
     """Entries of a table whose fields contain names; a blank is either no class or unlabelled."""
     fields = {"labels": columns.names, "unknown": columns.unknown}
-    named = with_names(lines, {field: one for field, one in fields.items() if one}, separator, classes, path)
+    named = split_names(lines, {field: one for field, one in fields.items() if one}, separator, classes, path)
     blank_is_absent = absent is None or absent_values(absent)["blank"] == 0
     entries = []
     for (number, line), names in zip(lines, named, strict=True):

@@ -1,8 +1,9 @@
 """Roboflow exports: one folder per split, with images and one annotation file.
 
 root/train/_annotations.coco.json    "COCO"
-root/train/_classes.csv or "Multi-Label Classification": one column per class, of 1 and 0 root/train/<image>
-root/valid/…, root/test/… likewise
+root/train/_classes.csv              or "Multi-Label Classification": one column per class, of 1 and 0
+root/train/<image>
+root/valid/…, root/test/…            likewise
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
 """Shards: images in tar archives of a few hundred megabytes, with an index in JSON Lines.
 
-root/train/index.jsonl a header line, then one line per image root/train/000000.tar the unchanged image files, under
-their own names root/train/000001.tar root/val/… likewise
+root/train/index.jsonl    a header line, then one line per image
+root/train/000000.tar     the unchanged image files, under their own names
+root/train/000001.tar
+root/val/…                likewise
 
 webdataset and any other tar tool can read the archives. The index gives archive and byte offset of each file, so any
 image takes one read, in any order, from a disk or an object store.
@@ -27,7 +29,7 @@ from mlssl.data.decoding import ImageArray, decode_rgb_bytes
 from mlssl.data.paths import check_names
 from mlssl.data.records import Records, check_class_names
 from mlssl.received import is_remote
-from mlssl.waiting import LONGEST_READ, answer
+from mlssl.waiting import READ_TIMEOUT, call_with_timeout
 
 DecodeBytes: TypeAlias = Callable[[bytes, str], ImageArray]
 
@@ -165,7 +167,7 @@ def _joined(root: str | os.PathLike[str], split: str) -> str:
 
 def _opened(address: str) -> tuple[Any, str]:
     try:
-        system, path = answer(url_to_fs, address) if is_remote(address) else url_to_fs(address)
+        system, path = call_with_timeout(url_to_fs, address) if is_remote(address) else url_to_fs(address)
     except ValueError as error:
         raise ValueError(
             f"cannot open {address!r} ({error}): pass a folder, or an address such as s3://bucket/photos"
@@ -199,18 +201,18 @@ def _content(folder: str, name: str, address: str, start: int | None = None, end
             return bytes(system.cat_file(wanted, start=start, end=end))
         if start is None:  # once the server has answered, a whole file may take long
             try:
-                answer(system.info, wanted)
+                call_with_timeout(system.info, wanted)
             except FileNotFoundError as error:  # fsspec raises this for a lost connection too
                 raise error.__cause__ or error from None
-        seconds = LONGEST_READ if start is None else None
-        return bytes(answer(system.cat_file, wanted, start=start, end=end, seconds=seconds))
+        seconds = READ_TIMEOUT if start is None else None
+        return bytes(call_with_timeout(system.cat_file, wanted, start=start, end=end, seconds=seconds))
 
 
 def _check_archives(folder: str, archives: Sequence[_Archive], index: str) -> None:
     with _clear_errors(f"{folder}/*.tar"):
         system, path = _opened(folder)
         names = [f"{path}/{archive.name}" for archive in archives]
-        sizes = answer(system.sizes, names) if is_remote(folder) else system.sizes(names)
+        sizes = call_with_timeout(system.sizes, names) if is_remote(folder) else system.sizes(names)
     for archive, size in zip(archives, sizes, strict=True):
         if size is not None and size != archive.size:  # some servers do not report sizes
             raise ValueError(

@@ -2,9 +2,10 @@
 
 M. Everingham et al., "The PASCAL Visual Object Classes Challenge", IJCV 2010. Expected layout, as in the archives:
 
-    root/VOC2012/ImageSets/Main/trainval.txt one image per line: 2008_000002 root/VOC2012/Annotations/2008_000002.xml
-    its objects, <name> and <difficult> of each root/VOC2012/JPEGImages/2008_000002.jpg or .png and others, from
-    annotation tools root/VOC2007/… likewise
+    root/VOC2012/ImageSets/Main/trainval.txt    one image per line: 2008_000002
+    root/VOC2012/Annotations/2008_000002.xml    its objects, <name> and <difficult> of each
+    root/VOC2012/JPEGImages/2008_000002.jpg     or .png and others, from annotation tools
+    root/VOC2007/…                              likewise
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ def write(folder: Path, inside: str, *names: str) -> Path:
     return path
 
 
-def test_reads_shapes_and_tags_of_the_labels_that_are_declared(tmp_path: Path) -> None:
+def test_reads_shapes_and_tags_of_the_declared_labels(tmp_path: Path) -> None:
     path = write(tmp_path, META + IMAGES, "images/a/1.jpg", "images/2.jpg", "images/3.jpg", "images/4.jpg")
     records = read_cvat(path)
     assert records.labels is not None
@@ -41,7 +41,7 @@ def test_reads_shapes_and_tags_of_the_labels_that_are_declared(tmp_path: Path) -
         read_cvat(path, subset="Test")
 
 
-def test_images_lie_beside_the_file_in_a_folder_or_in_one_of_their_subset(tmp_path: Path) -> None:
+def test_images_are_next_to_the_file_in_a_folder_or_in_a_subset_folder(tmp_path: Path) -> None:
     beside = write(tmp_path / "beside", IMAGES, "a/1.jpg", "2.jpg", "3.jpg")
     assert read_cvat(beside).classes == ("car", "night")
     other = write(tmp_path / "other", IMAGES)
@@ -74,7 +74,7 @@ def test_every_kind_of_shape_counts_once(tmp_path: Path) -> None:
         ('<!DOCTYPE a><image name="1.jpg"/>', "is not XML"),
     ],
 )
-def test_refuses_what_it_cannot_read(tmp_path: Path, inside: str, sentence: str) -> None:
+def test_refuses_unreadable_files(tmp_path: Path, inside: str, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence) as caught:
         read_cvat(write(tmp_path, inside, "1.jpg"))
     assert "annotations.xml" in str(caught.value)

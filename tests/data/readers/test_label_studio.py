@@ -59,7 +59,7 @@ def test_reads_choices_and_labels_of_every_shape(tmp_path: Path) -> None:
     assert (shown(few)[0], few.left_out["labels of other classes"]) == ([1, 1], 3)
 
 
-def test_what_was_skipped_or_is_disputed_is_unknown(tmp_path: Path) -> None:
+def test_skipped_and_disputed_labels_are_unknown(tmp_path: Path) -> None:
     skipped = task("2.jpg", [result("night")])
     skipped["annotations"][0]["was_cancelled"] = True
     tasks = [task("1.jpg", [result("night", "rain")], [result("night")]), skipped, task("3.jpg"), task("4.jpg", [])]
@@ -118,7 +118,7 @@ def test_reads_json_min(tmp_path: Path) -> None:
         ("/home/me/photos/1.jpg", "media/1.jpg"),
     ],
 )
-def test_images_are_found_by_the_end_of_their_paths(tmp_path: Path, image: str, file: str) -> None:
+def test_images_are_found_by_path_suffix(tmp_path: Path, image: str, file: str) -> None:
     path = write(tmp_path, [task(image, [result("night")])], file)
     assert read_label_studio(path, tmp_path / "media").path(0) == tmp_path / file
 
@@ -143,13 +143,13 @@ def test_images_are_found_by_the_end_of_their_paths(tmp_path: Path, image: str, 
         ([task("../1.jpg", [result("a")])], r"names the image '\.\./1\.jpg': expected a path inside the image folder"),
     ],
 )
-def test_refuses_what_it_cannot_read(tmp_path: Path, tasks: Any, sentence: str) -> None:
+def test_refuses_unreadable_files(tmp_path: Path, tasks: Any, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence) as caught:
         read_label_studio(write(tmp_path, tasks, "1.jpg"))
     assert "export.json" in str(caught.value)
 
 
-def test_refuses_what_is_not_json_or_has_no_such_key(tmp_path: Path) -> None:
+def test_refuses_files_that_are_not_json_or_lack_a_key(tmp_path: Path) -> None:
     path = write(tmp_path, [task("1.jpg", [result("a")])], "1.jpg")
     with pytest.raises(ValueError, match=r"task 1 of .* has no 'picture': it has image, caption"):
         read_label_studio(path, path_column="picture")

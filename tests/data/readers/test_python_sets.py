@@ -1,4 +1,4 @@
-"""Data sets that live in Python: torch's and Hugging Face's, wrapped in one line, train like any other."""
+"""Python data sets: torch's and Hugging Face's, wrapped in one line, train like any other."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Pairs(Dataset[Any]):
 
 
 @pytest.mark.parametrize("kind", ["pillow", "numpy", "tensor", "floats"])
-def test_images_of_every_kind_come_out_the_same(kind: str) -> None:
+def test_images_of_every_kind_are_decoded_alike(kind: str) -> None:
     records = read_dataset(Pairs(IDS, kind), CLASSES)
     assert records.labels is not None
     assert records.labels.tolist() == LABELS
@@ -72,7 +72,7 @@ def test_targets_are_ids_or_multi_hot(targets: list[Any], settings: dict[str, An
     assert labels.tolist() == LABELS
 
 
-def test_one_id_an_image_and_unknown_labels_are_taken() -> None:
+def test_one_id_per_image_and_unknown_labels_are_accepted() -> None:
     one = read_dataset(Pairs([2, 0]), CLASSES).labels
     unknown = read_dataset(Pairs([[1, -1], [0, 0]]), target_kind="multi_hot")
     assert one is not None
@@ -89,7 +89,7 @@ def test_items_may_be_dictionaries_with_any_keys() -> None:
     assert read_dataset([{"image": photograph(0)}]).labels is None
 
 
-def test_targets_that_are_given_save_reading_the_images() -> None:
+def test_given_targets_avoid_reading_the_images() -> None:
     dataset = Pairs(IDS)
     labels = read_dataset(dataset, CLASSES, targets=IDS).labels
     assert labels is not None
@@ -97,7 +97,7 @@ def test_targets_that_are_given_save_reading_the_images() -> None:
     assert dataset.asked == 1
 
 
-def test_views_are_drawn_probes_learn_and_draws_repeat() -> None:
+def test_views_probes_and_reproducible_sampling_work() -> None:
     train, val = read_dataset(Pairs(IDS), CLASSES), read_dataset(Pairs(IDS[:2]), CLASSES)
     batches = [
         next(iter(MultiLabelDataModule(train=train, val=val, batch_size=2, size=16, num_workers=n).train_dataloader()))
@@ -108,7 +108,7 @@ def test_views_are_drawn_probes_learn_and_draws_repeat() -> None:
     assert torch.equal(batches[0]["views"], batches[1]["views"])
 
 
-def test_gray_pixels_and_other_channels_are_taken() -> None:
+def test_gray_pixels_and_other_channels_are_accepted() -> None:
     gray = np.arange(12, dtype=np.uint8).reshape(3, 4)
     assert read_dataset([(gray,)]).image(0)[2, 3].tolist() == [11, 11, 11]
     bands = torch.zeros(13, 4, 5, dtype=torch.uint8)
@@ -125,7 +125,7 @@ def test_gray_pixels_and_other_channels_are_taken() -> None:
         (None, "a NoneType of object"),
     ],
 )
-def test_what_is_no_image_is_refused_by_item(image: Any, reason: str) -> None:
+def test_invalid_images_are_refused_by_item(image: Any, reason: str) -> None:
     with pytest.raises(BadImageError, match=rf"item 0 of the list has no valid image \({reason}"):
         read_dataset([(image,)]).image(0)
 
@@ -151,7 +151,7 @@ def test_what_is_no_image_is_refused_by_item(image: Any, reason: str) -> None:
         ([{"image": 1}], {"target": "tags"}, KeyError, "an item has no target under 'tags', it is 'image'"),
     ],
 )
-def test_what_is_wrong_is_said_at_once(
+def test_errors_are_reported_at_once(
     dataset: Any, settings: dict[str, Any], error: type[Exception], sentence: str
 ) -> None:
     with pytest.raises(error, match=sentence):
@@ -184,7 +184,7 @@ def test_real_photographs_are_wrapped_with_their_labels(corel5k: Path) -> None:
     assert np.array_equal(wrapped.image(19), expected.image(19))
 
 
-def test_a_transform_of_the_images_is_not_asked_for_the_labels() -> None:
+def test_an_image_transform_is_not_called_for_the_labels() -> None:
     import datasets  # takes seconds
 
     photos = [Image.fromarray(np.full((12, 16), value, np.uint8)) for value in (0, 90, 180)]

@@ -1,4 +1,4 @@
-"""Shards: what is packed comes back, in any process and order; over HTTP too; and what is wrong is said."""
+"""Shards: packed records are read back, in any process and order, also over HTTP; errors are reported."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from mlssl.data.records import Records
 from mlssl.distributed import rank, world_size
 from mlssl.module import MultiLabelSSLModule
 
-pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # where there are fewer cores
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on machines with fewer cores
 
 CLASSES = ["sky", "sea", "sun"]
 NUMBER = 14
@@ -91,10 +91,10 @@ def assert_same_batches(found: list[Any], expected: list[Any]) -> None:
         assert all(torch.equal(one[key], other[key]) for key in other)
 
 
-# ---------------------------------------------------------------------- what comes back
+# ---------------------------------------------------------------------- reading back
 
 
-def test_what_is_packed_comes_back_also_from_a_copy_and_from_a_part(packed: Path, records: Records) -> None:
+def test_packed_records_are_read_back_also_from_a_copy_and_a_subset(packed: Path, records: Records) -> None:
     found = read_shards(packed)
     assert_same(found, records)
     assert found.path(3) == packed / "train" / "000000.tar" / "a" / "ä 3.jpg"
@@ -105,9 +105,7 @@ def test_what_is_packed_comes_back_also_from_a_copy_and_from_a_part(packed: Path
     assert_same(read_shards(packed / "val", ""), records.subset([0, 1, 2]))
 
 
-def test_folders_that_are_named_from_here_and_moved_are_read(
-    packed: Path, records: Records, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_relative_and_moved_folders_are_read(packed: Path, records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(packed.parent)
     shutil.move("packed", "moved")
     for root in ("moved", "./moved/", Path("moved"), "photos/../moved"):
@@ -116,7 +114,7 @@ def test_folders_that_are_named_from_here_and_moved_are_read(
     assert_same(read_shards("."), records)
 
 
-def test_images_without_labels_and_of_any_channels_come_back(tmp_path: Path) -> None:
+def test_unlabelled_images_and_any_channels_are_read_back(tmp_path: Path) -> None:
     bands = np.arange(2 * 3 * 5, dtype=np.uint8).reshape(2, 3, 5)
     (tmp_path / "bands").mkdir()
     bands.tofile(tmp_path / "bands" / "a.raw")
@@ -144,7 +142,7 @@ def test_views_of_coco_and_of_its_shards_are_the_same(coco256: Path, tmp_path: P
     assert_same_batches(list(shards.val_dataloader()), list(files.val_dataloader()))
 
 
-def test_corel5k_comes_back_byte_for_byte(corel5k: Path, tmp_path: Path) -> None:
+def test_corel5k_is_read_back_byte_for_byte(corel5k: Path, tmp_path: Path) -> None:
     expected = read_corel5k(corel5k, "test").subset(range(40))
     pack_shards({"test": expected}, tmp_path / "packed")
     assert_same(read_shards(tmp_path / "packed", "test"), expected)
@@ -188,7 +186,7 @@ def ids_of_two_epochs(root: Path) -> list[list[int]]:
     warnings.simplefilter("ignore")
     backbone = nn.Sequential(nn.Conv2d(3, 4, 3, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     seen = Seen()
-    os.environ["LOCAL_RANK"] = str(rank())  # tells Lightning that somebody else started the processes
+    os.environ["LOCAL_RANK"] = str(rank())  # Lightning must not start the processes itself
     try:
         trainer = L.Trainer(
             accelerator="cpu", devices=world_size(), strategy="ddp", max_epochs=2, logger=False, callbacks=[seen],
@@ -212,7 +210,7 @@ def test_two_ranks_with_two_workers_each_see_every_image_once_an_epoch(tmp_path:
     assert first[0] != first[1]
 
 
-def test_an_epoch_that_is_stopped_goes_on_with_the_next_batch(packed: Path) -> None:
+def test_a_stopped_epoch_continues_with_the_next_batch(packed: Path) -> None:
     def data(workers: int) -> MultiLabelDataModule:
         return MultiLabelDataModule("shards", packed, batch_size=3, size=16, num_workers=workers)
 
@@ -273,7 +271,7 @@ def test_an_index_as_large_as_coco_takes_little_memory(tmp_path: Path, fresh: Pr
 
 
 class Ranges(http.server.SimpleHTTPRequestHandler):
-    """Python's server of files, which gives parts of them too, as object stores do."""
+    """Python's file server with range requests, like object stores."""
 
     parts = True
 
@@ -312,7 +310,7 @@ def test_shards_are_read_from_a_server_also_by_workers(address: str, packed: Pat
     assert served.val_records is not None
 
 
-def test_a_server_that_fails_is_said(address: str, packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_server_is_reported(address: str, packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = read_shards(address)
     monkeypatch.setattr(Ranges, "parts", False)
     with pytest.raises(
@@ -330,7 +328,7 @@ def test_a_server_that_fails_is_said(address: str, packed: Path, monkeypatch: py
         has_split("http://127.0.0.1:9/x", "val")
 
 
-# ---------------------------------------------------------------------- what is wrong
+# ---------------------------------------------------------------------- errors
 
 
 def index_head(images: int, archives: Any) -> dict[str, Any]:
@@ -390,7 +388,7 @@ LINES: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("row", "changes", "sentence"), [*((0, *one) for one in HEADS), *((2, *one) for one in LINES)])
-def test_a_wrong_index_is_said(row: int, changes: dict[str, Any], sentence: str, packed: Path) -> None:
+def test_a_wrong_index_is_reported(row: int, changes: dict[str, Any], sentence: str, packed: Path) -> None:
     index = packed / "train" / "index.jsonl"
     lines = [json.loads(line) for line in index.read_text().splitlines()]
     lines[2] |= {"present": [2], "unknown": []}
@@ -412,14 +410,14 @@ def test_a_wrong_index_is_said(row: int, changes: dict[str, Any], sentence: str,
         (lambda whole: whole[: whole.rindex(b"{")], "lists 13 images instead of 14"),
     ],
 )
-def test_an_index_that_is_cut_or_is_none_is_said(change: Any, sentence: str, packed: Path) -> None:
+def test_a_truncated_index_or_another_file_is_reported(change: Any, sentence: str, packed: Path) -> None:
     index = packed / "train" / "index.jsonl"
     index.write_bytes(change(index.read_bytes()))
     with pytest.raises(ValueError, match=sentence):
         read_shards(packed)
 
 
-def test_what_is_missing_or_of_another_size_is_said_before_training(packed: Path, tmp_path: Path) -> None:
+def test_missing_archives_and_wrong_sizes_are_reported_before_training(packed: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no '.*/packed/test/index\.jsonl' .*pass the folder that mlssl pack"):
         read_shards(packed, "test")
     archive = packed / "train" / "000000.tar"
@@ -434,7 +432,7 @@ def test_what_is_missing_or_of_another_size_is_said_before_training(packed: Path
         read_shards("nosuch://bucket")
 
 
-def test_what_becomes_wrong_later_names_the_image(packed: Path, records: Records) -> None:
+def test_later_failures_name_the_image(packed: Path, records: Records) -> None:
     found = read_shards(packed)
     archive = packed / "train" / "000000.tar"
     whole = archive.read_bytes()

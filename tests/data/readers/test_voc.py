@@ -1,4 +1,4 @@
-"""VOC's archives: the list says which images, the annotations what they show, and difficult objects are unknown."""
+"""VOC's archives: images from the list, labels from the annotations, and difficult objects are unknown."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_is_a_format_of_the_data_module_with_its_published_splits(devkit: Path) 
     assert next(iter(data.train_dataloader()))["labels"].shape == (2, 20)
 
 
-def test_own_classes_and_names_are_read(tmp_path: Path) -> None:
+def test_custom_classes_and_names_are_read(tmp_path: Path) -> None:
     make(tmp_path, "2024", "all", {"house": [("roof", 0)], "yard": [("tree", 0)]})
     records = read_voc(tmp_path, "2024/all", ["tree", "roof"])
     assert records.labels is not None
@@ -79,7 +79,7 @@ def test_own_classes_and_names_are_read(tmp_path: Path) -> None:
     assert records.image_ids.tolist() == [0, 1]
 
 
-def test_what_is_missing_or_broken_is_said_before_training(devkit: Path) -> None:
+def test_missing_and_broken_files_are_reported_before_training(devkit: Path) -> None:
     folder = devkit / "VOC2012"
     with pytest.raises(ValueError, match="VOC has no split 'trainval': pass year and list, such as '2012/trainval'"):
         read_voc(devkit, "trainval")
@@ -192,7 +192,7 @@ def test_encodings_that_cannot_be_read_are_named_with_the_file(tmp_path: Path, c
         read_voc(tmp_path, "2012/all")
 
 
-def test_an_image_twice_is_refused(tmp_path: Path) -> None:
+def test_a_repeated_image_is_refused(tmp_path: Path) -> None:
     folder = make(tmp_path, "2012", "all", {"1": [], "2": []})
     (folder / "ImageSets" / "Main" / "all.txt").write_text("1\n2\n1\n")
     with pytest.raises(ValueError, match=r"all\.txt' lists '1' twice: keep one of its lines"):

@@ -1,0 +1,18 @@
+"""Progress bars, of few lines where no terminal shows them."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+SECONDS_OF_LINES = 60.0
+"""Between two drawings where standard error is a file, as in the log of a cluster's job."""
+
+
+def progress_bar(*arguments: Any, **settings: Any) -> tqdm[Any]:
+    """`tqdm` with its own arguments; without a terminal it draws once a minute and at its end."""
+    if not sys.stderr.isatty():
+        settings |= {"mininterval": SECONDS_OF_LINES, "maxinterval": SECONDS_OF_LINES}
+    return tqdm(*arguments, **settings)
