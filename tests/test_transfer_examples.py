@@ -275,6 +275,7 @@ def test_the_miou_of_a_segmentation_probe_is_the_one_by_hand(probing) -> None:
     assert [name for name, one in probe.named_parameters() if one.requires_grad] == ["head.1.weight", "head.1.bias"]
 
 
+@pytest.mark.slow
 def test_a_segmentation_probe_finds_drawn_squares_and_bars(drawn, weights, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     words = ["--root", str(drawn), "--sources", f"[{weights}]", "--size", "192", "--num_workers", "0"]
@@ -315,6 +316,7 @@ def fine_tuning(root: Path, *sources: str) -> list[str]:
     return [*words, "--num_workers", "0", "--epochs", "[5]", "--lrs", "[0.01, 0.03]", "--seeds", "2", "--ema", "0.5"]
 
 
+@pytest.mark.slow
 def test_fine_tuning_saves_the_best_for_tagging_and_for_timm_and_repeats_no_run(
     squares_and_bars, weights, tmp_path, monkeypatch, capsys
 ) -> None:

@@ -89,7 +89,14 @@ def test_the_data_module_takes_the_options_of_the_commands() -> None:
 
 @pytest.mark.parametrize(
     ("command", "kind"),
-    [("linear", SplitOptions), ("knn", SplitOptions), ("pack", SplitOptions), ("neighbors", SetOptions)],
+    [
+        ("linear", SplitOptions),
+        ("knn", SplitOptions),
+        ("pack", SplitOptions),
+        ("neighbors", SetOptions),
+        ("predict", SetOptions),
+        ("tag", SetOptions),
+    ],
 )
 def test_commands_accept_and_explain_them(command: str, kind: Any) -> None:
     briefly, fully = (command_parser(command, all_options=every).format_help() for every in (False, True))
