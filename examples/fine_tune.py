@@ -1,228 +1,307 @@
-"""Fine-tune whole networks on Corel-5K's words, with few and with all labels: from scratch against pre-trained.
+"""Fine-tune networks on any labelled set, with few and with all labels, next to a linear probe of the same weights.
 
-`python examples/fine_tune.py --root FOLDER --weights '[scratch, backbone.safetensors]'`
+`python examples/fine_tune.py resnet18 ours.safetensors --dataset corel5k --root FOLDER --fractions '[0.1, 1.0]'`
 
-FOLDER holds Corel-5K as `read_corel5k` describes it; a weights file is one of timm's, with its classifier or
-without, such as `mlssl export last.ckpt -o backbone.safetensors` writes. Each row of the table has its own learning
-rate and layer decay, chosen on a fifth of its training images; the test images are scored once, after the last step.
+A source is what `mlssl linear` takes: a run, a checkpoint, an exported file, NAME=FILE, NAME.TAG or NAME:pretrained for
+published weights, or a NAME alone, which trains from scratch. Sets of images have the options of `mlssl linear` too.
+The best epoch, and with the first seed the learning rate, are those of the highest mAP on a fifth of the training
+images; the choice never looks at the test images. The network of the best run is saved as a tagger for `mlssl tag`, and
+as a folder that `timm.create_model` opens with its head and class names.
 """
 
-import csv
 import itertools
+import json
+import re
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import lightning as L
 import torch
 import torch.nn.functional as F
-from jsonargparse import auto_cli
-from timm.optim import param_groups_layer_decay
-from torch import nn
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from mlssl.backbones import build_backbone, pixel_statistics
-from mlssl.data.readers.corel5k import frequent_labels, read_corel5k
+from mlssl.backbones import feature_width
+from mlssl.commands.evaluation import completed, features_of, labelled_sets, opened, set_name
+from mlssl.commands.evaluation_options import EvaluationOptions
+from mlssl.commands.parsing import call_function
+from mlssl.data.datasets import ImageDataset
+from mlssl.data.joined import held_out
 from mlssl.data.records import Records
+from mlssl.data.set_options import given_options
+from mlssl.evaluation.features import Features
+from mlssl.evaluation.few_labels import check_fractions
 from mlssl.evaluation.metrics import mean_average_precision
-from mlssl.optim import cosine_with_warmup
+from mlssl.evaluation.probe import linear_probe
+from mlssl.layers import FrozenStages, depth_of_parameters, rate_scales
+from mlssl.optim import cosine_with_warmup, parameter_groups
 from mlssl.runs import default_precision
-from mlssl.weights.sources import open_backbone
+from mlssl.tagging.fit import tagger_of
+from mlssl.tagging.timm_folder import export_timm_classifier
+from mlssl.weights.sources import Backbone, open_backbone
 
-SCRATCH = "scratch"
 WEIGHT_DECAY = 0.05
-
-
-class Photographs(Dataset):
-    """Normalised images and their words."""
-
-    def __init__(self, records: Records, transform: v2.Transform) -> None:
-        self.records = records
-        self.transform = transform
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        pixels = torch.from_numpy(self.records.image(index)).permute(2, 0, 1)
-        return self.transform(pixels), torch.from_numpy(self.records.labels[index])
+HELD_OUT = 0.2
 
 
 class FineTuner(L.LightningModule):
-    """A timm network with a linear layer on top, all of it trained; deeper layers learn faster than early ones."""
+    """A backbone with a linear layer on its features, all of it trained."""
 
-    def __init__(self, network: nn.Module, lr: float, layer_decay: float, loss: str) -> None:
+    def __init__(
+        self, model: Backbone, num_classes: int, lr: float, layer_decay: float, frozen_stages: int, loss: str
+    ) -> None:
         super().__init__()
-        self.network = network.to(memory_format=torch.channels_last)
-        self.lr = lr
-        self.layer_decay = layer_decay
+        self.model = model.requires_grad_(True).train()
+        self.classifier = nn.Linear(feature_width(model.backbone), num_classes)
+        self.lr, self.layer_decay = lr, layer_decay
         self.loss = asymmetric_loss if loss == "asymmetric" else bce_loss
-        self.found = []
+        self.frozen = FrozenStages(model.backbone, frozen_stages) if frozen_stages else None
+        self.scored = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.classifier(self.model(images)).float()
 
     def training_step(self, batch, batch_idx):
-        images, labels = batch
-        loss = self.loss(self.network(images.contiguous(memory_format=torch.channels_last)), labels)
+        loss = self.loss(self(batch["image"]), batch["labels"])
         self.log("loss", loss, prog_bar=True)
         return loss
 
-    def test_step(self, batch, batch_idx):
-        images, labels = batch
-        self.found.append((self.network(images).float(), labels))
+    def predict_step(self, batch, batch_idx):
+        return self(batch["image"]), batch["labels"]
 
-    def on_test_epoch_end(self):
-        scores, labels = (torch.cat(parts) for parts in zip(*self.found, strict=True))
-        self.log("mAP", mean_average_precision(scores, labels)[0])
-        self.found.clear()
+    def validation_step(self, batch, batch_idx):
+        self.scored.append(self.predict_step(batch, batch_idx))
+
+    def on_validation_epoch_end(self):
+        self.log("val_mAP", mean_average_precision(*joined(self.scored))[0], prog_bar=True)
+        self.scored.clear()
 
     def configure_optimizers(self):
-        groups = param_groups_layer_decay(self.network, WEIGHT_DECAY, layer_decay=self.layer_decay)
-        for group in groups:
-            group["lr"] = self.lr * group.pop("lr_scale")
+        backbone = self.model.backbone
+        scales = dict.fromkeys(dict(backbone.named_parameters()), 1.0)
+        if self.layer_decay < 1:
+            scales = rate_scales(depth_of_parameters(backbone), self.layer_decay)
+        by_rate = {1.0: list(self.classifier.parameters())}
+        for name, parameter in backbone.named_parameters():
+            by_rate.setdefault(scales[name], []).append(parameter)
+        groups = [
+            {**group, "lr": self.lr * scale}
+            for scale, parameters in by_rate.items()
+            for group in parameter_groups(parameters, WEIGHT_DECAY, decay_norm_and_bias=False)
+        ]
         total = int(self.trainer.estimated_stepping_batches)
         optimizer = torch.optim.AdamW(groups)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, cosine_with_warmup(total, total // 10))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def bce_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Binary cross-entropy, summed over the words (L) and averaged over the images (n)."""
-    return F.binary_cross_entropy_with_logits(logits.float(), labels.float(), reduction="sum") / len(labels)
+def bce_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Binary cross-entropy, summed over the known labels (L) and averaged over the images (n)."""
+    losses = F.binary_cross_entropy_with_logits(logits, (labels == 1).float(), reduction="none")
+    return losses[labels >= 0].sum() / len(labels)
 
 
-def asymmetric_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Asymmetric loss (arXiv 2009.14119, eq. 7), by which easy absent words count less: γ₊ = 1, γ₋ = 4, margin 0.05."""
-    present = logits.float().sigmoid()
+def asymmetric_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Asymmetric loss (arXiv 2009.14119, eq. 7), in which easy absent labels count less: γ₊ = 1, γ₋ = 4, m = 0.05."""
+    present = logits.sigmoid()
     absent = (1 - present + 0.05).clamp(max=1)
     of_present = (1 - present) * present.clamp(min=1e-8).log()
     of_absent = (1 - absent) ** 4 * absent.clamp(min=1e-8).log()
-    return -torch.where(labels == 1, of_present, of_absent).sum() / len(labels)
+    return -torch.where(labels == 1, of_present, of_absent)[labels >= 0].sum() / len(labels)
 
 
-def build(backbone: str, weights: str, num_classes: int) -> nn.Module:
-    """The timm network with weights of a file, but for those of a classifier, or fresh ones, and a fresh classifier."""
-    if weights == SCRATCH:
-        network = build_backbone(backbone)
-    else:
-        network = open_backbone(f"{backbone}={weights}").backbone.requires_grad_(True).train()
-    network.reset_classifier(num_classes)
-    return network
+class RandomCrops(Dataset):
+    """Crops of a quarter to all of an image, of the same shape on average, half of them flipped."""
+
+    def __init__(self, records: Records, size: tuple[int, int]) -> None:
+        self.records = records
+        shape = size[1] / size[0]
+        crop = v2.RandomResizedCrop(size, scale=(0.25, 1), ratio=(3 / 4 * shape, 4 / 3 * shape))
+        self.transform = v2.Compose([crop, v2.RandomHorizontalFlip()])
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        pixels = torch.from_numpy(self.records.image(index)).permute(2, 0, 1)
+        return {"image": self.transform(pixels), "labels": torch.from_numpy(self.records.labels[index])}
 
 
-def main(
-    root: str,
-    weights: list[str] = [SCRATCH],  # noqa: B006  auto_cli reads it, nobody writes to it
-    backbone: str = "resnet18",
-    fractions: list[float] = [0.1, 1.0],  # noqa: B006
+def fine_tune(
+    sources: list[str],
+    options: EvaluationOptions,
+    fractions: list[float] = [1.0],  # noqa: B006  a parser reads it, nobody writes to it
+    epochs: list[int] = [30],  # noqa: B006
     seeds: int = 3,
-    steps: list[int] = [300, 900],  # noqa: B006
-    batch_size: int = 32,
-    size: tuple[int, int] = (64, 96),
-    loss: Literal["bce", "asymmetric"] = "bce",
     lrs: list[float] = [0.001, 0.003, 0.01],  # noqa: B006
-    layer_decays: list[float] = [1.0, 0.7],  # noqa: B006
-    min_images_per_class: tuple[int, int] = (40, 4),
-    out: Path = Path("fine_tune.csv"),
+    layer_decay: float = 0.7,
+    frozen_stages: int = 0,
+    loss: Literal["bce", "asymmetric"] = "bce",
+    ema: float = 0.99,
+    out: Path = Path("fine_tuned"),
 ) -> None:
-    """Choose learning rates on held-out training images, train, score the test images, print a table.
+    """Fine-tune backbones with shares of the labels, and print them in one table with their linear probes.
+
+    Example: python examples/fine_tune.py resnet18 ours.safetensors --dataset corel5k --root FOLDER
 
     Args:
-        root: Folder of Corel-5K.
-        weights: "scratch", or timm weights files of the backbone; a row for each.
-        backbone: Any timm name.
-        fractions: Shares of the training images whose labels are used.
-        seeds: Runs of each row; a seed draws the images of a share, the order and the fresh weights.
-        steps: Optimizer steps of a run, one number for each share.
-        batch_size: Images a step.
-        size: Height and width of the images.
-        loss: Binary cross-entropy, or the asymmetric loss (arXiv 2009.14119).
-        lrs: Learning rates to choose from; the table marks a choice at their edge, beyond which may lie a better one.
-        layer_decays: Factors to choose from, by which a layer's learning rate is that of the next one; 1 for scratch.
-        min_images_per_class: Words with at least so many train and so many test images are learned.
-        out: Every run is added to this file as soon as it is done.
+        sources: Runs, checkpoints, exported files, NAME=FILE, NAME.TAG, NAME:pretrained, or NAME (from scratch).
+        options: Of images; pooling and cache are the probe's, seed is the first of the runs'.
+        fractions: Of the labels to learn from.
+        epochs: Of each fraction.
+        seeds: Runs of each row; a seed draws the share of the images, their order and fresh weights.
+        lrs: Learning rates to choose from; a choice at the edge is marked.
+        layer_decay: Factor of a layer's learning rate to the next one's; 1 from scratch.
+        frozen_stages: First stages of a trained backbone that are held as they are, the stem being the first.
+        loss: Binary cross-entropy, or the asymmetric loss.
+        ema: Decay of the averaged weights, which are the ones that are scored and saved.
+        out: Folder of networks and of runs.jsonl; a run that is in it already is not repeated.
     """
-    for file in weights:
-        if file != SCRATCH and not Path(file).is_file():
-            raise FileNotFoundError(f"No weights stand at {file}: give a file, or {SCRATCH!r}.")
-    if len(steps) != len(fractions):
+    data, train, test = labelled_sets(options)
+    check_fractions(fractions, len(train))
+    if len(epochs) != len(fractions):
         raise ValueError(
-            f"{len(fractions)} fractions and {len(steps)} steps were given: give a number of steps for each."
+            f"{len(fractions)} fractions and {len(epochs)} epochs were given: give epochs for each of them"
         )
-    train, test = read_corel5k(root, "train"), read_corel5k(root, "test")
-    words = frequent_labels(train, test, *min_images_per_class)
-    train, test = train.with_classes(words), test.with_classes(words)
+    models = opened(sources, options.seed)
+    every_seed = range(options.seed, options.seed + seeds)
+    parts = {key: drawn(train, *key) for key in itertools.product(fractions, every_seed)}
+    settings = {"batch_size": data.hparams["batch_size"], "num_workers": data.image_dataloader("train").num_workers}
+    tuned = {"layer_decay": layer_decay, "frozen_stages": frozen_stages, "loss": loss, "ema": ema}
+    runs = Runs(out / "runs.jsonl", given_options(options) | {"size": data.eval_size} | settings | tuned)
 
-    for file in weights:
-        build(backbone, file, len(words))  # weights that do not fit are refused before the first row is trained
-
-    def run(file: str, learn: Records, score: Records, max_steps: int, seed: int, lr: float, decay: float) -> float:
+    def run(name: str, source: str, part: Part, max_epochs: int, seed: int, lr: float, best: float) -> dict:
         L.seed_everything(seed, verbose=False)
-        network = build(backbone, file, len(words))
-        mean, std = pixel_statistics(network)
-        normalised = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
-        shape = size[1] / size[0]  # of the test images, which crops have on average too
-        crop = v2.RandomResizedCrop(size, scale=(0.25, 1), ratio=(3 / 4 * shape, 4 / 3 * shape))
-        augmented = v2.Compose([crop, v2.RandomHorizontalFlip(), *normalised])
-        whole = v2.Compose([v2.Resize(size), *normalised])
-        trainer = L.Trainer(
-            max_steps=max_steps,
-            max_epochs=-1,
-            precision=default_precision(),
-            logger=False,
-            enable_checkpointing=False,
-            enable_model_summary=False,
+        untrained = models[name].untrained
+        model = FineTuner(
+            open_backbone(source, seed=seed),
+            len(train.classes),
+            lr,
+            1.0 if untrained else layer_decay,
+            0 if untrained else frozen_stages,
+            loss,
         )
-        model = FineTuner(network, lr, decay, loss)
-        trainer.fit(model, DataLoader(Photographs(learn, augmented), batch_size, shuffle=True, drop_last=True))
-        return trainer.test(model, DataLoader(Photographs(score, whole), 100), verbose=False)[0]["mAP"]
+        kept = ModelCheckpoint(out / "checkpoints", monitor="val_mAP", mode="max", enable_version_counter=False)
+        trainer = L.Trainer(
+            max_epochs=max_epochs,
+            devices=1,
+            precision=default_precision(),
+            callbacks=[kept, EMAWeightAveraging(decay=ema)],
+            logger=False,
+            enable_model_summary=False,
+            enable_progress_bar=sys.stderr.isatty(),
+        )
+        validation = DataLoader(ImageDataset(part.held, data.eval_size), **settings)
+        crops = DataLoader(RandomCrops(part.fitted, data.eval_size), shuffle=True, drop_last=True, **settings)
+        trainer.fit(model, crops, validation)
+        checkpoint = torch.load(kept.best_model_path, weights_only=True)
+        Path(kept.best_model_path).unlink()
+        model.load_state_dict(checkpoint["state_dict"])
+        found = {"best_epoch": checkpoint["epoch"] + 1, "val_mAP": kept.best_model_score.item()}
+        scores = joined(trainer.predict(model, DataLoader(ImageDataset(test, data.eval_size), **settings)))
+        found["test_mAP"] = mean_average_precision(*scores)[0]
+        if found["val_mAP"] > best:
+            logits, labels = joined(trainer.predict(model, validation))
+            about = {"images": len(labels), "thresholds": "best F1", "seed": seed, "lr": lr, **tuned}
+            tagger = tagger_of(
+                model.model, model.classifier, logits, labels, train.classes, size=data.eval_size, about=about
+            )
+            stem = f"{re.sub('[^A-Za-z0-9.=-]+', '_', source)}-{len(part.rows)}"
+            tagger.save(out / f"{stem}.safetensors", overwrite=True)
+            export_timm_classifier(tagger, out / stem, overwrite=True)
+        return found
 
     rows = []
-    for file, (fraction, max_steps) in itertools.product(weights, zip(fractions, steps, strict=True)):
-        name = file if file == SCRATCH else Path(file).stem
-
-        learn, held_out = held_out_fifth(drawn(train, fraction, seed=0))
-        choices = dict.fromkeys(itertools.product(lrs, [1.0] if file == SCRATCH else layer_decays), 0.0)
-        for lr, layer_decay in choices if len(choices) > 1 else ():
-            choices[lr, layer_decay] = run(file, learn, held_out, max_steps, 0, lr, layer_decay)
-            note(out, name, fraction, loss, max_steps, "choice", 0, lr, layer_decay, round(choices[lr, layer_decay], 4))
-        lr, layer_decay = max(choices, key=choices.get)
-        chosen = f"{lr:g} (edge)" if len(lrs) > 1 and lr in (min(lrs), max(lrs)) else f"{lr:g}"
-        scores = torch.zeros(seeds)
-        for seed in range(seeds):
-            scores[seed] = run(file, drawn(train, fraction, seed), test, max_steps, seed, lr, layer_decay)
-            note(out, name, fraction, loss, max_steps, "test", seed, lr, layer_decay, round(scores[seed].item(), 4))
-        spread = scores.std().item() if seeds > 1 else float("nan")
-        by_seed = ", ".join(f"{score:.3f}" for score in scores)
-        cells = (name, f"{fraction:.0%}", max_steps, chosen, f"{layer_decay:g}", f"{scores.mean():.3f} ± {spread:.3f}")
-        rows.append(f"| {' | '.join(map(str, cells))} | {by_seed} |")
-
-    print(f"Corel-5K, {len(words)} words, {len(test)} test images, {loss}, steps of {batch_size} images\n")
+    for (name, model), source in zip(models.items(), sources, strict=True):
+        features = features_of(name, model, data, options)
+        for fraction, max_epochs in zip(fractions, epochs, strict=True):
+            mine = {seed: parts[fraction, seed] for seed in every_seed}
+            probed = [
+                linear_probe(rows_of(features.train, one.rows), features.test, num_resamples=0).mAP
+                for one in mine.values()
+            ]
+            rows.append([name, "linear probe", f"{fraction:.0%}", "", "", *spread(probed)])
+            lr, test_maps, best = None, [], 0.0
+            for seed, part in mine.items():
+                found = {}
+                for one in lrs if lr is None else [lr]:
+                    key = {"source": source, "fraction": fraction, "epochs": max_epochs, "seed": seed, "lr": one}
+                    if key not in runs:
+                        runs.add(key, run(name, source, part, max_epochs, seed, one, best))
+                    found[one] = runs[key]
+                    best = max(best, found[one]["val_mAP"])
+                lr = max(found, key=lambda one: found[one]["val_mAP"])
+                test_maps.append(found[lr]["test_mAP"])
+            chosen = f"{lr:g} (edge)" if len(lrs) > 1 and lr in (min(lrs), max(lrs)) else f"{lr:g}"
+            rows.append([name, "fine-tuned", f"{fraction:.0%}", str(max_epochs), chosen, *spread(test_maps)])
+    height, width = data.eval_size
     print(
-        "| weights | labels | steps | lr | layer decay | test mAP, mean ± std | by seed |", "|---" * 7 + "|", sep="\n"
+        f"{set_name(options)}: {len(test)} test images, {len(train.classes)} classes, {height} × {width} pixels, "
+        f"{loss}, probe on {completed(options).pooling} features\n"
     )
-    print("\n".join(rows))
+    print("| weights | trained | labels | epochs | lr | test mAP, mean ± std | by seed |", "|---" * 7 + "|", sep="\n")
+    print("\n".join(f"| {' | '.join(row)} |" for row in rows))
 
 
-COLUMNS = ("weights", "labels", "loss", "steps", "purpose", "seed", "lr", "layer_decay", "mAP")
+class Runs:
+    """What runs found, in a file that every run is added to, so that none is lost or repeated."""
+
+    def __init__(self, path: Path, settings: dict) -> None:
+        self.path, self.settings = path, settings
+        lines = path.read_text().splitlines() if path.is_file() else []
+        self.found = {json.dumps(one["run"]): one["found"] for one in map(json.loads, lines)}
+
+    def __contains__(self, key: dict) -> bool:
+        return json.dumps({**key, **self.settings}) in self.found
+
+    def __getitem__(self, key: dict) -> dict:
+        return self.found[json.dumps({**key, **self.settings})]
+
+    def add(self, key: dict, found: dict) -> None:
+        run = {**key, **self.settings}
+        self.found[json.dumps(run)] = found
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a") as file:
+            file.write(json.dumps({"run": run, "found": found}) + "\n")
 
 
-def note(file: Path, *row: object) -> None:
-    """Add a run to the file, so that none is lost."""
-    new = not file.exists()
-    with file.open("a", newline="") as opened:
-        csv.writer(opened).writerows([COLUMNS, row] if new else [row])
+class Part(NamedTuple):
+    """A share of the training images: to fit and to choose on."""
+
+    rows: list[int]
+    fitted: Records
+    held: Records
 
 
-def drawn(records: Records, fraction: float, seed: int) -> Records:
-    """A share of the images, at least five, drawn by the seed."""
+def drawn(records: Records, fraction: float, seed: int) -> Part:
+    """A share of the images, drawn by the seed, of which a fifth is held out."""
     order = torch.randperm(len(records), generator=torch.Generator().manual_seed(seed))
-    return records.subset(order[: max(5, round(fraction * len(records)))].tolist())
+    rows = order[: round(fraction * len(records))].sort().values.tolist()
+    fitted, held = held_out(records.subset(rows), HELD_OUT)
+    if not ((held.labels == 1).any(0) & (held.labels == 0).any(0)).any():
+        raise ValueError(f"{len(held)} of {len(rows)} images are held out, and no label tells them apart: use more")
+    return Part(rows, fitted, held)
 
 
-def held_out_fifth(records: Records) -> tuple[Records, Records]:
-    """Four fifths to learn from, and one to choose on."""
-    cut = len(records) // 5
-    return records.subset(list(range(cut, len(records)))), records.subset(list(range(cut)))
+def rows_of(features: Features, rows: list[int]) -> Features:
+    return Features(features.features[rows], features.labels[rows], features.image_ids[rows])
+
+
+def joined(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    scores, labels = zip(*parts, strict=True)
+    return torch.cat(scores), torch.cat(labels)
+
+
+def spread(values: Sequence[float]) -> tuple[str, str]:
+    """Mean and standard deviation, and the values."""
+    numbers = torch.tensor(values)
+    deviation = numbers.std().item() if len(values) > 1 else float("nan")
+    return f"{numbers.mean():.3f} ± {deviation:.3f}", ", ".join(f"{value:.3f}" for value in values)
 
 
 if __name__ == "__main__":
-    auto_cli(main, as_positional=False)
+    call_function(fine_tune, sys.argv[1:], "fine_tune.py")

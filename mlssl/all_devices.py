@@ -19,26 +19,26 @@ def compare_with_all_devices(
     boxes: Tensor | None = None,
     key_boxes: Tensor | None = None,
 ) -> Tensor:
-    """Compare every anchor of this device with the keys of all devices, or of those in ``loss.group``.
+    """Compare every anchor of this device with the keys of all devices, or of the devices in ``loss.group``.
 
     The sum over this device's anchors is divided by the number of anchors over all devices and multiplied by the number
-    of devices, so that the mean of gradients that DDP takes is the gradient of the global mean. Without a process group
-    this is the loss itself.
+    of devices, so that DDP's mean of gradients is the gradient of the global mean. Without a process group this is the
+    plain loss.
 
     Args:
-        loss: With its temperature, form and positives.
-        anchors: (R, P), need not be normalised; as many on every device.
-        image_ids: Integers (R,): the image that each anchor shows.
-        keys: (M, P); by default the anchors, of which each leaves itself out.
+        loss: The loss with its settings.
+        anchors: (R, P), need not be normalised; the same R on every device.
+        image_ids: Integers (R,): the image of each anchor.
+        keys: (M, P); by default the anchors, each without itself.
         key_image_ids: Integers (M,); required with ``keys``.
-        boxes: (R, 4) of the anchors, where the positives use them.
-        key_boxes: (M, 4); those of the anchors where these are the keys.
+        boxes: (R, 4) of the anchors, if the positives use them.
+        key_boxes: (M, 4); by default ``boxes`` if the anchors are the keys.
 
     Returns:
         Scalar in at least float32.
 
     Raises:
-        ValueError: As `mlssl.image_aware_contrastive_loss` does.
+        ValueError: As for `mlssl.image_aware_contrastive_loss`.
     """
     own_index, group = None, loss.group
     if world_size(group) > 1:

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written aside, flushed to the disk, then renamed."""
+"""Atomic file writes: write to a temporary name, flush to disk, then rename."""
 
 from __future__ import annotations
 
@@ -15,42 +15,42 @@ from mlssl.locks import locked
 
 
 class FullDiskError(OSError):
-    """No space, no quota, or a file larger than allowed; says what became of the files."""
+    """No space, no quota, or a file larger than allowed; the message gives the state of the files."""
 
-    kept = "nothing new was kept, and a file that stood there is whole"
-    """What became of them."""
+    kept = "nothing new was kept, and an existing file is intact"
+    """State of the files."""
 
     def __str__(self) -> str:
         return f"{super().__str__()}: {self.kept}; free some space"
 
 
 class NotWritableError(PermissionError):
-    """No permission, or a disk that is read-only."""
+    """No permission, or a read-only disk."""
 
     def __str__(self) -> str:
-        return f"{super().__str__()}: nothing was changed; choose another place, or see to its permissions"
+        return f"{super().__str__()}: nothing was changed; choose another path, or check its permissions"
 
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Error numbers of a `FullDiskError`."""
 
 _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
-"""Those of a `NotWritableError`."""
+"""Error numbers of a `NotWritableError`."""
 
 _ASIDE = re.compile(r"\.(?:.+\.)?[0-9a-f]{8}(?:\.[^.]+)?")
-"""Names of `written_aside`, and of the folders of the other two."""
+"""Temporary names of `written_aside`, and of the folders of the other two."""
 
 _EXPORT_ASIDE = ".mlssl-"
-"""Beginning of the names of `files_written_aside`, whose folders hold files of others."""
+"""Prefix of the temporary names of `files_written_aside`, whose target folders also contain other files."""
 
 
 @contextmanager
 def written_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give another name in the folder of `path` to write to, and rename it to `path` once the block has ended well.
+    """Yield a temporary name in the folder of `path`, and rename it to `path` when the block succeeds.
 
-    Where the block raises, the file aside is removed and a file that stood at `path` stays as it was. The name aside
-    starts with a dot and keeps the suffix, by which some readers choose their format. The folder is made if missing.
-    A process killed inside the block leaves its file aside behind, never a part of `path`.
+    If the block raises, the temporary file is removed and an existing `path` stays unchanged. The temporary name starts
+    with a dot and keeps the suffix, which some writers use to choose the format. A missing folder is created. A process
+    killed inside the block leaves its temporary file, never a partial `path`.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -60,12 +60,12 @@ def written_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
     ['numbers.txt']
 
     Args:
-        path: Where the whole file shall stand; replaced if it exists.
+        path: Final path; replaced if it exists.
 
     Raises:
-        FullDiskError: If there is no space for the file, naming `path`.
-        NotWritableError: If there is no permission, likewise.
-        OSError: If it cannot be written otherwise, likewise.
+        FullDiskError: The disk is full; names `path`.
+        NotWritableError: No permission; names `path`.
+        OSError: The file cannot be written for another reason; names `path`.
     """
     path = Path(path)
     aside = path.with_name(f".{path.stem}.{secrets.token_hex(4)}{path.suffix}")
@@ -83,20 +83,20 @@ def written_aside(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextmanager
 def files_written_aside(folder: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:
-    """Give a new folder in `folder` to write files to, and move them to `folder` once the block has ended well.
+    """Yield a temporary folder in `folder`, and move its files to `folder` when the block succeeds.
 
-    Where the block raises, `folder` stays as it was, and is taken away again if it was made for this. Other files in it
-    are never touched. A process killed between two moves leaves whole files, some old and some new. A second process
-    that writes to the folder in this way waits for the first, and removes what a killed one left aside.
+    If the block raises, `folder` stays unchanged, or is removed if it was created here. Other files in it are never
+    touched. A process killed between two moves leaves complete files, some old and some new. A second writer waits for
+    the first, and removes temporary files of killed ones.
 
     Args:
-        folder: Made if missing.
-        overwrite: Whether files of the same names may be replaced; files of the same content always may.
+        folder: Target; created if missing.
+        overwrite: Whether to replace files of the same names; files with equal content are always accepted.
 
     Raises:
-        FileExistsError: If one exists and may not be replaced; then none is moved.
-        FullDiskError: If there is no space for the files.
-        OSError: If a file cannot be written or moved otherwise.
+        FileExistsError: A file exists and must not be replaced; then none is moved.
+        FullDiskError: The disk is full.
+        OSError: A file cannot be written or moved for another reason.
     """
     folder = Path(folder)
     missing = not folder.exists()
@@ -137,24 +137,24 @@ def _move(aside: Path, folder: Path, overwrite: bool) -> None:
 def check_free(path: str | os.PathLike[str]) -> None:
     """Raise FileExistsError if `path` exists, before any expensive work."""
     if os.path.lexists(path):
-        raise FileExistsError(f"{os.fspath(path)!r} exists, and nothing in it was changed: choose another place")
+        raise FileExistsError(f"{os.fspath(path)!r} exists, and nothing in it was changed: choose another path")
 
 
 @contextmanager
 def folder_written_aside(folder: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a new folder beside `folder` to write to, however deep, and rename it once the block has ended well.
+    """Yield a temporary folder next to `folder`, and rename it to `folder` when the block succeeds.
 
-    Where the block raises, what was written is removed. A process killed inside the block leaves its folder aside
-    behind, whose name starts with a dot, never a part of `folder`; the next one removes it.
+    If the block raises, its files are removed. A process killed inside the block leaves its temporary folder, whose
+    name starts with a dot, never a partial `folder`; the next one removes it.
 
     Args:
-        folder: Where the whole folder shall stand; folders above it are made if missing.
+        folder: Final folder; missing parents are created.
 
     Raises:
-        FileExistsError: If there is something at `folder`, before anything is written, or at the end.
-        OSError: If another process writes it.
-        FullDiskError: If there is no space for the files.
-        OSError: If a file cannot be written otherwise.
+        FileExistsError: `folder` exists, before anything is written or at the end.
+        OSError: Another process writes it.
+        FullDiskError: The disk is full.
+        OSError: A file cannot be written for another reason.
     """
     folder = Path(folder)
     check_free(folder)
@@ -178,7 +178,7 @@ def folder_written_aside(folder: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: str | os.PathLike[str]) -> int:
-    """Remove the files that killed processes have left aside in `folder`, which nobody else may be writing to.
+    """Remove temporary files of killed processes in `folder`, which no other process may be writing to.
 
     Returns:
         Their bytes.
@@ -195,7 +195,7 @@ def _is_aside_of(folder: Path, path: Path) -> bool:
 
 
 def _remove(paths: Iterable[Path]) -> int:
-    """Remove files and folders; gives their bytes."""
+    """Remove files and folders; returns their size in bytes."""
     size = 0
     for path in list(paths):
         size += sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file())
@@ -208,11 +208,11 @@ def _remove(paths: Iterable[Path]) -> int:
 
 @contextmanager
 def errors_named(path: Path, aside: Path | None = None) -> Iterator[None]:
-    """Give errors the name `path` where they have none or that of `aside`, and those of full disks their own type.
+    """Set the file name of errors to `path` instead of none or `aside`, and convert full-disk errors.
 
     Raises:
-        FullDiskError: If the disk was full, in whatever words of torch or safetensors.
-        NotWritableError: If there was no permission.
+        FullDiskError: The disk is full, as reported by the system, torch or safetensors.
+        NotWritableError: No permission.
     """
     try:
         yield
@@ -226,19 +226,19 @@ def errors_named(path: Path, aside: Path | None = None) -> Iterator[None]:
             raise NotWritableError(error.errno, error.strerror, error.filename) from error
         raise
     except Exception as error:
-        number = re.search(r"os error (\d+)", str(error))  # of safetensors, which raises a type of its own
+        number = re.search(r"os error (\d+)", str(error))  # safetensors raises its own type
         if number is None or int(number[1]) not in FULL_DISK:
             raise
         raise FullDiskError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
 def _is_about(name: Path, path: Path) -> bool:
-    """Whether one of the two lies in the other, or is the other."""
+    """Whether one of the two contains or equals the other."""
     return path == name or path in name.parents or name in path.parents
 
 
 def _named(given: str | bytes | None, path: Path, aside: Path | None) -> str:
-    """The user's name of a file that an error names, or does not name."""
+    """The user-visible path of the file of an error."""
     name = os.fsdecode(given or path)
     if aside is not None and name == str(aside):
         return str(path)
@@ -248,7 +248,7 @@ def _named(given: str | bytes | None, path: Path, aside: Path | None) -> str:
 
 
 def _flush(path: Path) -> None:
-    if path.is_dir() and os.name != "posix":  # where a folder cannot be opened, and a rename is flushed with the file
+    if path.is_dir() and os.name != "posix":  # folders cannot be opened there, and a rename is flushed with the file
         return
     descriptor = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
     try:

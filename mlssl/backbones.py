@@ -1,4 +1,4 @@
-"""Backbones: any timm name, `torchvision/<name>`, or a module of one's own, all giving features (n, D)."""
+"""Backbones: any timm name, `torchvision/<name>`, or a custom module, with features (n, D)."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ TORCHVISION_PREFIX = "torchvision/"
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-# Arguments that say where weights and pixel statistics come from, not what the network looks like.
+# Arguments about the source of weights and pixel statistics, not about the architecture.
 _DESCRIBING = frozenset({"pretrained_cfg", "pretrained_cfg_overlay"})
 _READING = frozenset({"pretrained", "checkpoint_path", "cache_dir", "weights", "progress"})
 _TORCHVISION_HEADS = ("fc", "classifier", "heads", "head")
 
 
 def build_backbone(backbone: str | nn.Module, **kwargs: Any) -> nn.Module:
-    """Build a network that takes normalised images (n, C, H, W) and gives features (n, D).
+    """Build a network from normalised images (n, C, H, W) to features (n, D).
 
-    The last batch-norm scale of each residual block starts at 0 wherever timm or torchvision can do so.
-    timm's vision transformers take any image size and average their patch tokens, unless `dynamic_img_size` or
-    `global_pool` say otherwise. A network built by name remembers it, see :func:`built_as`.
+    The last batch-norm scale of each residual block starts at 0 if timm or torchvision supports it. timm's vision
+    transformers accept any image size and average their patch tokens, unless `dynamic_img_size` or `global_pool` is
+    given. A network built by name stores it, see :func:`built_as`.
 
     Args:
-        backbone: A timm name (`"resnet50"`, `"vit_small_patch16_224"`), `"torchvision/<name>"`, or a module, which
-            is returned as it is.
+        backbone: A timm name (`"resnet50"`, `"vit_small_patch16_224"`), `"torchvision/<name>"`, or a module, which is
+            returned unchanged.
         **kwargs: Passed to the constructor. `pretrained=True` loads the published weights of either library,
             `checkpoint_path=file` those of a file in the library's own names, for torchvision with or without a
             classifier, and `in_chans=C` (default 3) sets the number of image channels.
 
     Raises:
-        ValueError: On an unknown name (names the nearest), on `num_classes`, on a file of other weights, and for a
-            torchvision network without a linear classifier to take off (squeezenet) or with auxiliary ones.
-        FileNotFoundError: If no file stands at `checkpoint_path`.
-        TypeError: On an argument that the network does not take, and on any argument together with a module.
+        ValueError: The name is unknown (suggests the nearest), `num_classes` is given, the weights of a file do not
+            fit, or a torchvision network has no linear classifier to remove (squeezenet) or has auxiliary ones.
+        FileNotFoundError: There is no file at `checkpoint_path`.
+        TypeError: The network does not take an argument, or arguments are given together with a module.
     """
     if isinstance(backbone, nn.Module):
         if kwargs:
@@ -60,7 +60,7 @@ def build_backbone(backbone: str | nn.Module, **kwargs: Any) -> nn.Module:
 
 
 def rebuild_backbone(backbone: str, **kwargs: Any) -> nn.Module:
-    """Build the architecture of `build_backbone(backbone, **kwargs)` for weights that are loaded afterwards.
+    """Build the architecture of `build_backbone(backbone, **kwargs)`, to load weights into it afterwards.
 
     No weights are read or downloaded, even if `pretrained=True` is among the arguments.
     """
@@ -68,42 +68,43 @@ def rebuild_backbone(backbone: str, **kwargs: Any) -> nn.Module:
 
 
 def built_as(network: nn.Module) -> tuple[str, dict[str, Any]] | None:
-    """Name and architecture arguments by which the library that it comes from builds the network.
+    """Name and architecture arguments with which its library builds the network.
 
-    Arguments are complete, timm's image size and pooling of transformers included, but for those that read weights.
-    None for a network that was not built by name.
+    The arguments are complete, including timm's image size and pooling of transformers, except those that read weights.
+    None for a network not built by name.
     """
     origin: tuple[str, dict[str, Any]] | None = getattr(network, "built_as", None)
     return origin
 
 
 def feature_width(backbone: nn.Module) -> int:
-    """Find the width D of the features by one forward pass of a blank image.
+    """Width D of the features, from one forward pass of a blank image.
 
-    The pass runs in eval mode without gradient; training flags and batch-norm statistics are left as they were.
+    The pass runs in eval mode without gradient; training flags and batch-norm statistics do not change.
 
     Raises:
-        ValueError: If the network gives something other than (n, D), or takes no blank image.
+        ValueError: The network does not return (n, D), or fails on a blank image.
     """
     return _checked_width(backbone, _first_run(backbone)[1])
 
 
 def image_shape(backbone: nn.Module) -> tuple[int, int, int]:
-    """Shape (C, H, W) of the smallest square image that the network takes: 64 or 224 pixels wide, or timm's own size.
+    """Shape (C, H, W) of the smallest square image that the network accepts: 64 or 224 pixels, or timm's default size.
 
     Raises:
-        ValueError: If the network takes none of them.
+        ValueError: The network accepts none of them.
     """
     return _first_run(backbone)[0]
 
 
 def check_image_size(backbone: nn.Module, height: int, width: int) -> None:
-    """Find out, by one forward pass of a blank image in eval mode, whether the network takes images of a size.
+    """Check with one forward pass of a blank image in eval mode that the network accepts an image size.
 
     Raises:
-        ValueError: If it does not, as a transformer of fixed image size, or one whose patches do not fill the image.
+        ValueError: It does not, for example a transformer of fixed image size, or one whose patches do not fill the
+            image.
     """
-    backbone = uncompiled(backbone)  # compiled for one image, it would be compiled again for many
+    backbone = uncompiled(backbone)  # avoid compiling once for one image and again for many
     parameter = next(backbone.parameters(), torch.zeros(()))
     image = torch.zeros(1, _channels(backbone), height, width, device=parameter.device, dtype=parameter.dtype)
     try:
@@ -118,7 +119,7 @@ def check_image_size(backbone: nn.Module, height: int, width: int) -> None:
 
 
 def takes_other_sizes(backbone: nn.Module, shape: tuple[int, int, int]) -> bool:
-    """Whether the network also takes images twice as high and three times as wide as those of `shape` (C, H, W)."""
+    """Whether the network also accepts images twice as high and three times as wide as `shape` (C, H, W)."""
     try:
         check_image_size(backbone, 2 * shape[1], 3 * shape[2])
     except ValueError:
@@ -127,13 +128,13 @@ def takes_other_sizes(backbone: nn.Module, shape: tuple[int, int, int]) -> bool:
 
 
 def pixel_statistics(backbone: nn.Module) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of the pixels, on the scale 0–1, that the backbone expects its images normalised by.
+    """Mean and standard deviation, on the scale 0–1, for normalising the backbone's input.
 
-    timm networks carry their own; torchvision's and all others get ImageNet's. A network that takes another number of
-    channels than three gets the mean of the three values, once for each channel.
+    timm networks define their own; torchvision's and all others get ImageNet's. A network without exactly three
+    channels gets the mean of the three values for each channel.
 
     Returns:
-        mean and std, each with one value a channel.
+        mean and std, each with one value per channel.
     """
     config = getattr(backbone, "pretrained_cfg", None) or {}
     mean = tuple(config.get("mean") or IMAGENET_MEAN)
@@ -145,15 +146,15 @@ def pixel_statistics(backbone: nn.Module) -> tuple[tuple[float, ...], tuple[floa
 
 
 def _build(name: str, kwargs: dict[str, Any], passed_on: frozenset[str]) -> nn.Module:
-    """Build by name; of the arguments about weights, only those that are `passed_on`."""
+    """Build by name; of the weight arguments use only `passed_on`."""
     if "num_classes" in kwargs:
-        raise ValueError("num_classes was given, and a backbone gives features, not class scores: leave it out.")
+        raise ValueError("num_classes was given, and a backbone has no classifier: leave it out.")
     weights = {key: value for key, value in kwargs.items() if key in passed_on}
     architecture = {key: value for key, value in kwargs.items() if key not in _READING | _DESCRIBING}
     file = weights.get("checkpoint_path")
     if file and not Path(file).is_file():
-        raise FileNotFoundError(f"No weights stand at {file}: give a .safetensors or .pth file as checkpoint_path.")
-    if architecture.get("in_chans") == 3:  # everybody's default, which torchvision has no argument for
+        raise FileNotFoundError(f"There are no weights at {file}: give a .safetensors or .pth file as checkpoint_path.")
+    if architecture.get("in_chans") == 3:  # the default; torchvision has no argument for it
         del architecture["in_chans"]
     try:
         with downloads_end():
@@ -164,7 +165,7 @@ def _build(name: str, kwargs: dict[str, Any], passed_on: frozenset[str]) -> nn.M
                 network, architecture = _build_timm(name, architecture, weights, pretrained=pretrained)
     except TimeoutError as error:
         raise OSError(
-            f"The weights of backbone {name!r} cannot be fetched, their server gave no answer ({error}): look at the "
+            f"The weights of backbone {name!r} cannot be fetched, their server did not answer ({error}): check the "
             "connection, or pass a file, checkpoint_path=FILE."
         ) from error
     except TypeError as error:
@@ -185,24 +186,24 @@ def _build(name: str, kwargs: dict[str, Any], passed_on: frozenset[str]) -> nn.M
 def _build_timm(
     name: str, architecture: dict[str, Any], weights: dict[str, Any], *, pretrained: bool
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """Build, and tell the architecture's arguments with those that transformers are given here.
+    """Build the network, and return its arguments with the defaults for transformers.
 
-    A transformer sees views of one size and whole images of another, and nothing trains its class token, so it gets
-    dynamic image size and the average over patch tokens. Published weights have their norm in front of the pooling,
-    where timm would drop it for that average.
+    A transformer sees views of one size and whole images of another, and its class token is not trained, so it gets
+    dynamic image size and the average over patch tokens. Published weights have their norm before the pooling; timm
+    would drop it for that average.
     """
-    import timm  # takes over a second, which a mere import of the package should not pay
+    import timm  # takes over a second, which importing the package should not
 
     if ":" not in name and not timm.is_model(name):
         raise ValueError(_unknown_name(name))
-    # strict_img_size is Swin's word for it; before timm 1.0.31 it swallows dynamic_img_size without effect.
+    # Swin calls it strict_img_size; before timm 1.0.31 it ignores dynamic_img_size.
     arguments = {"dynamic_img_size": True, "strict_img_size": False, "global_pool": "avg"}
     arguments |= ({"fc_norm": False} if pretrained else {}) | architecture
     while True:
         try:
             return timm.create_model(name, num_classes=0, **arguments, **weights), arguments
         except TypeError as error:
-            # timm has no table of which networks take these arguments; one that does not says so before it builds.
+            # timm has no table of the networks that take these arguments; the others raise before building.
             refused = _unexpected_argument(error)
             if refused not in arguments.keys() - architecture.keys():
                 raise
@@ -268,10 +269,11 @@ def _alternatives(names: list[str]) -> str:
 
 
 def _take_off_classifier(network: nn.Module, full_name: str) -> None:
-    """Replace the last linear layer by `nn.Identity`; norm, pooling and flattening before it stay."""
+    """Replace the last linear layer with `nn.Identity`; norm, pooling and flattening before it stay."""
     if getattr(network, "aux_logits", False):
         raise ValueError(
-            f"Backbone {full_name!r} gives auxiliary scores beside its features while it trains: pass aux_logits=False "
+            f"Backbone {full_name!r} returns auxiliary scores in addition to its features in training: pass "
+            "aux_logits=False "
             "and init_weights=True among its arguments."
         )
     for name in _TORCHVISION_HEADS:
@@ -283,13 +285,13 @@ def _take_off_classifier(network: nn.Module, full_name: str) -> None:
             head[-1] = nn.Identity()
             return
     raise ValueError(
-        f"Backbone {full_name!r} does not end in a linear classifier that could be taken off: choose another, or pass "
-        "it as an nn.Module that gives features (n, D)."
+        f"Backbone {full_name!r} does not end in a linear classifier that can be removed: choose another, or pass it "
+        "as an nn.Module with features (n, D)."
     )
 
 
 def _replace_first_convolution(network: nn.Module, in_chans: int, *, keep_weights: bool) -> None:
-    """Give the first convolution `in_chans` inputs: loaded weights keep their sum over channels, fresh their std."""
+    """Set the inputs of the first convolution: loaded weights keep their sum over channels, new ones their std."""
     if in_chans < 1:
         raise ValueError(f"in_chans={in_chans} was given: an image has at least one channel.")
     convolutions = ((path, layer) for path, layer in network.named_modules() if isinstance(layer, nn.Conv2d))
@@ -308,7 +310,7 @@ def _replace_first_convolution(network: nn.Module, in_chans: int, *, keep_weight
 
 
 def _first_run(backbone: nn.Module) -> tuple[tuple[int, int, int], object]:
-    """Shape of the smallest blank image that the network takes, and what it gives for it."""
+    """Shape of the smallest blank image that the network accepts, and its output."""
     config = getattr(backbone, "pretrained_cfg", None) or {}
     own_side = max(config.get("input_size") or (224,))
     shapes = [(_channels(backbone), side, side) for side in sorted({64, 224, own_side})]

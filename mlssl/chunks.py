@@ -1,4 +1,4 @@
-"""A sum over anchors, the number of its terms and its gradient, one chunk of anchors at a time."""
+"""Sum a loss over anchors, with its count and gradient, one chunk of anchors at a time."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 CHUNK_ELEMENTS = 2**21
-"""Cosines computed at a time where no chunk size is given: 8 MB in float32. A form holds about ten such matrices."""
+"""Default number of cosines computed at a time: 8 MB in float32. A form needs about ten such matrices."""
 
 OfChunk = Callable[[Tensor, slice, bool], tuple[Tensor, Tensor, Tensor | None]]
-"""(cosines (c, M), rows of the c anchors, whether a gradient is wanted) -> (sum, count, gradient (c, M) or None)."""
+"""(cosines (c, M), rows of the c anchors, whether to compute a gradient) -> (sum, count, gradient (c, M) or None)."""
 
 
 def sum_over_chunks(
     of_chunk: OfChunk, anchors: Tensor, keys: Tensor | None, chunk_size: int | None
 ) -> tuple[Tensor, Tensor]:
-    """Add up `of_chunk` over all anchors, without keeping a cosine.
+    """Sum `of_chunk` over all anchors without storing the cosines.
 
-    The gradient is computed together with the value, so that memory beyond it and one normalised copy of the features
-    is that of one chunk. It cannot be differentiated again.
+    The gradient is computed together with the value: beyond the gradient and a normalised copy of the features, memory
+    is that of one chunk. Second derivatives are not supported.
 
     Args:
-        of_chunk: Sum and count of some anchors, and the sum's gradient with respect to their cosines.
+        of_chunk: Returns sum and count of a chunk, and the sum's gradient with respect to its cosines.
         anchors: Features (R, P).
         keys: Features (M, P), or None for the anchors.
-        chunk_size: Anchors per chunk; None: as many as have `CHUNK_ELEMENTS` cosines.
+        chunk_size: Anchors per chunk; None: chunks of `CHUNK_ELEMENTS` cosines.
 
     Returns:
         The sum, a scalar in at least float32, and the count, an integer scalar without gradient.
@@ -41,9 +41,9 @@ def sum_over_chunks(
 
 
 def unit_rows(features: Tensor) -> Tensor:
-    """Scale rows (R, P) to unit norm, in at least float32; a row of zeros stays, and gets no gradient."""
+    """Scale rows (R, P) to unit norm, in at least float32; a zero row stays zero and gets no gradient."""
     wide = features if features.dtype == torch.float64 else features.float()
-    # A row of zeros has no direction; its gradient would be divided by normalize's eps of 1e-12 instead of a norm.
+    # A zero row has no direction: normalize would divide its gradient by its eps of 1e-12.
     return F.normalize(wide, dim=1).masked_fill((wide == 0).all(dim=1, keepdim=True), 0)
 
 
@@ -79,7 +79,7 @@ class _SumOverChunks(torch.autograd.Function):
 
 
 def _through_unit_rows(gradient: Tensor | None, features: Tensor | None) -> Tensor | None:
-    """From the gradient with respect to unit rows to that with respect to the features, in place, some at a time."""
+    """Convert the gradient with respect to unit rows to one with respect to features, in place, chunk by chunk."""
     if gradient is None or features is None:
         return None
     step = max(1, CHUNK_ELEMENTS // max(1, features.shape[1]))
@@ -92,5 +92,5 @@ def _through_unit_rows(gradient: Tensor | None, features: Tensor | None) -> Tens
 
 
 def _without_autocast(device: str) -> torch.autocast | nullcontext[None]:
-    """Autocast would round the products to bfloat16; a device such as ``meta`` has none."""
+    """Disable autocast, which would round the products to bfloat16; devices such as ``meta`` have none."""
     return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()

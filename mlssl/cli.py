@@ -95,7 +95,7 @@ def main(
         print(f"mlssl: interrupted{f'; {interrupt}' if str(interrupt) else ''}", file=sys.stderr)
         return INTERRUPTED
     except (ValueError, TypeError, OSError, ImportError, FloatingPointError, RuntimeError, ArgumentError) as error:
-        if traceback or (isinstance(error, RuntimeError) and not _is_of_workers(error)):
+        if traceback or (isinstance(error, RuntimeError) and not _is_worker_failure(error)):
             raise
         print(f"mlssl: error: {_last_line(error)}", file=sys.stderr)
         return 2
@@ -124,10 +124,10 @@ def _call_trainer(
     RunCLI(["--help" if word == "--help_all" else word for word in words], model, data)
 
 
-def _is_of_workers(error: RuntimeError) -> bool:
-    from mlssl.data.loader import is_of_workers
+def _is_worker_failure(error: RuntimeError) -> bool:
+    from mlssl.data.loader import is_worker_failure
 
-    return is_of_workers(error)
+    return is_worker_failure(error)
 
 
 def _last_line(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""What crosses devices: embeddings, ids and counts. Without a process group what sends is the identity."""
+"""Communication between processes: embeddings, ids and counts. Without a process group, the identity."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ Group: TypeAlias = Optional["dist.ProcessGroup"]
 
 
 def world_size(group: Group = None) -> int:
-    """Number of processes, of all or of a group; 1 where there is one process alone."""
+    """Number of processes, in total or in a group; 1 without a process group."""
     return dist.get_world_size(group) if _has_group() else 1
 
 
 def rank(group: Group = None) -> int:
-    """Index of this process among all, or in a group; 0 where there is one process alone."""
+    """Rank of this process, in total or in a group; 0 without a process group."""
     return dist.get_rank(group) if _has_group() else 0
 
 
 def group_of(devices: int) -> Group:
-    """Split all processes into groups of so many consecutive ranks; every process calls this, and gets its own group.
+    """Split all processes into groups of `devices` consecutive ranks; every process calls this and gets its group.
 
     Raises:
-        ValueError: If the number of processes is not a multiple of ``devices``.
+        ValueError: The number of processes is not a multiple of ``devices``.
     """
     if devices < 1 or world_size() % devices:
         raise ValueError(
@@ -38,16 +38,16 @@ def group_of(devices: int) -> Group:
 
 
 def gather_with_gradient(rows: Tensor, group: Group = None) -> Tensor:
-    """Stack the rows of every process, in order of rank, so that gradients find their way home.
+    """All-gather rows in rank order, with gradient.
 
-    The backward pass sums what all processes say of a row and hands it to the process that the row came from.
+    The backward pass sums each row's gradient over the processes and returns it to the row's process.
 
     Args:
-        rows: (R, …), of the same shape on every process.
-        group: The processes whose rows are stacked; None: all.
+        rows: (R, …), the same shape on every process.
+        group: Process group; None: all processes.
 
     Returns:
-        (R × devices, …); ``rows`` itself without a process group.
+        (R × devices, …); ``rows`` without a process group.
     """
     if not _has_group():
         return rows
@@ -56,7 +56,7 @@ def gather_with_gradient(rows: Tensor, group: Group = None) -> Tensor:
 
 
 def gather(rows: Tensor, group: Group = None) -> Tensor:
-    """Stack the rows of every process (of a group), in order of rank, without gradient: (R, …) → (R × devices, …)."""
+    """All-gather rows (in a group) in rank order, without gradient: (R, …) → (R × devices, …)."""
     if not _has_group():
         return rows
     rows = rows.contiguous()
@@ -66,7 +66,7 @@ def gather(rows: Tensor, group: Group = None) -> Tensor:
 
 
 def sum_over_devices(value: Tensor, group: Group = None) -> Tensor:
-    """Sum of a tensor over all processes (of a group), without gradient; the tensor itself is left as it is."""
+    """Sum a tensor over all processes (of a group), without gradient; the input is not modified."""
     if not _has_group():
         return value
     total = value.detach().clone()
@@ -75,7 +75,7 @@ def sum_over_devices(value: Tensor, group: Group = None) -> Tensor:
 
 
 def gather_objects(value: T) -> list[T]:
-    """What every process gives, in order of rank; any Python object that pickles, for words rather than numbers."""
+    """All-gather a picklable Python object in rank order."""
     if not _has_group():
         return [value]
     values: list[Any] = [None] * world_size()
@@ -84,12 +84,12 @@ def gather_objects(value: T) -> list[T]:
 
 
 def is_sharded(network: nn.Module) -> bool:
-    """Whether FSDP keeps parts of the weights on other devices, so that no device alone can save or call a part of it.
+    """Whether FSDP keeps parts of the weights on other devices, so that no device alone can save or call a submodule.
 
     >>> is_sharded(nn.Linear(2, 2))
     False
     """
-    if "torch.distributed.fsdp" not in sys.modules:  # whose import takes a second
+    if "torch.distributed.fsdp" not in sys.modules:  # importing it takes a second
         return False
     from torch.distributed.fsdp import FullyShardedDataParallel
     from torch.distributed.tensor import DTensor

@@ -1,4 +1,4 @@
-"""Forms and positives of the image-aware term: plain functions on one chunk of logits, and their names."""
+"""Forms and positives of the image-aware term: plain functions on a chunk of logits, and their names."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 Form = Callable[[Tensor, Tensor], Tensor]
-"""(logits (c, M), weights (c, M)) -> (c,): the loss of c anchors. Logits are cosines / temperature, an anchor's own
-logit is -inf and its own weight 0; a weight above 0 marks a positive."""
+"""(logits (c, M), weights (c, M)) -> (c,): the loss of c anchors. Logits are cosines / temperature; an anchor's own
+logit is -inf and its own weight 0; positives have a weight above 0."""
 
 Positives = Callable[[Tensor, Tensor, "Tensor | None", "Tensor | None"], Tensor]
 """(cosines (c, M), same_image (c, M) bool, boxes (c, 4) or None, key_boxes (M, 4) or None) -> weights (c, M) >= 0 of
-the keys as positives of c anchors, 0 for "not a positive"; taken without gradient."""
+the keys as positives of c anchors, 0 for "not a positive"; used without gradient."""
 
 
 def log_of_sum(logits: Tensor, weights: Tensor) -> Tensor:
@@ -29,7 +29,7 @@ def log_of_sum(logits: Tensor, weights: Tensor) -> Tensor:
     True
     """
     is_positive = weights > 0
-    # As logsumexp, relative to the largest of the positives, but without exp(-inf), which takes long on a CPU.
+    # Like logsumexp, relative to the largest positive, but without exp(-inf), which is slow on a CPU.
     top = logits.detach().masked_fill(~is_positive, -math.inf).amax(dim=1, keepdim=True)
     exponentials = (logits - top).masked_fill(~is_positive, 0).exp()
     of_positives = top.squeeze(1) + (weights * exponentials).sum(dim=1).log()
@@ -38,13 +38,13 @@ def log_of_sum(logits: Tensor, weights: Tensor) -> Tensor:
 
 def mean_of_logs(logits: Tensor, weights: Tensor) -> Tensor:
     """Sum of w (logsumexp of all - logit) / sum of w: (c, M), (c, M) -> (c,) (SupCon, arXiv 2004.11362, eq. 2)."""
-    # An own logit of -inf has weight 0, and 0 · -inf is NaN.
+    # The own logit is -inf with weight 0, and 0 · -inf is NaN.
     of_positives = (weights * logits.masked_fill(weights == 0, 0)).sum(dim=1)
     return logits.logsumexp(dim=1) - of_positives / weights.sum(dim=1)
 
 
 def same_image(cosines: Tensor, same_image: Tensor, *_boxes: Tensor | None) -> Tensor:
-    """Weight 1 for every other key of the anchor's image, whatever cosines and boxes are."""
+    """Weight 1 for every other key of the anchor's image, independent of cosines and boxes."""
     return same_image.to(cosines.dtype)
 
 
@@ -52,7 +52,7 @@ def gated(threshold: float) -> Positives:
     """Weight 1 for the keys of the anchor's image whose cosine reaches the threshold (0.3 in the paper's code).
 
     Raises:
-        ValueError: If `threshold` lies outside -1–1.
+        ValueError: `threshold` is outside -1–1.
     """
     if not -1 <= threshold <= 1:
         raise ValueError(f"gated({threshold}) was given: pass a cosine in -1–1 that a positive must reach.")
@@ -60,12 +60,12 @@ def gated(threshold: float) -> Positives:
 
 
 def by_overlap(power: float = 1.0) -> Positives:
-    """Weight IoU^power within an image, 0 across images, where IoU is that of what two views show.
+    """Weight IoU^power of the boxes of two views within an image, 0 across images.
 
-    Views that share nothing are no positives of each other; with `power` 0 all views of an image are, with weight 1.
+    Disjoint views are not positives of each other; with `power` 0 all views of an image are, with weight 1.
 
     Raises:
-        ValueError: If `power` is negative or not finite. When called without boxes.
+        ValueError: `power` is negative or not finite; or, when called, boxes are missing.
     """
     if not 0 <= power < math.inf:
         raise ValueError(f"by_overlap({power}) was given: pass a power of at least 0.")
@@ -90,8 +90,8 @@ class _ByOverlap:
     def __call__(self, cosines: Tensor, same_image: Tensor, boxes: Tensor | None, key_boxes: Tensor | None) -> Tensor:
         if boxes is None or key_boxes is None:
             raise ValueError(
-                f"{self} compares what two views show, and no boxes were given: pass boxes=batch['boxes'] (the batches "
-                "of MultiLabelDataModule carry them), with key_boxes where keys are given."
+                f"{self} compares the boxes of two views, and no boxes were given: pass boxes=batch['boxes'] (batches "
+                "of MultiLabelDataModule have them), and key_boxes with keys."
             )
         return _iou(boxes.to(cosines), key_boxes.to(cosines)).pow(self.power) * same_image
 
@@ -100,14 +100,14 @@ class _ByOverlap:
 
 
 def form_of(value: str | Form) -> Form:
-    """The form that a setting stands for.
+    """Resolve a setting to a form.
 
     Args:
-        value: ``log_of_sum``, ``mean_of_logs``, or a function, which is returned as it is.
+        value: ``log_of_sum``, ``mean_of_logs``, or a function, which is returned unchanged.
 
     Raises:
-        ValueError: On an unknown name (names the nearest), or the text that a checkpoint keeps of a custom function.
-        TypeError: On anything else.
+        ValueError: The name is unknown (suggests the nearest), or is a checkpoint's text for a custom function.
+        TypeError: Anything else.
 
     >>> form_of("mean_of_logs") is mean_of_logs
     True
@@ -117,15 +117,16 @@ def form_of(value: str | Form) -> Form:
 
 
 def positives_of(value: str | Positives) -> Positives:
-    """The positives that a setting stands for.
+    """Resolve a setting to positives.
 
     Args:
-        value: ``same_image``, ``gated(<number>)``, ``by_overlap(<number>)``, or a function, which is returned as it is.
+        value: ``same_image``, ``gated(<number>)``, ``by_overlap(<number>)``, or a function, which is returned
+            unchanged.
 
     Raises:
-        ValueError: On an unknown name (names the nearest), a number out of range, or the text that a checkpoint keeps
-            of a custom function.
-        TypeError: On anything else.
+        ValueError: The name is unknown (suggests the nearest), a number is out of range, or it is a checkpoint's text
+            for a custom function.
+        TypeError: Anything else.
 
     >>> positives_of("gated(0.3)") == gated(0.3)
     True
@@ -135,7 +136,7 @@ def positives_of(value: str | Positives) -> Positives:
 
 
 def plain_setting(value: str | Callable[..., Tensor]) -> str:
-    """The text of a form or of positives that hyper-parameters keep: a name, or "custom" and an import path.
+    """Text of a form or of positives in hyper-parameters: a name, or "custom" and an import path.
 
     >>> plain_setting(gated(0.3)), plain_setting(same_image), plain_setting(torch.nn.functional.normalize)
     ('gated(0.3)', 'same_image', 'custom torch.nn.functional.normalize')
@@ -165,7 +166,7 @@ def _named(argument: str, value: Any, functions: dict[str, Any], of_a_number: _O
         raise TypeError(f"{argument}={value!r} was given: pass a name or a function.")
     if value.startswith(_CUSTOM):
         raise ValueError(
-            f"{argument}={value!r} was given: the checkpoint keeps only the import path of the {argument} "
+            f"{argument}={value!r} was given: the checkpoint only stores the import path of the {argument} "
             f"{value.removeprefix(_CUSTOM)!r}, which is never imported: pass the function again, "
             f"load_from_checkpoint(path, {argument}=…)."
         )

@@ -1,4 +1,4 @@
-"""Layers of a backbone in their order: learning rates that rise with depth, and first stages that stay as they are."""
+"""Layers of a backbone in order: layer-wise learning rate decay, and frozen first stages."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from torch import nn
 
 
 def depth_of_parameters(backbone: nn.Module, *, coarse: bool = False) -> dict[str, int]:
-    """Name of each parameter → number of its layer from the input, from 0 on, as timm groups them.
+    """Parameter name → layer index from the input, from 0, as grouped by timm.
 
     Args:
-        backbone: A network of timm's.
-        coarse: Count stages (the stem is the first; in a transformer each block is one) in place of blocks.
+        backbone: A timm network.
+        coarse: Count stages (the stem is the first; in a transformer each block is one) instead of blocks.
 
     Raises:
-        ValueError: If the network does not tell its layers, as torchvision's and custom ones.
+        ValueError: The network does not define its layers, like torchvision and custom ones.
     """
     matcher: Any = getattr(backbone, "group_matcher", None)
     if matcher is None:
         raise ValueError(
-            f"{type(backbone).__name__} does not tell its layers: give a backbone of timm by its name, or leave "
-            "layer_decay and frozen_stages out."
+            f"{type(backbone).__name__} does not define its layers: pass a timm backbone by name, or leave layer_decay "
+            "and frozen_stages out."
         )
     from timm.models import group_parameters  # takes over a second
 
@@ -31,10 +31,10 @@ def depth_of_parameters(backbone: nn.Module, *, coarse: bool = False) -> dict[st
 
 
 def rate_scales(depths: Mapping[str, int], layer_decay: float) -> dict[str, float]:
-    """Name of each parameter → factor of its learning rate, layer_decay per layer between it and the heads.
+    """Parameter name → learning rate factor, layer_decay per layer between it and the heads.
 
-    As in BEiT (H. Bao et al., arXiv 2106.08254) and `timm.optim.param_groups_layer_decay`, where the heads have the
-    whole rate.
+    As in BEiT (H. Bao et al., arXiv 2106.08254) and `timm.optim.param_groups_layer_decay`; the heads have the full
+    rate.
 
     >>> rate_scales({"stem": 0, "block": 1}, 0.5)
     {'stem': 0.25, 'block': 0.5}
@@ -44,18 +44,18 @@ def rate_scales(depths: Mapping[str, int], layer_decay: float) -> dict[str, floa
 
 
 class FrozenStages(nn.Module):
-    """The first stages of a backbone, which are held as they are: weights, and statistics of norms.
+    """Freeze the first stages of a backbone: weights and norm statistics.
 
-    It is set after the backbone in a module, so that `train` of that module reaches it last. It has no weights of its
-    own: those of the stages stay the backbone's.
+    Set it after the backbone in a module, so that the module's `train` reaches it last. It has no weights; the stages
+    stay part of the backbone.
 
     Args:
-        backbone: A network of timm's.
-        stages: How many, at least 1; the stem is the first.
-        epochs: First epochs that they are held for; 0: always, and then their weights get no gradient.
+        backbone: A timm network.
+        stages: Number of frozen stages, at least 1; the stem is the first.
+        epochs: Number of epochs to freeze them; 0: always, and their weights get no gradient.
 
     Raises:
-        ValueError: If there are fewer, or the network does not tell its layers.
+        ValueError: There are fewer stages, or the network does not define its layers.
     """
 
     def __init__(self, backbone: nn.Module, stages: int, epochs: int = 0) -> None:
@@ -73,19 +73,19 @@ class FrozenStages(nn.Module):
         frozen = {id(own[name]) for name in self.names}
         for name in () if epochs else self.names:
             own[name].requires_grad_(False)
-        self._parts = [  # a list, whose members stay the backbone's
+        self._parts = [  # a plain list, so that they stay submodules of the backbone only
             part
             for part in backbone.modules()
             if (inside := [id(parameter) for parameter in part.parameters()]) and frozen.issuperset(inside)
         ]
 
     def begin_epoch(self, epoch: int) -> None:
-        """Let the stages go once they were held for as many epochs as they should be."""
+        """Unfreeze the stages after their epochs."""
         self.is_held = not self.epochs or epoch < self.epochs
         self.train(self.training)
 
     def train(self, mode: bool = True) -> FrozenStages:
-        """Keep norms from the statistics of batches, and dropout from dropping, as long as the stages are held."""
+        """Set the mode, but keep the frozen stages in eval mode."""
         super().train(mode)
         for part in self._parts:
             part.train(mode and not self.is_held)

@@ -1,4 +1,4 @@
-"""One process at a time: locks of the operating system, which end with the process that holds them."""
+"""File locks of the operating system: one process at a time; a lock ends with its process."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if sys.platform != "win32":
     import fcntl
 
 SECONDS_BETWEEN_TRIES = 0.5
-"""How often a process that waits looks whether the lock is free."""
+"""Interval between attempts to get the lock."""
 
 _WITHOUT_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
-"""Error numbers of file systems that have no locks."""
+"""Error numbers of file systems without locks."""
 
 _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -30,37 +30,37 @@ _HELD: set[int] = set()
 
 @contextmanager
 def locked(path: str | os.PathLike[str], what: str | os.PathLike[str], *, wait: bool) -> Iterator[bool]:
-    """Hold the lock file `path` while the block runs, so that no other process is in such a block.
+    """Hold the lock file `path` while the block runs, so that no other process runs such a block.
 
-    The lock is the operating system's (``flock``): that of a process that was killed is free at once, and forked loader
-    workers do not keep it. The file holds host and process id for the sentence below, and is removed at the end. Where
-    the folder is not writable the block runs without a lock, because it cannot write there either; where the file
-    system has no locks, as some network file systems, and on Windows, likewise, the former with a warning.
+    The lock is the operating system's (``flock``): it ends with a killed process, and forked loader workers do not keep
+    it. The file contains host and process id for the message, and is removed at the end. If the folder is not writable,
+    the block runs without a lock, because it cannot write there either; likewise on Windows and, with a warning, on
+    file systems without locks, such as some network file systems.
 
     Args:
         path: Lock file, in an existing folder.
-        what: What it protects, as the user knows it.
+        what: Name of the protected resource for messages.
         wait: Whether to wait for the other process, with one warning, or to raise.
 
     Yields:
-        Whether there is a lock, and so no other process.
+        Whether the lock is held, so that no other process runs.
 
     Raises:
-        OSError: If another process holds the lock and `wait` is False.
+        OSError: Another process holds the lock and `wait` is False.
     """
     path = Path(path)
     descriptor = _acquired(path)
     if descriptor is None:
-        said = f"{what} is in use by {_holder(path)}"
+        message = f"{what} is in use by {_holder(path)}"
         if not wait:
-            raise OSError(f"{said}: wait until it has ended, or end it, and try again")
-        warnings.warn(f"{said}: waiting until it has ended", stacklevel=3)
+            raise OSError(f"{message}: wait until it has ended, or end it, and try again")
+        warnings.warn(f"{message}: waiting until it has ended", stacklevel=3)
         while (descriptor := _acquired(path)) is None:
             time.sleep(SECONDS_BETWEEN_TRIES)
     try:
         yield descriptor in _HELD
     finally:
-        if descriptor in _HELD:  # a forked process does not hold it
+        if descriptor in _HELD:  # not in a forked process
             _HELD.remove(descriptor)
             with suppress(OSError):
                 path.unlink()
@@ -68,7 +68,7 @@ def locked(path: str | os.PathLike[str], what: str | os.PathLike[str], *, wait: 
 
 
 def _acquired(path: Path) -> int | None:
-    """Descriptor of the lock, −1 where there can be none, or None while another process has it."""
+    """Descriptor of the lock, −1 if locks are unavailable, or None while another process has it."""
     if sys.platform == "win32":
         return -1
     while True:
@@ -95,9 +95,9 @@ def _acquired(path: Path) -> int | None:
             return -1
         if is_there:
             break
-        os.close(descriptor)  # the process before removed it meanwhile
+        os.close(descriptor)  # the previous process has removed it
     _HELD.add(descriptor)
-    with suppress(OSError):  # on a full disk the lock holds all the same
+    with suppress(OSError):  # the lock also holds on a full disk
         os.ftruncate(descriptor, 0)
         os.write(descriptor, json.dumps({"host": socket.gethostname(), "process": os.getpid()}).encode())
     return descriptor
@@ -107,12 +107,12 @@ def _holder(path: Path) -> str:
     try:
         held = json.loads(path.read_text())
         return f"process {int(held['process'])} on {held['host']}"
-    except (OSError, ValueError, KeyError, TypeError):  # between its opening and its writing
+    except (OSError, ValueError, KeyError, TypeError):  # opened but not yet written
         return "another process"
 
 
 def _forget() -> None:
-    """In a forked process, whose open descriptors would keep the locks of its parent after the parent's death."""
+    """Close the locks in a forked process, whose descriptors would keep them after the parent's death."""
     for descriptor in _HELD:
         os.close(descriptor)
     _HELD.clear()

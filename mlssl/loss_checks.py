@@ -1,4 +1,4 @@
-"""Checks of values that a loss is given, and of what custom forms and positives return."""
+"""Check the inputs of a loss and the outputs of custom forms and positives."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 BOX_TOLERANCE = 1e-3
-"""By how much a box may reach beyond the image; one in half precision may by its rounding."""
+"""Tolerance for boxes that extend beyond the image; half precision gets its own epsilon."""
 
 
 def check_inside_image(name: str, boxes: Tensor | None) -> None:
-    """Refuse boxes (n, 4) that reach beyond the image.
+    """Refuse boxes (n, 4) that extend beyond the image.
 
     Raises:
-        ValueError: With the first of them.
+        ValueError: Names the first one.
     """
     if boxes is None:
         return
@@ -31,10 +31,10 @@ def check_inside_image(name: str, boxes: Tensor | None) -> None:
 
 
 def check_shape(argument: str, returned: Tensor, shape: torch.Size, meaning: str) -> None:
-    """Refuse another shape than a form or positives should return.
+    """Refuse a wrong shape returned by a form or positives.
 
     Raises:
-        ValueError: With both shapes.
+        ValueError: Names both shapes.
     """
     if returned.shape != shape:
         raise ValueError(
@@ -46,10 +46,10 @@ def check_weights(weights: Tensor, cosines: Tensor) -> None:
     """Refuse weights (c, M) that are negative or not finite.
 
     Raises:
-        ValueError: With their range.
+        ValueError: Names their range.
     """
     low, high = (bound.item() for bound in weights.aminmax())
-    if not (low >= 0 and high < math.inf) and bool(cosines.isfinite().all()):  # a NaN feature shows in the loss
+    if not (low >= 0 and high < math.inf) and bool(cosines.isfinite().all()):  # a NaN feature makes the loss NaN
         raise ValueError(
             f"positives returned weights from {low:g} to {high:g}: return finite numbers of at least 0, with 0 for a "
             "key that is not a positive."
@@ -57,13 +57,13 @@ def check_weights(weights: Tensor, cosines: Tensor) -> None:
 
 
 def check_losses(losses: Tensor, logits: Tensor, counted: Tensor) -> None:
-    """Refuse losses (c,) of counted anchors that are not finite while their logits are.
+    """Refuse losses (c,) of counted anchors that are not finite although their logits are.
 
     Raises:
-        ValueError: With what to mind.
+        ValueError: Names the usual causes.
     """
     if not bool((losses.isfinite() | ~counted).all()) and not bool(logits.isnan().any()):
         raise ValueError(
-            "form returned a value that is not finite from finite cosines: mind an anchor's own logit, which is -inf, "
-            "and anchors without a negative."
+            "form returned a value that is not finite from finite cosines: handle the anchor's own logit, which is "
+            "-inf, and anchors without a negative."
         )

@@ -1,4 +1,4 @@
-"""The two terms of the method's loss: features and image ids in, a scalar out."""
+"""The two terms of the loss: from features and image ids to a scalar."""
 
 from __future__ import annotations
 
@@ -69,48 +69,47 @@ def image_aware_contrastive_loss(
     chunk_size: int | None = None,
     reduction: Reduction = "mean",
 ) -> Tensor | tuple[Tensor, Tensor]:
-    r"""Pull all views of one image together and push the views of other images away.
+    r"""Pull all views of an image together and push views of other images away.
 
-    With A(i) all keys but the anchor itself, P(i) those with a weight w above 0, and s_ij = cos(f_i, f_j) / τ:
+    With A(i) all keys except the anchor itself, P(i) the keys with a weight w above 0, and s_ij = cos(f_i, f_j) / τ:
 
     - ``log_of_sum``: ℓ_i = 1/\|P(i)\| · [logsumexp_A(i) s_ia − log Σ_P(i) w_ip exp s_ip]   (arXiv 2506.23156)
     - ``mean_of_logs``: ℓ_i = Σ_P(i) w_ip [logsumexp_A(i) s_ia − s_ip] / Σ_P(i) w_ip   (arXiv 2004.11362, eq. 2)
 
-    The loss is τ/τ_b times the mean of ℓ_i over the anchors that have a positive. The others are left out of sum and
-    count; where no anchor has a positive, the loss is 0 with zero gradients. A feature of zeros has cosine 0 with all
-    others and gets no gradient. Autograd computes the gradient of the form, one chunk of anchors at a time and together
-    with the value; it cannot be differentiated again (no gradgradcheck).
+    The loss is τ/τ_b times the mean of ℓ_i over the anchors with a positive. Other anchors do not enter sum or count;
+    if no anchor has a positive, the loss is 0 with zero gradients. A zero feature has cosine 0 with all others and gets
+    no gradient. Autograd computes the gradient of the form per chunk of anchors, together with the value; second
+    derivatives are not supported.
 
     Args:
-        anchors: Features (R, P); they need not be normalised. Computed in at least float32, float64 stays.
-        image_ids: Integers (R,): the image that each anchor shows.
-        keys: Features (M, P) that the anchors are compared with; the anchors themselves by default.
+        anchors: Features (R, P), need not be normalised. Computed in float32, or float64 if given.
+        image_ids: Integers (R,): the image of each anchor.
+        keys: Features (M, P) to compare with; the anchors by default.
         key_image_ids: Integers (M,); required with ``keys``.
-        self_index: Integers (R,): each anchor's own index in ``keys``, −1 for none; that key is left out of A(i) and
-            P(i). By default anchor i is key i where the keys are the anchors, and no key is left out where ``keys``
-            are given.
-        boxes: Floats (R, 4): top, left, height and width of what each anchor shows, as fractions of its image. Only
-            ``positives`` sees them.
-        key_boxes: Floats (M, 4), likewise of the keys; required with ``keys`` and ``boxes``.
+        self_index: Integers (R,): each anchor's own index in ``keys``, −1 for none; that key is excluded from A(i) and
+            P(i). Default: i if the keys are the anchors, −1 if ``keys`` are given.
+        boxes: Floats (R, 4): top, left, height and width of each anchor's view, as fractions of its image. Only used by
+            ``positives``.
+        key_boxes: Floats (M, 4), the same for the keys; required with ``keys`` and ``boxes``.
         temperature: τ > 0 (default of the paper's code).
-        base_temperature: τ_b > 0, which only scales the loss (SupCon's 0.07).
-        form: ``log_of_sum``, ``mean_of_logs``, or a :data:`mlssl.forms.Form`: logits and weights (c, M) of c anchors
-            to their ℓ (c,), each from its own row alone, in plain torch without parameters of its own.
+        base_temperature: τ_b > 0, only scales the loss (SupCon: 0.07).
+        form: ``log_of_sum``, ``mean_of_logs``, or a :data:`mlssl.forms.Form`: logits and weights (c, M) of c anchors to
+            ℓ (c,), row by row, in plain torch without parameters.
         positives: ``same_image``, ``gated(0.3)``, ``by_overlap(1.0)``, or a :data:`mlssl.forms.Positives` that returns
             the weights (c, M) ≥ 0 of the keys.
-        chunk_size: Anchors compared at a time, so that memory grows with ``chunk_size`` × M instead of R × M. Same
-            value and gradient. None: as many as have 2²¹ cosines.
-        reduction: ``mean``, or ``sum_and_count`` for what is divided: over devices, both are summed first.
+        chunk_size: Anchors compared at a time: memory grows with ``chunk_size`` × M instead of R × M, with the same
+            value and gradient. None: chunks of 2²¹ cosines.
+        reduction: ``mean``, or ``sum_and_count`` for its numerator and denominator, to be summed over devices.
 
     Returns:
-        Scalar in at least float32. With ``sum_and_count``: that scalar before the division, and the number of anchors
-        with a positive, an integer scalar without gradient.
+        Scalar in at least float32. With ``sum_and_count``: the sum, and the number of anchors with a positive, an
+        integer scalar without gradient.
 
     Raises:
-        ValueError: On shapes that do not fit, a temperature ≤ 0, an unknown ``form``, ``positives`` or ``reduction``,
-            ``chunk_size`` < 1, a form or positives that return another shape. On the CPU, where no device has to be
-            waited for, also on boxes outside 0–1, weights that are negative or not finite, and a form that returns
-            values that are not finite.
+        ValueError: Shapes do not match, a temperature is ≤ 0, ``form``, ``positives`` or ``reduction`` is unknown,
+            ``chunk_size`` < 1, or a form or positives returns a wrong shape. On the CPU, where checks need no
+            synchronisation, also: boxes lie outside 0–1, weights are negative or not finite, or a form returns values
+            that are not finite.
 
     >>> features = torch.eye(4)
     >>> float(image_aware_contrastive_loss(features, torch.tensor([0, 1, 2, 3])))  # no anchor has a positive
@@ -125,14 +124,14 @@ def negative_cosine_similarity(p: Tensor, z: Tensor) -> Tensor:
     """Negative mean cosine between row i of ``p`` and row i of ``z`` (SimSiam, arXiv 2011.10566, eq. 1).
 
     Args:
-        p: Features (N, P), of the predictor. Computed in at least float32, float64 stays.
-        z: Features (N, P), of the projector. The gradient flows into both; SimSiam's form passes ``z.detach()``.
+        p: Features (N, P) of the predictor. Computed in float32, or float64 if given.
+        z: Features (N, P) of the projector. The gradient flows into both; SimSiam passes ``z.detach()``.
 
     Returns:
         Scalar in −1–1.
 
     Raises:
-        ValueError: If the shapes differ, or there is no row.
+        ValueError: The shapes differ, or there are no rows.
     """
     if p.shape != z.shape or p.ndim != 2 or len(p) == 0:
         raise ValueError(
@@ -142,21 +141,21 @@ def negative_cosine_similarity(p: Tensor, z: Tensor) -> Tensor:
 
 
 class ImageAwareContrastiveLoss(nn.Module):
-    """:func:`image_aware_contrastive_loss` with its settings kept.
+    """:func:`image_aware_contrastive_loss` as a module with fixed settings.
 
     Args:
         temperature: τ > 0.
         base_temperature: τ_b > 0.
         form: Name or function.
         positives: Name or function.
-        chunk_size: Anchors compared at a time; None: as many as have 2²¹ cosines.
+        chunk_size: Anchors compared at a time; None: chunks of 2²¹ cosines.
     """
 
     checks_values = False
-    """Set to True to check values on any device, which waits for it; on the CPU they are always checked."""
+    """Set to True to check values on any device, which synchronises; on the CPU they are always checked."""
 
     group: Any = None
-    """Process group whose keys are compared, see `mlssl.callbacks.CompareWithinGroups`; None: those of all devices."""
+    """Process group whose keys are compared, see `mlssl.callbacks.CompareWithinGroups`; None: all devices."""
 
     def __init__(
         self,
@@ -196,7 +195,7 @@ class NegativeCosineSimilarity(nn.Module):
     """:func:`negative_cosine_similarity` as a module."""
 
     def forward(self, p: Tensor, z: Tensor) -> Tensor:
-        """Two matrices (N, P) to a scalar in −1–1."""
+        """Map two matrices (N, P) to a scalar in −1–1."""
         return negative_cosine_similarity(p, z)
 
 
@@ -209,7 +208,7 @@ class _Settings(NamedTuple):
 
 
 class _Compared(NamedTuple):
-    """What is known of anchors (R) and keys (M) besides their features; self_index is −1 for none."""
+    """Attributes of anchors (R) and keys (M) other than their features; self_index is −1 for none."""
 
     image_ids: Tensor
     key_image_ids: Tensor
@@ -241,13 +240,13 @@ def _image_aware(
         of_same_image = (image_ids[rows, None] == key_image_ids[None, :]) & ~is_self
         weights = positives(cosines, of_same_image, None if boxes is None else boxes[rows], key_boxes)
         check_shape("positives", weights, cosines.shape, "one weight per cosine")
-        weights = weights.to(cosines.dtype).masked_fill(is_self, 0)  # a copy, whatever was returned
+        weights = weights.to(cosines.dtype).masked_fill(is_self, 0)  # always a copy
         if checks_values:
             check_weights(weights, cosines)
         counted = (weights > 0).any(dim=1)
-        left_out = 0 * cosines.sum(dim=1)  # 0, and NaN where a feature is: no gate may hide that
+        left_out = 0 * cosines.sum(dim=1)  # 0, or NaN for a NaN feature, which no gate may hide
         logits = cosines.div_(temperature).masked_fill_(is_self, -math.inf)
-        # Anchors without a positive get equal logits and one positive, where every form has a value and a gradient.
+        # Anchors without a positive get equal logits and one positive, so that every form is finite there.
         logits.masked_fill_(~counted[:, None], 0)
         weights[:, 0] = torch.where(counted, weights[:, 0], 1)
         with torch.set_grad_enabled(with_gradient):
@@ -294,11 +293,13 @@ def _compared(
             f"anchors have shape {tuple(anchors.shape)} and image_ids {tuple(image_ids.shape)}: pass (R, P) and (R,)."
         )
     if (keys is None) != (key_image_ids is None):
-        raise ValueError("keys and key_image_ids belong together: pass both, or neither to compare the anchors alone.")
+        raise ValueError(
+            "keys and key_image_ids belong together: pass both, or neither to compare the anchors with each other."
+        )
     own_index = torch.arange(len(anchors), device=anchors.device)
     if keys is None or key_image_ids is None:
         if key_boxes is not None:
-            raise ValueError("key_boxes belong to keys, which are not given: pass boxes alone, or keys too.")
+            raise ValueError("key_boxes belong to keys, which are not given: pass only boxes, or also keys.")
         key_image_ids, key_boxes = image_ids, boxes
         self_index = own_index if self_index is None else self_index
     else:
@@ -308,7 +309,7 @@ def _compared(
                 f"pass (M, {anchors.shape[1]}) and (M,)."
             )
         if (boxes is None) != (key_boxes is None):
-            raise ValueError("boxes and key_boxes belong together where keys are given: pass both, or neither.")
+            raise ValueError("with keys, boxes and key_boxes belong together: pass both, or neither.")
         self_index = torch.full_like(own_index, -1) if self_index is None else self_index
     if self_index.shape != image_ids.shape:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""metrics.csv: whole at any time, and continued where a run is."""
+"""metrics.csv: intact at any time, and continued on resume."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from mlssl.run_folder import read_rows
 
 
 class MetricsFile(CSVLogger):
-    """Lightning's CSVLogger with ``metrics.csv`` right in a folder, and every row in it as soon as it is logged.
+    """Lightning's CSVLogger, with ``metrics.csv`` directly in a folder and every row written at once.
 
-    A file that is there is continued, where CSVLogger deletes it. On a full disk the rows that were there stay whole.
+    An existing file is continued, not deleted as by CSVLogger. On a full disk existing rows stay intact.
 
     Args:
-        folder: Where ``metrics.csv`` lies.
-        first_step: A resumed run logs from this step on: rows of that step and later, which were logged after the
-            checkpoint that it goes on from, are dropped. None: all rows stay.
+        folder: Folder of ``metrics.csv``.
+        first_step: First step of a resumed run: rows of this and later steps, logged after the checkpoint, are dropped.
+            None: all rows stay.
     """
 
     def __init__(self, folder: str | os.PathLike[str], first_step: int | None = None) -> None:
@@ -35,14 +35,14 @@ class MetricsFile(CSVLogger):
     @property
     @rank_zero_experiment
     def experiment(self) -> ExperimentWriter:
-        """What writes the file."""
+        """The writer of the file."""
         if self._experiment is None:
             self._experiment = _Writer(self.log_dir, self.first_step)
         return self._experiment  # type: ignore[return-value]
 
 
 class _Writer(ExperimentWriter):
-    """Rewrites the file aside where a row brings a new column, and else appends to it."""
+    """Appends rows, and rewrites the file atomically for a new column."""
 
     def __init__(self, log_dir: str, first_step: int | None) -> None:
         self._path = Path(log_dir) / self.NAME_METRICS_FILE
@@ -57,17 +57,17 @@ class _Writer(ExperimentWriter):
             self._rewrite(kept)
 
     def log_hparams(self, params: dict[str, Any]) -> None:
-        """Write hparams.yaml, as Lightning does."""
+        """Write hparams.yaml like Lightning."""
         self.hparams.update(params)
         with written_aside(Path(self.log_dir) / self.NAME_HPARAMS_FILE) as aside:
             save_hparams_to_yaml(str(aside), self.hparams)
 
     def save(self) -> None:
-        """Write the rows that were logged.
+        """Write the logged rows.
 
         Raises:
-            FullDiskError: If there is no space for them; those that were there stay whole.
-            OSError: If they cannot be written otherwise (no permission).
+            FullDiskError: The disk is full; existing rows stay intact.
+            OSError: They cannot be written for another reason (no permission).
         """
         if not self.metrics:
             return
@@ -89,7 +89,7 @@ class _Writer(ExperimentWriter):
             with self._path.open("a", encoding="utf-8", newline="") as file:
                 file.write(text)
         except OSError as error:
-            os.truncate(self._path, size)  # no half row stays
+            os.truncate(self._path, size)  # leave no partial row
             if error.errno in FULL_DISK:
                 raise FullDiskError(error.errno, error.strerror, str(self._path)) from error
             raise

@@ -1,4 +1,4 @@
-"""The method as a LightningModule: backbone, projector and predictor under the pair and the image-aware term."""
+"""The method as a LightningModule: backbone, projector and predictor, trained with pair and image-aware terms."""
 
 from collections.abc import Sequence
 from itertools import permutations
@@ -28,7 +28,7 @@ from mlssl.trainer_optimizer import optimizer_of_run
 
 
 class Embedding(NamedTuple):
-    """What the network gives for N views: backbone features (N, D), projections z and predictions p, both (N, P)."""
+    """Outputs of the network for N views: backbone features (N, D), projections z and predictions p, both (N, P)."""
 
     features: Tensor
     projections: Tensor
@@ -39,8 +39,8 @@ class MultiLabelSSLModule(SafeLoading):
     """Pre-train a backbone on multi-label images (arXiv 2506.23156).
 
     Takes batches of block-wise augmented views, see :class:`mlssl.data.batches.ViewBatch`, and compares every anchor
-    with the keys of all devices. ``.backbone`` is the part to take away. A method of your own overrides ``embed``,
-    ``targets`` or ``terms``, each alone (docs/own_recipe.md).
+    with the keys of all devices. ``.backbone`` is the result of pre-training. A custom method overrides ``embed``,
+    ``targets`` or ``terms`` independently (docs/own_recipe.md).
 
     Args:
         backbone: Any timm name, ``torchvision/<name>``, or a network from normalised images (n, C, H, W) to features
@@ -51,33 +51,32 @@ class MultiLabelSSLModule(SafeLoading):
         base_temperature: τ_b > 0, which scales that term by τ/τ_b (SupCon: 0.07).
         contrastive_weight: Weight ≥ 0 of the image-aware term; the pair term has weight 1 (paper's code: 4).
         stop_gradient: Whether the pair term stops the gradient into z, as SimSiam does and the paper's code does not.
-        branches_together: Whether all branches pass the network at once, with common batch-norm statistics.
+        branches_together: Whether all branches pass the network together, with shared batch-norm statistics.
         form: ``log_of_sum`` (paper), ``mean_of_logs`` (SupCon), or a function, see `image_aware_contrastive_loss`.
         positives: ``same_image``, ``gated(0.3)``, ``by_overlap(1.0)``, or a function that returns weights.
-        chunk_size: Anchors compared at a time, which bounds memory; None: as many as have 16 MB of similarities.
+        chunk_size: Anchors compared at a time, which bounds memory; None: chunks of 2²¹ cosines.
         optimizer: ``sgd`` (paper), or any name of ``timm.optim.list_optimizers()``: ``adamw``, ``lars``, ``muon``, …
         optimizer_kwargs: Further arguments of the optimizer, such as ``{"momentum": 0.95}``.
         base_lr: Learning rate ≥ 0 for 256 views of one branch per step over all devices, scaled linearly (paper: 0.05).
         weight_decay: ≥ 0 (paper: 1e-4).
         layer_decay: Factor in 0–1 of the learning rate per layer towards the input (BEiT: 0.65–0.9); None: one rate.
-        frozen_stages: First stages of the backbone that are held as they are, the stem being the first.
-        frozen_epochs: First epochs that they are held for; 0: the whole run.
+        frozen_stages: Number of frozen first stages of the backbone; the stem is the first.
+        frozen_epochs: Number of epochs to freeze them; 0: the whole run.
         backbone_lr_scale: Factor ≥ 0 of the backbone's learning rate.
         decay_norm_and_bias: False leaves norms and biases out of weight decay.
         warmup_epochs: Epochs ≥ 0, fractions allowed, of linearly rising learning rate (paper: none).
         constant_predictor_lr: Keep the predictor at the peak learning rate, as SimSiam does (its sec. 4).
-        views_at_a_time: Views ≥ 2 of one branch that pass the network at a time, for one more forward pass and less
-            memory: the gradient is that of the whole batch, batch norms see each part alone. None: all at once.
-        views_per_step: Views of one branch per step over all devices, where the train loader does not tell.
-        mean: Of the backbone's input, one number per channel in 0–1; the backbone's own by default.
-        std: Likewise, above 0.
-        channels_last: Keep images and weights channels-last in memory, which is faster for convolutions.
-        compile: Whether training compiles the backbone by ``torch.compile``; names of weights stay.
+        views_at_a_time: Views ≥ 2 of one branch per forward pass, for less memory and one more forward pass: the
+            gradient is that of the whole batch, batch norms use each part's statistics. None: all at once.
+        views_per_step: Views of one branch per step over all devices, if the train loader does not define it.
+        mean: Pixel mean, one number per channel in 0–1; the backbone's default if None.
+        std: Pixel standard deviation, likewise, above 0.
+        channels_last: Use channels-last memory for images and weights, which is faster for convolutions.
+        compile: Whether to train with ``torch.compile`` for the backbone; weight names do not change.
         backbone_kwargs: Passed to ``timm.create_model`` or the torchvision builder: ``pretrained``, ``in_chans``, …
 
     Raises:
-        ValueError: On an unknown backbone, form or optimizer (names the nearest), a width < 1, a temperature ≤ 0 and
-            the like.
+        ValueError: A backbone, form or optimizer is unknown (suggests the nearest), or a number is out of range.
     """
 
     pixel_mean: Tensor
@@ -118,14 +117,14 @@ class MultiLabelSSLModule(SafeLoading):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["backbone"] if isinstance(backbone, nn.Module) else [])
-        plain = {"form": plain_setting(form), "positives": plain_setting(positives)}  # functions do not open as weights
+        plain = {"form": plain_setting(form), "positives": plain_setting(positives)}  # weights_only loads no functions
         self.save_hyperparameters({name: text for name, text in plain.items() if name in self.hparams})
         check_at_least(1, projection_dim=projection_dim, predictor_dim=predictor_dim, views_per_step=views_per_step)
         check_at_least(0, contrastive_weight=contrastive_weight, base_lr=base_lr, weight_decay=weight_decay)
         check_at_least(0, warmup_epochs=warmup_epochs)
         check_at_least(2, views_at_a_time=views_at_a_time)
         check_optimizer(optimizer, optimizer_kwargs or {})
-        # Kept here too, because the hyper-parameters of a subclass are the arguments of its own constructor.
+        # Also stored here, because a subclass's hyper-parameters are its own constructor's arguments.
         self.contrastive_weight, self.stop_gradient = contrastive_weight, stop_gradient
         self.branches_together, self.frozen_epochs = branches_together, frozen_epochs
         self.optimizer_name, self.optimizer_kwargs = optimizer, optimizer_kwargs or {}
@@ -137,7 +136,7 @@ class MultiLabelSSLModule(SafeLoading):
         self.channels_last, self.compiles = channels_last, compile
         self._in_parts = InParts()
 
-        # In this order, so that a seed alone tells the weights that a run starts with.
+        # In this order, so that the seed determines the initial weights.
         self.backbone = build_backbone(backbone, **(backbone_kwargs or {}))
         check_layers(self.backbone, layer_decay, frozen_stages, frozen_epochs, backbone_lr_scale)
         self.frozen = FrozenStages(self.backbone, frozen_stages, frozen_epochs) if frozen_stages else None
@@ -154,7 +153,7 @@ class MultiLabelSSLModule(SafeLoading):
     # ------------------------------------------------------------------ the method
 
     def training_step(self, batch: ViewBatch, batch_idx: int) -> dict[str, Any]:
-        """Take one step on views (B, A, K, C, S, S): embed each branch, and sum the weighted terms."""
+        """Run one step on views (B, A, K, C, S, S): embed each branch and sum the weighted terms."""
         own, base = type(self), MultiLabelSSLModule
         if batch_idx == 0:
             changed = own.terms is not base.terms or own.training_step is not base.training_step
@@ -181,18 +180,18 @@ class MultiLabelSSLModule(SafeLoading):
         return Embedding(features, projections, self.predictor(projections))
 
     def targets(self, embeddings: Sequence[Embedding], batch: ViewBatch) -> list[Tensor]:  # noqa: ARG002
-        """Give what the pair term predicts, a tensor (N, P) per branch: the projections."""
+        """Return the targets of the pair term, one tensor (N, P) per branch: the projections."""
         return [one.projections.detach() if self.stop_gradient else one.projections for one in embeddings]
 
     def terms(self, embeddings: Sequence[Embedding], batch: ViewBatch) -> dict[str, tuple[float, Tensor]]:
-        """Give each term of the loss as (weight, value); the loss is the weighted sum, and each is logged.
+        """Return each term of the loss as (weight, value); the loss is their weighted sum, and each is logged.
 
         Both terms are means over all ordered pairs of branches a ≠ b: the pair term of −cos(p_a, target_b), the
         image-aware term of the loss on the set {p_a, z_b}. For two branches this is the paper's loss.
-        Own terms can use further entries of the batch, such as boxes and local views.
+        Custom terms can use other entries of the batch, such as boxes and local views.
 
         Raises:
-            ValueError: If there is one branch alone.
+            ValueError: There is only one branch.
         """
         if len(embeddings) < 2:
             raise ValueError(
@@ -242,7 +241,7 @@ class MultiLabelSSLModule(SafeLoading):
         """Images (n, C, H, W), uint8 or float in 0–1, to floats normalised by the backbone's mean and std.
 
         Raises:
-            ValueError: If they have another number of channels than the backbone takes.
+            ValueError: The number of channels does not match the backbone.
         """
         check_channels(images, self.pixel_mean.shape[1])
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
@@ -264,7 +263,7 @@ class MultiLabelSSLModule(SafeLoading):
     test_step = validation_step
 
     def predict_step(self, batch: ImageBatch | Tensor, batch_idx: int) -> Tensor:
-        """Features (B, D) of a batch of whole images, given as ``ImageBatch`` or as the images alone."""
+        """Features (B, D) of a batch of whole images, an ``ImageBatch`` or only its images."""
         if not isinstance(batch, Tensor):
             check_images(self.backbone, batch, batch_idx, is_first=self.global_step == 0)
             batch = batch["image"]
@@ -273,28 +272,28 @@ class MultiLabelSSLModule(SafeLoading):
     # ------------------------------------------------------------------ life under a Trainer
 
     def configure_callbacks(self) -> list[L.Callback]:
-        """Watch the loss of every step, and say at the first one what it compares."""
+        """Check the loss of every step, and print a summary at the first one."""
         there = [type(callback) for callback in self.trainer.callbacks]  # type: ignore[attr-defined]
         return [callback for callback in (FiniteLoss(), StepSummary()) if type(callback) not in there]
 
     def on_fit_start(self) -> None:
-        """Compile the backbone where asked for."""
+        """Compile the backbone if requested."""
         if self.compiles:
             self.backbone.compile()
 
     def on_train_epoch_start(self) -> None:
-        """Hold frozen stages, and let them go after ``frozen_epochs``."""
+        """Freeze stages, and unfreeze them after ``frozen_epochs``."""
         if self.frozen is not None:
             self.frozen.begin_epoch(self.current_epoch)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Build the optimizer over every parameter that requires a gradient, and a cosine to 0 over the run."""
+        """Build the optimizer for all parameters that require a gradient, with a cosine schedule to 0."""
         return optimizer_of_run(self)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save plain names of weights, and what rebuilds the backbone."""
+        """Save plain weight names, and the arguments that rebuild the backbone."""
         repair_saved_state(self, checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Find compiled and plain networks under one name, and refuse those of another architecture."""
+        """Match weight names of compiled and plain networks, and refuse another architecture."""
         repair_loaded_state(self, checkpoint)

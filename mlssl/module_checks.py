@@ -1,4 +1,4 @@
-"""Checks of what the module is given: numbers at construction, and a batch on the first step of an epoch."""
+"""Check the module's inputs: numbers at construction, and a batch on the first step of an epoch."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from mlssl.layers import depth_of_parameters
 
 
 def check_at_least(least: int, **settings: float | None) -> None:
-    """Refuse numbers below `least`; None is left alone.
+    """Refuse numbers below `least`; None is accepted.
 
     Raises:
-        ValueError: With the name of the first one.
+        ValueError: Names the first one.
     """
     for name, value in settings.items():
         if value is not None and not value >= least:
@@ -24,11 +24,11 @@ def check_at_least(least: int, **settings: float | None) -> None:
 def check_layers(
     backbone: nn.Module, layer_decay: float | None, frozen_stages: int, frozen_epochs: int, backbone_lr_scale: float
 ) -> None:
-    """Refuse what cannot be asked of a backbone's layers.
+    """Refuse invalid settings of a backbone's layers.
 
     Raises:
-        ValueError: On a factor or number out of its range, on epochs to freeze without stages, and on a decay per layer
-            of a network that does not tell its layers.
+        ValueError: A number is out of range, epochs are given without frozen stages, or a layer decay is given for a
+            network that does not define its layers.
     """
     if layer_decay is not None and not 0 < layer_decay <= 1:
         raise ValueError(
@@ -44,20 +44,20 @@ def check_layers(
 
 
 def check_pixels(mean: list[float], std: list[float]) -> None:
-    """Refuse mean and deviation that do not go together.
+    """Refuse mean and standard deviation that do not match.
 
     Raises:
-        ValueError: If they differ in length, or a deviation is not above 0.
+        ValueError: They differ in length, or a standard deviation is not above 0.
     """
     if len(mean) != len(std) or not min(std) > 0:
         raise ValueError(f"mean={mean} and std={std} do not fit: pass one number per channel in each, std above 0.")
 
 
 def check_channels(images: Tensor, channels: int) -> None:
-    """Refuse images (n, C, H, W) of another number of channels than the backbone takes.
+    """Refuse images (n, C, H, W) whose channels do not match the backbone.
 
     Raises:
-        ValueError: With what to pass instead.
+        ValueError: Names what to pass instead.
     """
     if images.shape[1] != channels:
         raise ValueError(
@@ -68,18 +68,18 @@ def check_channels(images: Tensor, channels: int) -> None:
 
 
 def check_step(backbone: nn.Module, batch: ViewBatch, *, takes_local_views: bool, is_first: bool) -> None:
-    """Refuse a batch that breaks the contract, or that the step cannot learn from.
+    """Refuse a batch that violates the contract or cannot be trained on.
 
     Args:
-        backbone: From normalised images to features.
-        batch: Of one device.
+        backbone: Network from normalised images to features.
+        batch: Batch of one device.
         takes_local_views: Whether the loss uses ``local_views``.
-        is_first: Whether this is the first step of a run, which also checks that the backbone takes the size.
+        is_first: Whether this is the first step of a run, which also checks that the backbone accepts the size.
 
     Raises:
-        TypeError: On another type, see `check_view_batch`.
-        ValueError: On another shape or value, on one image over all devices, on local views that nothing uses, and on
-            views of a size that the backbone does not take.
+        TypeError: An entry has the wrong type, see `check_view_batch`.
+        ValueError: A shape or value is wrong, there is only one image over all devices, local views are not used, or
+            the backbone does not accept the size of the views.
     """
     check_view_batch(batch)
     if len(batch["views"]) * world_size() < 2:
@@ -97,7 +97,7 @@ def check_step(backbone: nn.Module, batch: ViewBatch, *, takes_local_views: bool
 
 
 def check_images(backbone: nn.Module, batch: ImageBatch, batch_idx: int, is_first: bool) -> None:
-    """Check the first batch of whole images of an epoch, and at the first of all that the backbone takes their size.
+    """Check the first batch of whole images of an epoch, and once that the backbone accepts their size.
 
     Raises:
         ValueError: As `check_image_batch` and `check_image_size`.

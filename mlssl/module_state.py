@@ -1,4 +1,4 @@
-"""State of a module in a checkpoint: names of weights without wrappers, and what rebuilds the backbone alone."""
+"""State of a module in a checkpoint: weight names without wrappers, and arguments that rebuild the backbone."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from mlssl.backbones import built_as
 from mlssl.private import trainer_of
 from mlssl.received import OWN_INSTANTIATOR, check_downloads_nothing, check_names_no_code, is_remote
 from mlssl.safe_yaml import read_yaml
-from mlssl.waiting import LONGEST_READ, answer
+from mlssl.waiting import READ_TIMEOUT, call_with_timeout
 from mlssl.weights.checkpoints import BACKBONE_KEY, check_content, load_plain
 
 _HYPER_PARAMETERS = ("hyper_parameters", "hparams", "module_arguments")
-"""Entries of a checkpoint that Lightning takes them from, the last two those of its first releases."""
+"""Entries from which Lightning reads hyper-parameters; the last two are from its first releases."""
 
 _ARCHITECTURE = ("backbone", "backbone_kwargs", "projection_dim", "predictor_dim")
 
@@ -31,15 +31,15 @@ def check_received(
 
     Args:
         source: Path or address of a checkpoint, or an open file.
-        hparams_file: YAML that stands for its hyper-parameters, or None.
-        given: Hyper-parameters that the user gave, which are not looked at.
+        hparams_file: YAML that replaces its hyper-parameters, or None.
+        given: Hyper-parameters passed by the user, which are not checked.
 
     Returns:
-        What Lightning is to open: the path, or an open file at the position where it was.
+        The source for Lightning: the path, or an open file at its original position.
 
     Raises:
-        FileNotFoundError: If no checkpoint stands there.
-        ValueError: If it is refused.
+        FileNotFoundError: The checkpoint does not exist.
+        ValueError: It is refused.
     """
     if isinstance(source, (str, os.PathLike)) and not is_remote(os.fspath(source)):
         content = load_plain(Path(source))
@@ -58,7 +58,7 @@ def check_received(
         if not isinstance(values, dict):
             continue
         if values is not of_file and values.get("_instantiator") == OWN_INSTANTIATOR:
-            del values["_instantiator"]  # by which Lightning would import what text names
+            del values["_instantiator"]  # Lightning would import the named object
             is_changed = True
         asked = {name: value for name, value in values.items() if name not in given}
         check_names_no_code(asked, path)
@@ -74,19 +74,19 @@ def check_received(
 def _fetched(address: str) -> bytes:
     """Bytes of a file at an address."""
     try:
-        file = answer(lambda: fsspec.open(address, "rb").open())
+        file = call_with_timeout(lambda: fsspec.open(address, "rb").open())
         try:
-            return bytes(answer(file.read, seconds=LONGEST_READ))
+            return bytes(call_with_timeout(file.read, seconds=READ_TIMEOUT))
         finally:
             file.close()
     except TimeoutError as error:
         raise OSError(
-            f"cannot read the checkpoint {address!r} ({error}): look at the connection, or fetch the file first"
+            f"cannot read the checkpoint {address!r} ({error}): check the connection, or fetch the file first"
         ) from error
 
 
 def repair_saved_state(module: Any, checkpoint: dict[str, Any]) -> None:
-    """Strip the prefix of torch.compile and arguments that read weights; add the backbone's build and the metrics."""
+    """Strip torch.compile's prefix and arguments that read weights; add the backbone's arguments and the metrics."""
     checkpoint["state_dict"] = {_plain_name(name): value for name, value in checkpoint["state_dict"].items()}
     hparams, origin = checkpoint.get("hyper_parameters", {}), built_as(module.backbone)
     if origin is not None:
@@ -100,10 +100,10 @@ def repair_saved_state(module: Any, checkpoint: dict[str, Any]) -> None:
 
 
 def repair_loaded_state(module: Any, checkpoint: dict[str, Any]) -> None:
-    """Give the weights the names that the module has, compiled or not.
+    """Rename the weights to the module's names, compiled or not.
 
     Raises:
-        ValueError: If the backbone was a network, which has to be passed again, or the architecture is another one.
+        ValueError: The backbone was passed as a network and must be passed again, or the architecture differs.
     """
     own = module.state_dict()
     own_names = {_plain_name(name): name for name in own}
@@ -120,7 +120,8 @@ def repair_loaded_state(module: Any, checkpoint: dict[str, Any]) -> None:
         and BACKBONE_KEY not in checkpoint
     ):
         raise ValueError(
-            "The backbone of this checkpoint was given as a network, which no checkpoint holds: pass the same one, "
+            "The backbone of this checkpoint was passed as a network, which a checkpoint does not contain: pass the "
+            "same one, "
             "MultiLabelSSLModule.load_from_checkpoint(path, backbone=net)."
         )
     if not names_fit or any(name in own and own[name].shape != value.shape for name, value in state.items()):

@@ -1,4 +1,4 @@
-"""What a received file may ask for: plain values that import nothing and download nothing."""
+"""Checks of received files: plain values only, no imports and no downloads."""
 
 from __future__ import annotations
 
@@ -7,30 +7,30 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 OWN_INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"
-"""What LightningCLI itself writes into hyper-parameters; LightningCLI leaves it out when it reads them."""
+"""Written into hyper-parameters by LightningCLI itself, which ignores it when reading them."""
 
 WEIGHTS_TO_READ = frozenset(
     {"pretrained", "checkpoint_path", "cache_dir", "weights", "pretrained_cfg", "pretrained_cfg_overlay"}
 )
-"""Arguments of a backbone that read or download weights; mlssl writes them into no checkpoint and no export."""
+"""Backbone arguments that read or download weights; mlssl never writes them into a checkpoint or an export."""
 
 MAX_DEPTH = 100
 MAX_VALUES = 1_000_000
-"""Of hyper-parameters; a file can share one list many times, and so hold more than fits into memory."""
+"""Maximum number of hyper-parameter values; a file can repeat one list until it exceeds memory."""
 
 _NAMES_OF_CODE = ("_instantiator", "_class_path", "class_path")
 _HUB = ("hf-hub:", "hf_hub:")
 
 
 def check_names_no_code(values: object, source: object) -> None:
-    """Refuse hyper-parameters that name a class or function to import, at any depth, or have no bounded size.
+    """Refuse hyper-parameters that name a class or function to import, at any depth, or are too large.
 
     Args:
         values: Mappings, lists and plain values.
-        source: File they are from, for errors.
+        source: Their file, for errors.
 
     Raises:
-        ValueError: Naming the key, or the bound.
+        ValueError: Names the key or the bound.
     """
     waiting, count = [(values, 0)], 0
     while waiting:
@@ -53,15 +53,15 @@ def check_names_no_code(values: object, source: object) -> None:
 def check_downloads_nothing(values: Mapping[str, Any], source: object) -> None:
     """Refuse values that would cause a network request or read other files.
 
-    These are text that is an address (``https://…``, ``hf-hub:…``), and the arguments `WEIGHTS_TO_READ` in a mapping
-    such as ``backbone_kwargs``.
+    These are addresses (``https://…``, ``hf-hub:…``), and the arguments `WEIGHTS_TO_READ` in a mapping such as
+    ``backbone_kwargs``.
 
     Args:
         values: Name → value.
-        source: File they are from, for errors.
+        source: Their file, for errors.
 
     Raises:
-        ValueError: Naming the value and how to ask for it.
+        ValueError: Names the value and how to pass it explicitly.
     """
     for name, value in values.items():
         asked = next((leaf for leaf in leaves_of(value) if is_remote(leaf)), None)
@@ -75,10 +75,10 @@ def check_downloads_nothing(values: Mapping[str, Any], source: object) -> None:
 
 
 def check_statistics(mean: object, std: object, source: object) -> None:
-    """Refuse pixel statistics that are not lists of finite numbers, std above 0; None is left alone.
+    """Refuse pixel statistics that are not lists of finite numbers, std above 0; None is accepted.
 
     Raises:
-        ValueError: Naming them.
+        ValueError: Names them.
     """
     for name, numbers in (("mean", mean), ("std", std)):
         if numbers is None:
@@ -92,7 +92,7 @@ def check_statistics(mean: object, std: object, source: object) -> None:
 
 
 def is_remote(value: object) -> bool:
-    """Whether it is text that names something on the network.
+    """Whether a value is a network address.
 
     >>> [is_remote(text) for text in ("hf-hub:timm/resnet18", "s3://bucket/photos", "reference::x", "resnet18", 3)]
     [True, True, True, False, False]
@@ -101,7 +101,7 @@ def is_remote(value: object) -> bool:
 
 
 def leaves_of(value: object) -> Iterator[object]:
-    """All that is in mappings, lists and tuples, and is none itself."""
+    """All leaf values in nested mappings, lists and tuples."""
     if isinstance(value, (Mapping, list, tuple)):
         for one in inside(value):
             yield from leaves_of(one)
@@ -110,7 +110,7 @@ def leaves_of(value: object) -> Iterator[object]:
 
 
 def inside(value: object) -> Iterator[object]:
-    """Values of a mapping, items of a list; nothing of anything else."""
+    """Values of a mapping or items of a list; empty for anything else."""
     if isinstance(value, Mapping):
         yield from value.values()
     elif isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""A large batch in little memory: the network sees a part at a time, once for the loss and once for the gradient."""
+"""Large batches in little memory: embed in parts, once for the loss and once more for the gradient."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ Rows = TypeVar("Rows", bound=tuple[Any, ...])
 
 
 def in_parts(network: nn.Module, embed: Callable[[Tensor], Rows], views: Tensor, most: int | None) -> Rows:
-    """Embed views part by part, and keep nothing but the embeddings until the backward pass, which embeds them again.
+    """Embed views part by part and keep only the embeddings; the backward pass embeds the views again.
 
-    The gradient is that of the whole batch, as by GradCache (L. Gao et al., arXiv 2101.06983), for one more forward
-    pass. Batch norms take the statistics of each part; the second time they leave their running statistics alone.
+    The gradient is that of the whole batch, like GradCache (L. Gao et al., arXiv 2101.06983), for one more forward
+    pass. Batch norms use the statistics of each part; the second pass does not update their running statistics.
 
     Args:
-        network: What `embed` goes through.
-        embed: From views (n, …) to embeddings, a named tuple of (n, …).
+        network: Network used by `embed`.
+        embed: Function from views (n, …) to embeddings, a named tuple of (n, …).
         views: (N, …), N ≥ 1.
-        most: Views ≥ 1 of a part; the parts differ by one view at most. None, or as many as there are: all at once.
+        most: Views ≥ 1 per part; part sizes differ by at most one. None, or at least N: all at once.
 
     Returns:
         The embeddings (N, …).

@@ -1,4 +1,4 @@
-"""What the folder of a run holds: its config, its last checkpoint and its metrics."""
+"""Read a run folder: its config, last checkpoint and metrics."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     """Settings of a run, from its config.yaml.
 
     Raises:
-        FileNotFoundError: If there is no such folder or file.
-        ValueError: If it is not the config of a run, or is cut off.
+        FileNotFoundError: The folder or file does not exist.
+        ValueError: It is not the config of a run, or is truncated.
     """
     path = folder / "config.yaml"
     if not folder.is_dir():
@@ -43,10 +43,10 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def checked_config(path: Path) -> dict[str, Any]:
-    """Content of the config.yaml of a run.
+    """Content of a run's config.yaml.
 
     Raises:
-        ValueError: If it is none, or was cut off.
+        ValueError: It is not a run's config, or is truncated.
     """
     config = read_yaml(path)
     if not isinstance(config, dict) or not {"seed_everything", "model", "data", "trainer"} <= config.keys():
@@ -65,10 +65,10 @@ def checked_config(path: Path) -> dict[str, Any]:
 
 
 def last_checkpoint(folder: Path) -> Path:
-    """``checkpoints/last.ckpt`` of a run, or the latest where there is none of that name.
+    """``checkpoints/last.ckpt`` of a run, or else its latest checkpoint.
 
     Raises:
-        FileNotFoundError: If there is no checkpoint.
+        FileNotFoundError: There is no checkpoint.
     """
     found = sorted((folder / "checkpoints").glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
     last = [path for path in found if path.name == "last.ckpt"]
@@ -78,19 +78,20 @@ def last_checkpoint(folder: Path) -> Path:
 
 
 def checkpoint_at(path: Path) -> Path:
-    """The last checkpoint where the path is the folder of a run, and otherwise the path itself.
+    """The last checkpoint of a run folder, or the path itself if it is not one.
 
     Raises:
-        FileNotFoundError: If the run has not saved a checkpoint.
+        FileNotFoundError: The run has not saved a checkpoint.
     """
-    return last_checkpoint(path) if (path / "checkpoints").is_dir() else path
+    is_run = (path / "checkpoints").is_dir() or (path / "config.yaml").is_file()
+    return last_checkpoint(path) if is_run else path
 
 
 def resumable_run(folder: str | os.PathLike[str]) -> tuple[Path, Path]:
-    """Config and last checkpoint of a run that is to go on in its own folder.
+    """Config and last checkpoint of a run to resume in its own folder.
 
     Raises:
-        FileNotFoundError: If there is no such folder, or it lacks one of the two.
+        FileNotFoundError: The folder does not exist, or lacks one of the two.
     """
     folder = Path(folder)
     config, checkpoint = folder / "config.yaml", folder / "checkpoints" / "last.ckpt"
@@ -99,19 +100,19 @@ def resumable_run(folder: str | os.PathLike[str]) -> tuple[Path, Path]:
     for file in (config, checkpoint):
         if not file.is_file():
             raise FileNotFoundError(
-                f"{folder} cannot go on, it has no {file.relative_to(folder)}: pass the folder of a run that "
+                f"{folder} cannot be resumed, it has no {file.relative_to(folder)}: pass the folder of a run that "
                 "saved a checkpoint, or start it again."
             )
     return config, checkpoint
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of ``metrics.csv`` as text by column, "" where a row has no value; none where there is no file.
+    """Rows of ``metrics.csv`` as text by column, "" for missing values; empty if the file does not exist.
 
-    A last row that was cut off, which therefore ends without a line break, is dropped with a warning.
+    A truncated last row, without a line break, is dropped with a warning.
 
     Raises:
-        ValueError: If it is not the log of a run; names the file and the line.
+        ValueError: It is not the log of a run; names the file and the line.
     """
     if not path.exists():
         return []
@@ -130,14 +131,14 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         raise ValueError(f"{path} is not the log of a run, its columns are {', '.join(names):.80}: {_REMEDY}")
     for number, row in enumerate(rows, start=1):
         if not (row["step"].isascii() and row["step"].isdigit() and len(row["step"]) < 19):
-            raise ValueError(f"{path}, row {number}: step is {row['step']!r:.80}, which is no number: {_REMEDY}")
+            raise ValueError(f"{path}, row {number}: step is {row['step']!r:.80}, which is not a number: {_REMEDY}")
     return rows
 
 
 _MOST = 1e15
 """Epochs."""
 
-_REMEDY = "put the file back as it was, or remove it to go on without what was logged"
+_REMEDY = "restore the file, or remove it to continue without the logged values"
 
 
 def _number(row: dict[str, Any], name: str, path: Path, number: int) -> float:
@@ -145,11 +146,11 @@ def _number(row: dict[str, Any], name: str, path: Path, number: int) -> float:
         value = float(row[name])
         if name != "epoch" or abs(value) < _MOST:
             return value
-    raise ValueError(f"{path}, row {number}: {name} is {row[name]!r:.80}, which is no number: {_REMEDY}")
+    raise ValueError(f"{path}, row {number}: {name} is {row[name]!r:.80}, which is not a number: {_REMEDY}")
 
 
 def read_log(folder: str | os.PathLike[str]) -> dict[str, Log]:
-    """Every quantity in a run's ``metrics.csv``, rows without a value left out; none where there is no file.
+    """Every quantity in a run's ``metrics.csv`` without missing values; empty if the file does not exist.
 
     Raises:
         ValueError: As `read_rows`.

@@ -25,6 +25,7 @@ from mlssl.callbacks import (
     RandomState,
     RepresentationLogger,
     RunBar,
+    RunRecord,
     RunTime,
     SmallMaps,
     Throughput,
@@ -288,6 +289,7 @@ def _with_defaults(folder: Path, given: list[Callback], settings: dict[str, Any]
         RandomState(),
         RepresentationLogger(),
         RunTime(),
+        RunRecord(),
     ]
     if settings.get("enable_checkpointing") is not False:
         defaults.append(_saver(folder / "checkpoints", given))

@@ -1,4 +1,4 @@
-"""Loading of a checkpoint that runs no code and downloads nothing."""
+"""Load checkpoints without running code or downloading."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import lightning as L
 from mlssl.module_state import check_received
 
 _class_method: Any = type(vars(L.LightningModule)["load_from_checkpoint"])
-"""Lightning's kind of class method, which raises TypeError where it is called on an instance."""
+"""Class method that, like Lightning's, raises TypeError if called on an instance."""
 
 
 class SafeLoading(L.LightningModule):
-    """A LightningModule whose ``load_from_checkpoint`` looks at a file before Lightning does."""
+    """A LightningModule whose ``load_from_checkpoint`` checks the file first."""
 
     @_class_method  # type: ignore[untyped-decorator]
     def load_from_checkpoint(
@@ -25,11 +25,11 @@ class SafeLoading(L.LightningModule):
         weights_only: bool | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Load as Lightning does; unless ``weights_only=False``, nothing in the file runs code or is downloaded.
+        """Load like Lightning; unless ``weights_only=False``, no code in the file runs and nothing is downloaded.
 
         Raises:
-            FileNotFoundError: If no checkpoint stands there.
-            ValueError: If it is damaged, holds pickled objects, or its hyper-parameters name code or a download.
+            FileNotFoundError: The checkpoint does not exist.
+            ValueError: It is damaged, contains pickled objects, or its hyper-parameters name code or a download.
         """
         weights_only = weights_only is not False
         if weights_only:

@@ -1,4 +1,4 @@
-"""The one reader of YAML: plain values, of a bounded depth and a bounded size once aliases are followed."""
+"""The only YAML reader: plain values, with bounded depth and bounded size after alias expansion."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import Any
 import yaml
 
 MAX_DEPTH = 100
-"""Of lists and mappings in each other."""
+"""Maximum nesting of lists and mappings."""
 
 MAX_SIZE = 10_000_000
-"""Entries and characters, each counted as often as aliases repeat it."""
+"""Maximum number of entries and characters, with alias repetitions."""
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def read_yaml(path: Path) -> Any:
-    """Plain values of a file.
+    """Read plain values from a file.
 
     Raises:
-        ValueError: If it is not text, not YAML, nested too deeply or too large; names the file, and the line if known.
-        OSError: If it cannot be read.
+        ValueError: It is not text, not YAML, nested too deeply or too large; names the file, and the line if known.
+        OSError: It cannot be read.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -31,11 +31,11 @@ def read_yaml(path: Path) -> Any:
 
 
 def parse_yaml(text: str, source: str) -> Any:
-    """Plain values of a text.
+    """Parse plain values from a text.
 
     Args:
-        text: YAML, of which JSON is a part.
-        source: Where it is from, for errors.
+        text: YAML, which includes JSON.
+        source: Its origin, for errors.
 
     Raises:
         ValueError: As `read_yaml`.
@@ -45,21 +45,21 @@ def parse_yaml(text: str, source: str) -> Any:
         return yaml.load(text, Loader=_LOADER)
     except _TooLargeError as error:
         raise ValueError(f"{source}, {error}") from None
-    except Exception as error:  # a value such as !!bool x makes the loader raise almost anything
-        said = " ".join(str(error).split())
+    except Exception as error:  # the loader raises almost anything for values such as !!bool x
+        reason = " ".join(str(error).split())
         kind = "" if isinstance(error, yaml.YAMLError) else f"{type(error).__name__} "
-        raise ValueError(f"{source} cannot be read as YAML: {kind}{said}") from None
+        raise ValueError(f"{source} cannot be read as YAML: {kind}{reason}") from None
 
 
 def check_yaml_size(text: str, source: str) -> None:
-    """Refuse a text that another reader would build something too large of; one that is no YAML is left to it.
+    """Refuse a text that would expand too much in another reader; that reader handles invalid YAML.
 
     Args:
         text: YAML.
-        source: Where it is from, for errors.
+        source: Its origin, for errors.
 
     Raises:
-        ValueError: If it is nested too deeply or too large; names the line.
+        ValueError: It is nested too deeply or too large; names the line.
     """
     try:
         _check_size(text)
@@ -70,11 +70,11 @@ def check_yaml_size(text: str, source: str) -> None:
 
 
 class _TooLargeError(Exception):
-    """What is more than the limits, after the line."""
+    """The text exceeds a limit; the message names the line."""
 
 
 def _check_size(text: str) -> None:
-    """Count what the text would grow to, by its events, of which nothing is built."""
+    """Count the expanded size of a text from its events, without building values."""
     sizes: dict[str, int] = {}
     open_nodes: list[tuple[str | None, int]] = []  # anchor, and the size before it
     size = 0
@@ -82,7 +82,7 @@ def _check_size(text: str) -> None:
         anchor = getattr(event, "anchor", None)
         line = event.start_mark.line + 1
         if isinstance(event, yaml.AliasEvent):
-            if anchor not in sizes:  # the loader names one that is undefined
+            if anchor not in sizes:  # the loader reports undefined ones
                 if any(anchor == one for one, _ in open_nodes):
                     raise _TooLargeError(f"line {line}: {anchor!r} contains itself: write the values out.")
                 continue
@@ -102,6 +102,6 @@ def _check_size(text: str) -> None:
                 sizes[anchor] = size - before
         if size > MAX_SIZE:
             raise _TooLargeError(
-                f"line {line}: more than {MAX_SIZE:,} entries and characters once its aliases are followed: "
+                f"line {line}: more than {MAX_SIZE:,} entries and characters after alias expansion: "
                 "write a smaller file, with fewer aliases."
             )

@@ -1,4 +1,4 @@
-"""How long the library waits for a server that says nothing, and what it says then."""
+"""Timeouts for servers that do not answer, and their error."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from typing import Any, TypeVar
 TIMEOUT = 60.0
 """Seconds for a server to answer."""
 
-LONGEST_READ = 600.0
-"""Seconds for a whole file, as the loader waits for a batch."""
+READ_TIMEOUT = 600.0
+"""Seconds for a whole file; equal to the loader's timeout for a batch."""
 
 T = TypeVar("T")
 
 
-def answer(function: Callable[..., T], *arguments: Any, seconds: float | None = None, **named: Any) -> T:
-    """What a function gives that asks a server, whatever library it asks by.
+def call_with_timeout(function: Callable[..., T], *arguments: Any, seconds: float | None = None, **named: Any) -> T:
+    """Call a function that contacts a server, and raise if it takes too long.
 
-    It runs in a thread, which is left behind where it does not end.
+    It runs in a thread, which is abandoned if it does not end.
 
     Args:
-        function: To be called.
-        *arguments: Of the function.
-        seconds: To wait, `TIMEOUT` by default.
-        **named: Further arguments of the function.
+        function: Function to call.
+        *arguments: Arguments of the function.
+        seconds: Timeout, `TIMEOUT` by default.
+        **named: Keyword arguments of the function.
 
     Raises:
-        TimeoutError: If it takes longer.
+        TimeoutError: It takes longer.
     """
     seconds = TIMEOUT if seconds is None else seconds
     ended: list[tuple[bool, Any]] = []
@@ -37,7 +37,7 @@ def answer(function: Callable[..., T], *arguments: Any, seconds: float | None = 
     def call() -> None:
         try:
             ended.append((True, function(*arguments, **named)))
-        except BaseException as error:  # which is raised where the answer is waited for
+        except BaseException as error:  # re-raised by the waiting thread
             ended.append((False, error))
 
     thread = threading.Thread(target=call, name="mlssl-answer", daemon=True)
@@ -54,7 +54,7 @@ def answer(function: Callable[..., T], *arguments: Any, seconds: float | None = 
 
 @contextmanager
 def downloads_end() -> Iterator[None]:
-    """Have downloads end whose server sends nothing for `TIMEOUT`, where the library that asks sets no time itself."""
+    """Set a default socket timeout of `TIMEOUT` for downloads by libraries that set none."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT if before is None else before)
     try:

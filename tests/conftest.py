@@ -31,11 +31,15 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what takes minutes, unless it is asked for."""
-    if "thorough" not in config.getoption("markexpr"):
-        left_out = [item for item in items if item.get_closest_marker("thorough")]
-        config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if item not in left_out]
+    """Leave out slow and thorough tests unless `-m` names their marker."""
+    asked = config.getoption("markexpr")
+
+    def is_left_out(item: pytest.Item) -> bool:
+        markers = [name for name in ("thorough", "slow") if item.get_closest_marker(name)]
+        return bool(markers) and markers[0] not in asked  # a slow test may have a thorough case
+
+    config.hook.pytest_deselected(items=[item for item in items if is_left_out(item)])
+    items[:] = [item for item in items if not is_left_out(item)]
 
 
 @pytest.fixture(scope="session")

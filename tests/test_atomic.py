@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Atomic file writes."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_previous_file_is_replaced(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left")])
-def test_a_failing_write_leaves_the_previous_file_and_nothing_aside(error: BaseException, tmp_path: Path) -> None:
+def test_a_failing_write_leaves_the_previous_file_and_no_temporary_file(error: BaseException, tmp_path: Path) -> None:
     path = tmp_path / "numbers.txt"
     path.write_text("old")
 
@@ -78,7 +78,7 @@ def test_a_failing_flush_counts_as_a_failing_write(tmp_path: Path, monkeypatch: 
     with (
         pytest.raises(
             OSError,
-            match=r"No space left on device: '.*numbers.txt': nothing new was kept, and a file that",
+            match=r"No space left on device: '.*numbers.txt': nothing new was kept, and an existing file",
         ),
         written_aside(tmp_path / "numbers.txt") as aside,
     ):
@@ -98,7 +98,7 @@ def test_the_error_of_another_file_keeps_its_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="file size limits are POSIX's")
-def test_a_real_write_past_the_space_there_is_names_the_file(tmp_path: Path) -> None:
+def test_a_real_write_to_a_full_disk_names_the_file(tmp_path: Path) -> None:
     (tmp_path / "big.bin").write_text("old")
     limited = ALONE + (
         "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
@@ -112,7 +112,7 @@ def test_a_real_write_past_the_space_there_is_names_the_file(tmp_path: Path) -> 
     assert names(tmp_path) == ["big.bin"]
 
 
-def test_a_process_killed_at_any_time_leaves_a_whole_file(tmp_path: Path) -> None:
+def test_a_process_killed_at_any_time_leaves_a_complete_file(tmp_path: Path) -> None:
     path = tmp_path / "numbers.bin"
     endless = ALONE + (
         "import itertools\n"
@@ -160,7 +160,7 @@ def test_files_of_the_same_name_are_replaced_only_when_asked_and_then_all_or_non
     assert (tmp_path / "b.txt").read_text() == "new"
 
 
-def test_a_folder_that_was_made_for_files_goes_when_they_fail(tmp_path: Path) -> None:
+def test_a_created_folder_is_removed_on_failure(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no"):
         write_files(tmp_path / "new", {"a.txt": "a"}, fail=True)
     assert names(tmp_path) == []
@@ -233,10 +233,10 @@ def fail(error: Exception, path: Path, aside: Path | None = None) -> None:
 @pytest.mark.parametrize(
     ("number", "kind", "advice"),
     [
-        (errno.ENOSPC, FullDiskError, "file that stood there is whole; free some space"),
-        (errno.EDQUOT, FullDiskError, "file that stood there is whole; free some space"),
-        (errno.EROFS, NotWritableError, "nothing was changed; choose another place, or see to its permissions"),
-        (errno.EACCES, NotWritableError, "nothing was changed; choose another place, or see to its permissions"),
+        (errno.ENOSPC, FullDiskError, "an existing file is intact; free some space"),
+        (errno.EDQUOT, FullDiskError, "an existing file is intact; free some space"),
+        (errno.EROFS, NotWritableError, "nothing was changed; choose another path, or check its permissions"),
+        (errno.EACCES, NotWritableError, "nothing was changed; choose another path, or check its permissions"),
     ],
 )
 def test_errors_name_the_file_of_the_user_and_what_to_do(
@@ -246,19 +246,19 @@ def test_errors_name_the_file_of_the_user_and_what_to_do(
         fail(OSError(number, os.strerror(number), given), Path("/a/x.txt"), Path("/a/.x.0.txt"))
 
 
-def test_errors_of_files_in_a_folder_aside_name_those_of_the_folder() -> None:
+def test_errors_in_a_temporary_folder_name_the_final_files() -> None:
     with pytest.raises(FullDiskError, match=r"'/a/exports/x\.pth'"):
         fail(OSError(errno.ENOSPC, "No space left", "/a/exports/.0/x.pth"), Path("/a/exports"), Path("/a/exports/.0"))
 
 
-def test_a_full_disk_in_the_words_of_safetensors_is_one() -> None:
+def test_a_full_disk_reported_by_safetensors_is_recognised() -> None:
     with pytest.raises(FullDiskError, match=r"No space left on device: '/a/x\.safetensors'"):
         fail(Exception("I/O error: No space left on device (os error 28)"), Path("/a/x.safetensors"))
     with pytest.raises(ValueError, match="another"):
         fail(ValueError("another"), Path("/a/x.safetensors"))
 
 
-def test_another_file_without_permission_and_an_error_without_a_number_stay_as_they_are() -> None:
+def test_errors_of_other_files_and_errors_without_a_number_are_not_changed() -> None:
     with pytest.raises(PermissionError, match=r"'/b/y\.txt'$"):
         fail(OSError(errno.EACCES, "Permission denied", "/b/y.txt"), Path("/a/x.txt"))
     with pytest.raises(OSError, match=r"^in words$"):
@@ -266,9 +266,7 @@ def test_another_file_without_permission_and_an_error_without_a_number_stay_as_t
 
 
 @pytest.mark.parametrize("block", [written_aside, files_written_aside, folder_written_aside])
-def test_a_place_where_nothing_can_be_made_is_named(
-    block: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unwritable_path_is_named(block: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def read_only(self: Path, *_: Any, **__: Any) -> None:
         raise OSError(errno.EROFS, "Read-only file system", str(self))
 

@@ -1,4 +1,4 @@
-"""Backbones: built by name or given, published weights read where asked, their width, pixels and poolings."""
+"""Backbones: built by name or given, published weights, width, pixel statistics and pooling."""
 
 from __future__ import annotations
 
@@ -66,21 +66,21 @@ def test_any_name_gives_features_of_its_width(name: str, kwargs: dict[str, Any],
     assert network.eval()(images()).shape == (2, width)
 
 
-def test_a_module_is_returned_as_it_is() -> None:
+def test_a_module_is_returned_unchanged() -> None:
     network = nn.Sequential(nn.Conv2d(3, 5, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     assert build_backbone(network) is network
     assert feature_width(network) == 5
     assert built_as(network) is None
 
 
-def test_no_argument_goes_with_a_module() -> None:
+def test_arguments_with_a_module_are_refused() -> None:
     with pytest.raises(
         TypeError, match="The backbone is a GivesMaps already, so in_chans, pretrained cannot be passed"
     ):
         build_backbone(GivesMaps(), pretrained=True, in_chans=1)
 
 
-def test_something_else_than_a_name_or_a_module_is_refused() -> None:
+def test_anything_but_a_name_or_a_module_is_refused() -> None:
     with pytest.raises(TypeError, match=r"backbone=18 was given: pass a timm name, 'torchvision/<name>' or an nn\.Mod"):
         build_backbone(18)  # type: ignore[arg-type]
 
@@ -94,19 +94,19 @@ def test_something_else_than_a_name_or_a_module_is_refused() -> None:
         ("resnet-50", "'resnet50'"),
     ],
 )
-def test_an_unknown_name_offers_the_nearest(name: str, suggestion: str) -> None:
+def test_an_unknown_name_suggests_the_nearest(name: str, suggestion: str) -> None:
     with pytest.raises(ValueError, match=f"Unknown backbone '{name}': did you mean .*{suggestion}.*timm.list_models"):
         build_backbone(name)
 
 
-def test_a_name_like_no_other_offers_none() -> None:
+def test_a_name_unlike_any_other_gets_no_suggestion() -> None:
     with pytest.raises(ValueError, match=r"Unknown backbone 'ÄÖÜ': type a name from timm\.list_models\(\)"):
         build_backbone("ÄÖÜ")
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "torchvision/resnet18"])
-def test_arguments_that_make_no_backbone_are_refused(name: str) -> None:
-    with pytest.raises(ValueError, match="num_classes was given, and a backbone gives features"):
+def test_invalid_arguments_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="num_classes was given, and a backbone has no classifier"):
         build_backbone(name, num_classes=10)
     with pytest.raises(TypeError, match=f"Backbone '{name}' does not take 'colour': leave it out"):
         build_backbone(name, colour="red")
@@ -121,7 +121,7 @@ def test_type_errors_from_inside_a_library_are_not_hidden(name: str) -> None:
 def test_torchvision_networks_without_one_linear_classifier_are_refused() -> None:
     with pytest.raises(ValueError, match="'torchvision/squeezenet1_1' does not end in a linear classifier"):
         build_backbone("torchvision/squeezenet1_1")
-    with pytest.raises(ValueError, match=r"'torchvision/googlenet' gives auxiliary scores .* pass aux_logits=False"):
+    with pytest.raises(ValueError, match=r"'torchvision/googlenet' returns auxiliary scores .* pass aux_logits=False"):
         build_backbone("torchvision/googlenet", init_weights=False)
 
 
@@ -149,7 +149,7 @@ def test_transformers_average_their_patch_tokens() -> None:
     torch.testing.assert_close(network(images()), network.fc_norm(tokens[:, 1:].mean(1)))
 
 
-def test_ones_own_arguments_of_a_transformer_win() -> None:
+def test_given_arguments_of_a_transformer_take_precedence() -> None:
     network = shaken(build_backbone("test_vit", global_pool="token", dynamic_img_size=False))
     assert image_shape(network) == (3, 160, 160)
     torch.testing.assert_close(network(images(160)), network.forward_features(images(160))[:, 0])
@@ -172,7 +172,7 @@ def test_pretrained_weights_of_timm_are_loaded(name: str, tmp_path: Path) -> Non
     torch.testing.assert_close(network(images()), expected)
 
 
-def test_a_pretrained_transformer_keeps_its_norm_in_front_of_the_average(tmp_path: Path) -> None:
+def test_a_pretrained_transformer_keeps_its_norm_before_the_average(tmp_path: Path) -> None:
     published = shaken(timm.create_model("test_vit"))
     overlay = {"file": saved(published, tmp_path / "weights.pth")}
     network = build_backbone("test_vit", pretrained=True, pretrained_cfg_overlay=overlay).eval()
@@ -259,10 +259,10 @@ def test_a_network_remembers_what_it_was_built_as(name: str, kwargs: dict[str, A
     assert built_as(build_backbone(name, **kwargs)) == (name, arguments)
 
 
-# ---------------------------------------------------------------------- what is known of a network
+# ---------------------------------------------------------------------- attributes of a network
 
 
-def test_finding_the_width_leaves_the_network_as_it_was() -> None:
+def test_finding_the_width_does_not_change_the_network() -> None:
     network = build_backbone("test_resnet").train()
     network.bn1.eval()
     before = {name: value.clone() for name, value in network.state_dict().items()}
@@ -275,7 +275,7 @@ def test_finding_the_width_leaves_the_network_as_it_was() -> None:
 
 
 class Returns(nn.Module):
-    """Gives what it was made with, for any image."""
+    """Returns a fixed output for any image."""
 
     def __init__(self, output: object) -> None:
         super().__init__()
@@ -295,7 +295,7 @@ class Returns(nn.Module):
         (nn.Linear(7, 5), r"Linear runs on none of the blank images \[\(3, 64, 64\), \(3, 224, 224\)\]"),
     ],
 )
-def test_networks_that_give_no_features_are_refused(network: nn.Module, message: str) -> None:
+def test_networks_without_features_are_refused(network: nn.Module, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         feature_width(network)
 
@@ -336,7 +336,7 @@ def test_other_poolings_of_a_resnet_are_those_of_its_last_map(name: str) -> None
     torch.testing.assert_close(both, (last_maps[0].amax((2, 3)) + last_maps[0].mean((2, 3))) / 2)
 
 
-def test_what_follows_the_pooling_follows_other_poolings_too() -> None:
+def test_layers_after_the_pooling_also_follow_other_poolings() -> None:
     convnext, vit = shaken(build_backbone("test_convnext")), shaken(build_backbone("test_vit"))
     largest = convnext.forward_features(images()).amax((2, 3))
     expected = convnext.head.norm(largest[:, :, None, None]).flatten(1)
@@ -345,14 +345,14 @@ def test_what_follows_the_pooling_follows_other_poolings_too() -> None:
     torch.testing.assert_close(pooled_features(vit, images(), "max"), vit.fc_norm(patches.amax(1)))
 
 
-def test_channels_last_maps_are_pooled_over_places() -> None:
+def test_channels_last_maps_are_pooled_over_positions() -> None:
     network = shaken(build_backbone("swin_tiny_patch4_window7_224", **TINY_SWIN))
     maps = network.forward_features(images())
     assert maps.shape == (2, 8, 8, 24)
     torch.testing.assert_close(pooled_features(network, images(), "max"), maps.amax((1, 2)))
 
 
-def test_a_compiled_network_is_pooled_like_itself() -> None:
+def test_a_compiled_network_is_pooled_like_the_plain_one() -> None:
     network = shaken(build_backbone("test_resnet"))
     expected = pooled_features(network, images(), "avgmax")
     torch.testing.assert_close(pooled_features(torch.compile(network), images(), "avgmax"), expected)
@@ -363,8 +363,10 @@ def test_an_unknown_pooling_is_refused() -> None:
         pooled_features(build_backbone("test_resnet"), images(), "median")  # type: ignore[arg-type]
 
 
-def test_a_last_map_that_cannot_be_reached_is_said() -> None:
-    with pytest.raises(ValueError, match="pooling='max' needs the last feature map, which cannot be reached in GivesM"):
+def test_an_inaccessible_last_map_is_reported() -> None:
+    with pytest.raises(
+        ValueError, match="pooling='max' needs the last feature map, which cannot be accessed in GivesM"
+    ):
         pooled_features(GivesMaps(), images(), "max")
     by_token = build_backbone("test_vit", global_pool="token")
     with pytest.raises(ValueError, match=r"gives shape \(2, 17, 64\) with global_pool='token': use pooling='avg'"):

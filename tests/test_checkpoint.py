@@ -1,4 +1,4 @@
-"""Checkpoints under a Trainer: whole or not there, and opened without running code."""
+"""Checkpoints under a Trainer: atomic, and opened without running code."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_a_run_stops_and_resumes_from_its_checkpoints(tmp_path: Path) -> None:
     assert file_names(tmp_path / "checkpoints") == ["epoch=2.ckpt", "last.ckpt"]
 
 
-def test_a_full_disk_leaves_the_previous_checkpoint_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_the_previous_checkpoint_intact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "checkpoints"
     trainer(tmp_path).fit(BoringModel())
     before = {name: (folder / name).read_bytes() for name in file_names(folder)}
@@ -79,7 +79,7 @@ def test_a_checkpoint_that_cannot_be_pickled_leaves_the_previous_one(tmp_path: P
 
 
 @pytest.mark.slow
-def test_a_process_killed_while_it_saves_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
+def test_a_process_killed_while_saving_leaves_a_complete_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
     endless = (
         "import itertools, torch; from mlssl.checkpoint import AtomicCheckpointIO\n"
@@ -108,7 +108,7 @@ def test_pickled_code_is_refused_unless_asked_for(tmp_path: Path) -> None:
     assert AtomicCheckpointIO().load_checkpoint(path, weights_only=False)["code"] is os.getcwd
 
 
-def test_a_missing_checkpoint_is_said(tmp_path: Path) -> None:
+def test_a_missing_checkpoint_is_reported(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"Checkpoint file not found: .*last\.ckpt"):
         AtomicCheckpointIO().load_checkpoint(tmp_path / "last.ckpt")
 
@@ -158,7 +158,7 @@ def ending(folder: Path) -> L.Trainer:
 
 
 @pytest.mark.parametrize("error", [RuntimeError("out of memory"), SystemExit(1)])
-def test_a_run_that_fails_saves_the_steps_it_has_done(error: BaseException, tmp_path: Path) -> None:
+def test_a_failing_run_saves_its_completed_steps(error: BaseException, tmp_path: Path) -> None:
     with pytest.raises(type(error)):
         ending(tmp_path).fit(Fails(error))
     assert AtomicCheckpointIO().load_checkpoint(tmp_path / "last.ckpt")["global_step"] == 3
@@ -166,13 +166,13 @@ def test_a_run_that_fails_saves_the_steps_it_has_done(error: BaseException, tmp_
         ending(tmp_path).fit(Fails(), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
 
 
-def test_nothing_is_saved_after_a_number_that_is_not_finite(tmp_path: Path) -> None:
+def test_nothing_is_saved_after_a_loss_that_is_not_finite(tmp_path: Path) -> None:
     with pytest.raises(FloatingPointError):
         ending(tmp_path).fit(Fails(FloatingPointError("nan")))
     assert file_names(tmp_path) == []
 
 
-def test_a_module_that_refuses_to_be_saved_does_not_hide_why_the_run_ended(tmp_path: Path) -> None:
+def test_a_failing_save_does_not_hide_why_the_run_ended(tmp_path: Path) -> None:
     class Refuses(Fails):
         def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
             raise FloatingPointError("The loss is nan")
@@ -202,7 +202,7 @@ def test_a_run_that_cannot_be_restored_leaves_its_checkpoint_alone(tmp_path: Pat
     assert (tmp_path / "last.ckpt").read_bytes() == before
 
 
-def test_a_full_disk_at_the_end_is_said_beside_the_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_at_the_end_is_reported_with_the_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "write_bytes", fill_the_disk)
     with pytest.warns(match="could not be saved .*No space left"), pytest.raises(RuntimeError, match="out of memory"):
         ending(tmp_path).fit(Fails(RuntimeError("out of memory")))
@@ -210,7 +210,7 @@ def test_a_full_disk_at_the_end_is_said_beside_the_error(tmp_path: Path, monkeyp
 
 
 @pytest.mark.filterwarnings("ignore:.*your dataloader is not resumable")
-def test_a_folder_that_was_moved_goes_on_in_last_ckpt_and_a_new_run_leaves_it(tmp_path: Path) -> None:
+def test_a_moved_folder_continues_in_last_ckpt_and_a_new_run_does_not_change_it(tmp_path: Path) -> None:
     ending(tmp_path / "here").fit(BoringModel())
     (tmp_path / "here").rename(tmp_path / "there")
     last = tmp_path / "there" / "last.ckpt"

@@ -1,4 +1,4 @@
-"""What crosses devices: one process alone, and two or four that must say what one process with the whole batch says."""
+"""Communication between processes: one process, and two or four that must equal one with the whole batch."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def own_part(rows: Tensor) -> Tensor:
     return rows[rank() * size : (rank() + 1) * size]
 
 
-def test_one_process_keeps_everything_as_it_is() -> None:
+def test_one_process_changes_nothing() -> None:
     rows = torch.ones(3, 2, requires_grad=True)
     assert (rank(), world_size()) == (0, 1)
     assert gather_with_gradient(rows) is rows
@@ -84,7 +84,7 @@ def test_rows_of_all_processes_are_stacked_in_order_of_rank(number: int, process
 
 
 def gradient_of_weighted_sum(weights: Tensor) -> Tensor:
-    """Every process says something else of every row: process r weighs row i by (r + 1) · weights[i]."""
+    """Each process weights every row differently: process r weights row i by (r + 1) · weights[i]."""
     own = own_part(features()).clone().requires_grad_()
     ((rank() + 1) * weights[:, None] * gather_with_gradient(own) ** 2).sum().backward()
     assert own.grad is not None
@@ -92,7 +92,7 @@ def gradient_of_weighted_sum(weights: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("number", [2, 4])
-def test_gradient_is_what_all_processes_say_of_a_row(number: int, processes: Processes) -> None:
+def test_the_gradient_of_a_row_is_summed_over_processes(number: int, processes: Processes) -> None:
     weights = torch.arange(1.0, ROWS + 1, dtype=torch.float64)
     gradient = torch.cat(processes.run(gradient_of_weighted_sum, weights, processes=number))
     torch.testing.assert_close(gradient, number * (number + 1) / 2 * weights[:, None] * 2 * features())
@@ -114,7 +114,7 @@ def loss_and_gradient(settings: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]
 
 @pytest.mark.parametrize("number", [2, 4])
 @pytest.mark.parametrize("settings", FORMS.values(), ids=FORMS)
-def test_shares_of_the_loss_add_up_to_that_of_one_process_and_so_does_the_gradient(
+def test_losses_and_gradients_of_processes_sum_to_those_of_one_process(
     settings: dict[str, Any], number: int, processes: Processes
 ) -> None:
     whole = features().requires_grad_()
@@ -127,7 +127,7 @@ def test_shares_of_the_loss_add_up_to_that_of_one_process_and_so_does_the_gradie
 
 
 def fails_on(place: int) -> None:
-    dist.barrier()  # so that nobody is still looking for the one that fails
+    dist.barrier()  # so that no process still waits for the failing one
     if rank() == place:
         raise RuntimeError("one process alone fails")
 
@@ -136,7 +136,7 @@ def own_words() -> list[dict[str, int]]:
     return gather_objects({"rank": rank()})
 
 
-def test_words_of_all_processes_are_listed_in_order_of_rank(processes: Processes) -> None:
+def test_objects_of_all_processes_are_gathered_in_rank_order(processes: Processes) -> None:
     assert processes.run(own_words) == [[{"rank": 0}, {"rank": 1}]] * 2
 
 
@@ -149,7 +149,7 @@ def found_on_two_devices(folder: str, settings: dict[str, Any]) -> str | dict[st
     return {name: [path.name for path in paths] for name, paths in data.skipped_images.items()}
 
 
-def test_each_process_checks_its_share_and_all_know_what_was_found(processes: Processes, tmp_path: Path) -> None:
+def test_each_process_checks_its_share_and_all_get_the_results(processes: Processes, tmp_path: Path) -> None:
     for index in range(5):
         Image.new("RGB", (8, 8)).save(tmp_path / f"{index}.png")
     (tmp_path / "1.png").write_text("no image")

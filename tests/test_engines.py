@@ -181,6 +181,7 @@ def write_shards(whole: Path, folder: Path) -> None:
         torch.save(checkpoint, folder / "meta.pt")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled, unavailable or uninitialized")
 def test_a_checkpoint_in_shards_of_two_processes_is_exported_and_becomes_one_file(
     tmp_path: Path, processes: Processes, monkeypatch: pytest.MonkeyPatch

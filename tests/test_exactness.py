@@ -1,4 +1,4 @@
-"""Several devices compute what one would: loss, every gradient, weights after twenty steps; and what they send."""
+"""Several devices equal one: loss, every gradient, weights after twenty steps; and what they send."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mlssl.data.readers.synthetic import synthetic_scenes
 from mlssl.distributed import rank, world_size
 from mlssl.module import MultiLabelSSLModule
 
-# A step outside a Trainer has nobody to log to, and Lightning says so.
+# Outside a Trainer a step cannot log, and Lightning warns.
 pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log")
 
 IMAGES, K, P, S = 4, 3, 16, 32
@@ -84,7 +84,7 @@ def own_share() -> Any:
 
 
 def steps(backbone: str, dtype: torch.dtype) -> list[tuple[Tensor, dict[str, Tensor]]]:
-    """Loss and gradients under each of the settings, under DDP where there are several processes."""
+    """Loss and gradients for each setting, with DDP for several processes."""
     results = []
     for settings in SETTINGS:
         module = Frozen(backbone, **settings).to(dtype).train()
@@ -112,7 +112,7 @@ def test_loss_and_every_gradient_are_those_of_one_device(
             assert gradient.norm() > 0, name
             for result in results:
                 difference = (result[place][1][name] - gradient).norm() / gradient.norm()
-                # timm resizes the position embedding in float32, whatever the network is in.
+                # timm resizes the position embedding in float32, for any dtype of the network.
                 most = max(TOLERANCE[dtype], 2e-8 if name.endswith("pos_embed") else 0)
                 assert difference <= most, f"{name} differs by {difference:.1e} under {SETTINGS[place]}"
 
@@ -127,7 +127,7 @@ def weights_after_20_steps(backbone: str, folder: Path) -> dict[str, Tensor]:
         size=S,
         num_workers=0,
     )
-    os.environ["LOCAL_RANK"] = str(rank())  # tells Lightning that somebody else started the processes
+    os.environ["LOCAL_RANK"] = str(rank())  # Lightning must not start the processes itself
     try:
         trainer = L.Trainer(
             accelerator="cpu",

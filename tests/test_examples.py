@@ -105,6 +105,7 @@ def test_a_recipe_of_ones_own_is_short_and_takes_no_private_name(name):
     assert [one for one in names if one.startswith("_") and not one.endswith("__")] == []
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The number of training batches")
 @pytest.mark.parametrize(
     ("name", "printed"),
@@ -123,6 +124,7 @@ def test_a_form_a_pipeline_and_positives_of_ones_own_train(name, printed, photog
     assert math.isfinite(float(re.search(r"loss (-?\d+\.\d+)", last)[1]))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The number of training batches")
 def test_a_momentum_teacher_is_trained_probed_exported_and_resumed(photographs, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -198,6 +200,7 @@ def test_own_images_train_from_a_folder_and_from_a_manifest(source, photographs,
     assert list(tmp_path.glob("runs/own_images/exports/backbone.safetensors"))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The number of training batches")
 def test_a_run_is_logged_to_weights_and_biases_offline(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

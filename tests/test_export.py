@@ -1,4 +1,4 @@
-"""Exports: the same features after loading in the library they are for, whole files or none, safe sources."""
+"""Exports: the same features in the target library, complete files or none, safe sources."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from mlssl.module import MultiLabelSSLModule
 
 
 class OwnNetwork(nn.Module):
-    """Two convolutions of one tied weight that does not lie in order, and features (n, 4)."""
+    """Two convolutions with one tied, non-contiguous weight, and features (n, 4)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ def header(path: Path) -> dict[str, str]:
 
 
 def what(path: Path) -> dict[str, str]:
-    """The header, but for what only a checkpoint or a Trainer tells."""
+    """The header without the training history of a checkpoint or Trainer."""
     return {name: value for name, value in header(path).items() if name not in ("steps", "model", "data", "metrics")}
 
 
@@ -111,7 +111,7 @@ def file_names(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "resnet18", "test_convnext", "torchvision/resnet18"])
-def test_a_timm_export_loads_by_timms_own_call(name: str, tmp_path: Path) -> None:
+def test_a_timm_export_loads_with_timms_call(name: str, tmp_path: Path) -> None:
     source = trained(build_backbone(name))
     path = tmp_path / "backbone.safetensors"
     export_backbone(source, path)
@@ -119,7 +119,7 @@ def test_a_timm_export_loads_by_timms_own_call(name: str, tmp_path: Path) -> Non
     assert_same_features(loaded, source)
 
 
-def test_a_timm_export_of_a_transformer_loads_by_timms_own_call_with_its_pooling(tmp_path: Path) -> None:
+def test_a_timm_export_of_a_transformer_loads_with_timms_call_and_its_pooling(tmp_path: Path) -> None:
     source = trained(build_backbone("test_vit"))
     path = tmp_path / "backbone.safetensors"
     export_backbone(source, path)
@@ -127,6 +127,7 @@ def test_a_timm_export_of_a_transformer_loads_by_timms_own_call_with_its_pooling
     assert_same_features(loaded, source, side=160)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "torchvision/resnet18", "resnet18.a1_in1k"])
 def test_a_torchvision_export_loads_strictly_once_fc_is_the_identity(name: str, tmp_path: Path) -> None:
     source = trained(build_backbone(name))
@@ -138,6 +139,7 @@ def test_a_torchvision_export_loads_strictly_once_fc_is_the_identity(name: str, 
     assert_same_features(loaded, source)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "kwargs", "format"),
     [
@@ -166,21 +168,21 @@ def test_the_reported_lines_load_the_same_network(
     )
 
 
-def test_a_network_of_ones_own_is_exported_by_its_names(tmp_path: Path) -> None:
+def test_a_custom_network_is_exported_under_its_names(tmp_path: Path) -> None:
     source = trained(OwnNetwork())
     report = export_backbone(source, tmp_path / "own.safetensors", format=None)
     assert report.format == "safetensors"
     assert_same_features(loaded_by(report.check, OwnNetwork()), source)
 
 
-def test_a_bare_timm_network_carries_its_name(tmp_path: Path) -> None:
+def test_a_bare_timm_network_knows_its_name(tmp_path: Path) -> None:
     source = trained(timm.create_model("test_vit", num_classes=0))
     export_backbone(source, tmp_path / "backbone.safetensors", "timm")
     loaded = timm.create_model("test_vit", num_classes=0, checkpoint_path=tmp_path / "backbone.safetensors")
     assert_same_features(loaded, source, side=160)
 
 
-def test_a_report_is_taken_for_its_path(tmp_path: Path) -> None:
+def test_a_report_is_path_like(tmp_path: Path) -> None:
     report = export_backbone(trained(OwnNetwork()), tmp_path / "new" / "own.safetensors", "safetensors")
     assert Path(report) == report.path == tmp_path / "new" / "own.safetensors"
     with open(report, "rb") as file:  # noqa: PTH123
@@ -190,6 +192,7 @@ def test_a_report_is_taken_for_its_path(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------- sources
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["test_resnet", "torchvision/shufflenet_v2_x0_5", "test_vit"])
 def test_checkpoint_and_module_and_backbone_give_one_file(name: str, tmp_path: Path) -> None:
     module = trained_module(name)
@@ -217,7 +220,7 @@ def test_prefixes_of_compile_and_ddp_are_stripped(old: str, new: str, tmp_path: 
     assert_same_features(loaded_by(report.check), module.backbone)
 
 
-def test_a_compiled_backbone_is_exported_like_itself(tmp_path: Path) -> None:
+def test_a_compiled_backbone_is_exported_like_the_plain_one(tmp_path: Path) -> None:
     module = trained_module()
     plain = module.backbone
     module.backbone = torch.compile(plain)
@@ -227,7 +230,7 @@ def test_a_compiled_backbone_is_exported_like_itself(tmp_path: Path) -> None:
         assert_same_features(loaded_by(report.check), plain)
 
 
-def test_the_source_and_all_random_states_stay_as_they_were(tmp_path: Path) -> None:
+def test_the_source_and_all_random_states_do_not_change(tmp_path: Path) -> None:
     module = trained_module().to(torch.bfloat16).train()
     module.backbone.bn1.eval()
     module.backbone.conv1[0].weight.requires_grad_(False)
@@ -244,7 +247,7 @@ def test_the_source_and_all_random_states_stay_as_they_were(tmp_path: Path) -> N
     assert (random.getstate(), np.random.get_state()[1].tolist()) == states[1:]  # noqa: NPY002
 
 
-def test_exports_hold_contiguous_float32(tmp_path: Path) -> None:
+def test_exports_contain_contiguous_float32(tmp_path: Path) -> None:
     module = trained_module().to(torch.bfloat16)
     export_backbone(module, tmp_path / "backbone.safetensors")
     tensors = safetensors.torch.load_file(tmp_path / "backbone.safetensors")
@@ -254,7 +257,7 @@ def test_exports_hold_contiguous_float32(tmp_path: Path) -> None:
     assert all(value.is_contiguous() for value in torch.load(tmp_path / "backbone.pth", weights_only=True).values())
 
 
-def test_the_header_says_how_to_use_the_backbone(tmp_path: Path) -> None:
+def test_the_header_describes_how_to_use_the_backbone(tmp_path: Path) -> None:
     module = trained_module("test_resnet", backbone_kwargs={"in_chans": 1}, mean=[0.3], std=[0.1])
     checkpoint = written_checkpoint(module, tmp_path / "last.ckpt")
     headers = []
@@ -315,6 +318,7 @@ def test_the_best_fitting_format_is_found(name: str, kwargs: dict[str, Any], for
     assert fitting_format(build_backbone(name, **kwargs)) == format
 
 
+@pytest.mark.slow
 def test_without_a_format_the_suffix_decides(tmp_path: Path) -> None:
     timm_resnet, torchvision_resnet = build_backbone("resnet18"), build_backbone("torchvision/resnet18")
     assert export_backbone(timm_resnet, tmp_path / "a.pth", None).format == "torchvision"
@@ -323,25 +327,27 @@ def test_without_a_format_the_suffix_decides(tmp_path: Path) -> None:
     assert export_backbone(torchvision_resnet, tmp_path / "b.safetensors", None).format == "timm"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("network", "format", "message"),
     [
         (
             OwnNetwork(),
             "timm",
-            "This network cannot be exported, format 'timm' cannot hold it: it was not built by name",
+            "This network cannot be exported, format 'timm' does not support it: it was not built by name",
         ),
         (
             "test_vit",
             "torchvision",
-            "torchvision does not build it .*Formats that hold it: 'timm', 'safetensors', 'timm-dir', 'onnx', 'torch",
+            "torchvision does not build it .*Formats that support it: 'timm', 'safetensors', 'timm-dir', 'onnx', "
+            "'torch",
         ),
         ("torchvision/shufflenet_v2_x0_5", "timm", "timm does not build it"),
         ("mobilenetv3_small_100", "torchvision", "torchvision does not build it"),
-        ("torchvision/convnext_tiny", "timm", "timm builds it with weights of other names or shapes"),
+        ("torchvision/convnext_tiny", "timm", "timm builds it with other weight names or shapes"),
     ],
 )
-def test_an_architecture_that_a_format_cannot_hold_is_said(
+def test_an_unsupported_architecture_is_reported(
     network: str | nn.Module, format: str, message: str, tmp_path: Path
 ) -> None:
     backbone = build_backbone(network)
@@ -361,22 +367,22 @@ def test_an_architecture_that_a_format_cannot_hold_is_said(
     ],
 )
 def test_a_suffix_of_another_format_is_refused(name: str, format: str | None, suffixes: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=f"{name} does not end in {suffixes}, by which its format is known"):
+    with pytest.raises(ValueError, match=f"{name} does not end in {suffixes}, which selects the format"):
         export_backbone(build_backbone("test_resnet"), tmp_path / name, format)
 
 
 def test_metadata_needs_a_file_with_a_header(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"backbone\.pth will hold tensors alone: leave metadata out"):
+    with pytest.raises(ValueError, match=r"backbone\.pth can only contain tensors: leave metadata out"):
         export_backbone(build_backbone("resnet18"), tmp_path / "backbone.pth", None, metadata={"licence": "CC0"})
 
 
 # ---------------------------------------------------------------------- whole and right, or not there
 
 
-def test_a_network_that_was_changed_since_it_was_built_is_found_out(tmp_path: Path) -> None:
+def test_a_network_changed_after_construction_is_detected(tmp_path: Path) -> None:
     network = trained(build_backbone("test_resnet"))
     network.act1 = nn.Sigmoid()
-    with pytest.raises(ValueError, match=r"The 'timm' export gives features that differ by .* and was not kept"):
+    with pytest.raises(ValueError, match=r"The features of the 'timm' export differ by .* and the file was not kept"):
         export_backbone(network, tmp_path / "backbone.safetensors")
     assert file_names(tmp_path) == []
     assert export_backbone(network, tmp_path / "backbone.safetensors", "safetensors").max_difference == 0
@@ -407,8 +413,9 @@ def test_an_existing_file_is_replaced_only_when_asked(tmp_path: Path) -> None:
     assert safetensors.torch.load_file(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["timm", "torchvision", "detectron2"])
-def test_a_full_disk_leaves_the_previous_file_whole(
+def test_a_full_disk_leaves_the_previous_file_intact(
     format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network = build_backbone("resnet18")
@@ -445,7 +452,7 @@ def test_a_checkpoint_with_pickled_code_is_refused_and_runs_none(tmp_path: Path)
     path = tmp_path / "evil.ckpt"
     state = {f"backbone.{name}": value for name, value in OwnNetwork().state_dict().items()}
     torch.save({"state_dict": state, "hyper_parameters": {"backbone": Payload(tmp_path / "ran")}}, path)
-    with pytest.raises(ValueError, match=r"evil\.ckpt holds pickled Python objects, which could run any code"):
+    with pytest.raises(ValueError, match=r"evil\.ckpt contains pickled Python objects, which could run any code"):
         export_backbone(path, tmp_path / "backbone.safetensors")
     assert file_names(tmp_path) == ["evil.ckpt"]
 
@@ -460,8 +467,8 @@ def test_a_file_that_is_not_a_checkpoint_is_refused(content: str, tmp_path: Path
         export_backbone(path, tmp_path / "backbone.safetensors")
 
 
-def test_a_checkpoint_that_is_not_there_is_said(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=f"No checkpoint stands at {tmp_path / 'missing.ckpt'}"):
+def test_a_missing_checkpoint_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=f"There is no checkpoint at {tmp_path / 'missing.ckpt'}"):
         export_backbone(tmp_path / "missing.ckpt", tmp_path / "backbone.safetensors")
 
 
@@ -470,11 +477,11 @@ def test_a_checkpoint_that_is_not_there_is_said(tmp_path: Path) -> None:
 )
 def test_a_checkpoint_without_a_backbone_is_refused(content: object, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "last.ckpt")
-    with pytest.raises(ValueError, match=r"holds no backbone, its state_dict has no 'backbone\.…' entries"):
+    with pytest.raises(ValueError, match=r"has no weights of backbone, its state_dict has no 'backbone\.…' entries"):
         export_backbone(tmp_path / "last.ckpt", tmp_path / "backbone.safetensors")
 
 
-def test_a_checkpoint_whose_backbone_was_a_network_says_how_to_load_it(tmp_path: Path) -> None:
+def test_a_checkpoint_whose_backbone_was_a_network_explains_how_to_load_it(tmp_path: Path) -> None:
     module = trained_module(OwnNetwork())
     path = written_checkpoint(module, tmp_path / "last.ckpt")
     with pytest.raises(ValueError, match=r"does not name its backbone.*_from_checkpoint\(path, backbone=net\), and"):

@@ -23,7 +23,7 @@ from mlssl.callbacks import CollapseMonitor, FiniteLoss, OnlineKNN, OnlineLinear
 from mlssl.evaluation.features import image_features
 from mlssl.evaluation.neighbors import _nearest_in_piece
 from mlssl.optim import build_optimizer
-from mlssl.weights.sources import open_source
+from mlssl.weights.sources import open_network
 
 B, A, K, S, CLASSES = 4, 2, 4, 32, 5
 
@@ -109,6 +109,7 @@ def bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
 # ---------------------------------------------------------------------- steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", STEPS.values(), ids=STEPS)
 def test_a_step_with_its_gradients_waits_for_nothing(settings: dict[str, Any]) -> None:
     with on_fake("meta", **settings) as (module, batch, to_host):
@@ -252,6 +253,6 @@ def test_an_export_takes_a_copy_on_the_host(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(FakeTensorMode, "__deepcopy__", lambda mode, _: mode, raising=False)
     with on_fake("cuda") as (module, _, _):
         monkeypatch.setattr(nn.Module, "to", lambda part, *to, **_: to_fake(part, to[0]) if to else part)
-        copy = open_source(module.backbone).plain_copy().backbone
+        copy = open_network(module.backbone).plain_copy().backbone
         assert {value.device.type for value in copy.state_dict().values()} == {"cpu"}
         assert {value.device.type for value in module.state_dict().values()} == {"cuda"}

@@ -1,4 +1,4 @@
-"""The last feature map: its mean is the features where nothing but an average follows it."""
+"""The last feature map: its mean equals the features if only an average follows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_the_mean_of_a_residual_networks_map_is_its_features(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "patch"), [("test_vit", 16), ("test_convnext", 32)])
-def test_what_follows_the_pooling_is_applied_at_each_place(name: str, patch: int) -> None:
+def test_layers_after_the_pooling_are_applied_at_each_position(name: str, patch: int) -> None:
     network = build_backbone(name).eval()
     images = torch.rand(2, 3, 64, 96)
     with torch.no_grad():
@@ -30,7 +30,7 @@ def test_what_follows_the_pooling_is_applied_at_each_place(name: str, patch: int
     torch.testing.assert_close(places.mean(1), torch.zeros_like(places[:, 0]), atol=1e-4, rtol=0)  # of a fresh norm
 
 
-def test_a_patch_is_where_it_lies_in_the_image() -> None:
+def test_a_patch_has_its_position_in_the_image() -> None:
     network = build_backbone("test_resnet").eval()
     blank, marked = torch.zeros(1, 3, 320, 320), torch.zeros(1, 3, 320, 320)
     marked[:, :, :40, 280:] = 5.0
@@ -44,16 +44,16 @@ def test_a_patch_is_where_it_lies_in_the_image() -> None:
     [
         (
             nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()),
-            "map of Sequential cannot be reached: give a backbone of timm",
+            "map of Sequential cannot be accessed: pass a timm backbone",
         ),
         (
             build_backbone("test_vit", global_pool="token"),
-            "cannot be reached, it gives shape .* with global_pool='token'",
+            "cannot be accessed, it gives shape .* with global_pool='token'",
         ),
         (build_backbone("torchvision/mobilenet_v3_small"), "has 576 channels and its features 1024"),
     ],
 )
-def test_a_map_that_cannot_be_reached_is_said(network: nn.Module, message: str) -> None:
+def test_an_inaccessible_map_is_reported(network: nn.Module, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         feature_map(network.eval(), torch.zeros(1, 3, 160, 160))
 
@@ -61,5 +61,5 @@ def test_a_map_that_cannot_be_reached_is_said(network: nn.Module, message: str) 
 def test_patches_on_no_known_grid_are_refused() -> None:
     network = build_backbone("test_vit").eval()
     network.patch_embed.patch_size = (10, 10)
-    with pytest.raises(ValueError, match="The 100 patches of VisionTransformer are on no grid that is known"):
+    with pytest.raises(ValueError, match="The 100 patches of VisionTransformer do not form a known grid"):
         feature_map(network, torch.zeros(1, 3, 160, 160))

@@ -75,7 +75,7 @@ def test_the_text_of_positives_gives_the_positives_back(value: Any) -> None:
     ],
 )
 @pytest.mark.parametrize(("argument", "of"), [("form", form_of), ("positives", positives_of)])
-def test_of_a_custom_function_the_text_is_its_import_path_which_is_not_imported(
+def test_the_text_of_a_custom_function_is_its_import_path_and_never_imported(
     value: Any, path: str, argument: str, of: Callable[..., Any]
 ) -> None:
     assert plain_setting(value) == f"custom {path}"
@@ -126,6 +126,6 @@ def test_autograd_gives_the_gradient_of_a_form(form: Any) -> None:
     torch.autograd.gradcheck(lambda values: form(values, weights), logits)
 
 
-def test_weights_of_a_form_count_relative_to_each_other_alone_where_they_are_averaged() -> None:
+def test_only_relative_weights_matter_in_an_averaging_form() -> None:
     logits, weights = torch.randn(3, 5), torch.tensor([[1.0, 2.0, 0.0, 0.0, 0.0]]).expand(3, 5)
     torch.testing.assert_close(mean_of_logs(logits, 7 * weights), mean_of_logs(logits, weights))

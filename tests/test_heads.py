@@ -43,7 +43,7 @@ def test_predictor_has_the_layers_of_the_method() -> None:
     ]
 
 
-def test_heads_map_features_to_the_widths_asked_for() -> None:
+def test_heads_map_features_to_the_requested_widths() -> None:
     f = torch.randn(5, 7, generator=torch.Generator().manual_seed(0), requires_grad=True)
     z = projector(7, 11)(f)
     p = predictor(11, 3)(z)

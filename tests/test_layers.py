@@ -1,4 +1,4 @@
-"""Layers of a backbone: rates by depth against timm's own groups, and stages that are held as they are."""
+"""Layers of a backbone: rates by depth against timm's groups, and frozen stages."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_convnext"])
-def test_rates_rise_with_depth_as_timms_own_groups_have_them(name: str) -> None:
+def test_rates_rise_with_depth_as_in_timms_groups(name: str) -> None:
     with_head = timm.create_model(name, num_classes=3)
     expected = {
         id(parameter): group["lr_scale"]
@@ -50,7 +50,7 @@ def test_the_stem_is_the_first_stage(stages: int, frozen: str, free: str) -> Non
     assert not any(name.startswith(free) for name in names)
 
 
-def test_only_what_is_frozen_altogether_leaves_training_mode() -> None:
+def test_only_fully_frozen_parts_leave_training_mode() -> None:
     backbone = build_backbone("test_resnet").train()
     held = FrozenStages(backbone, 2, epochs=1)
     held.begin_epoch(0)
@@ -98,7 +98,7 @@ class Watch(L.Callback):
         self.changed.append(tuple(not torch.equal(a, b) for a, b in zip(self.before, now, strict=True)))
 
 
-def test_frozen_stages_stay_as_they_are_for_the_first_epochs_or_the_whole_run(tmp_path: Path) -> None:
+def test_frozen_stages_do_not_change_for_the_first_epochs_or_the_whole_run(tmp_path: Path) -> None:
     for settings, expected in (
         ({"frozen_epochs": 1}, [(False, False, True), (True, True, True)]),
         ({}, [(False, False, True), (False, False, True)]),
@@ -127,11 +127,11 @@ def test_in_a_plain_loop_stages_frozen_for_the_whole_run_keep_their_statistics()
         ("test_resnet", {"backbone_lr_scale": -0.1}, "backbone_lr_scale=-0.1 was given"),
         ("test_resnet", {"frozen_epochs": 2}, "frozen_epochs=2 was given, and no stage is frozen: pass frozen_stages"),
         ("test_resnet", {"frozen_stages": 9}, "frozen_stages=9 was given, and ResNet has 5: pass fewer"),
-        ("torchvision/resnet18", {"layer_decay": 0.5}, "ResNet does not tell its layers: give a backbone of timm"),
-        (own_network(), {"frozen_stages": 1}, "Sequential does not tell its layers"),
+        ("torchvision/resnet18", {"layer_decay": 0.5}, "ResNet does not define its layers: pass a timm backbone"),
+        (own_network(), {"frozen_stages": 1}, "Sequential does not define its layers"),
     ],
 )
-def test_what_cannot_be_asked_of_layers_is_refused(backbone: str | nn.Module, settings: dict, message: str) -> None:
+def test_invalid_layer_settings_are_refused(backbone: str | nn.Module, settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         small(backbone, **settings)
 

@@ -1,4 +1,4 @@
-"""Locks: one process at a time, and none left behind by a dead one."""
+"""Locks: one process at a time, and no lock left by a dead one."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_the_second_is_refused_with_host_and_process_of_the_first(tmp_path: Path
             pass
 
 
-def test_the_second_waits_and_says_for_whom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_second_waits_and_names_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / ".lock"
     with holder(path) as process:
         tries = []
@@ -98,7 +98,7 @@ def test_a_lock_can_be_taken_again_and_again_also_after_an_error(tmp_path: Path)
         assert not path.exists()
 
 
-def test_a_lock_file_without_its_content_is_no_other_error(tmp_path: Path) -> None:
+def test_a_lock_file_without_content_causes_no_other_error(tmp_path: Path) -> None:
     path = tmp_path / ".lock"
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -128,7 +128,7 @@ def failing(number: int) -> Any:
     return fail
 
 
-def test_a_file_system_without_locks_is_said_and_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_system_without_locks_is_used_with_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fcntl, "flock", failing(errno.EOPNOTSUPP))
     with (
         pytest.warns(match=r"cannot be locked \(.*\): make sure that no other process writes to it"),

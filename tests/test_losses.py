@@ -1,4 +1,4 @@
-"""Both terms against slow loops written from docs/method.md, their degenerate cases and their refusals."""
+"""Both terms against slow loops from docs/method.md, their degenerate cases and errors."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_value_and_gradients_are_those_of_the_slow_loop(
 
 
 @every_form
-def test_keys_that_are_the_anchors_themselves_give_the_gradient_of_both_roles(settings: dict[str, Any]) -> None:
+def test_keys_that_are_the_anchors_get_the_gradient_of_both_roles(settings: dict[str, Any]) -> None:
     features, ids = drawn(6), torch.tensor([0, 0, 1, 1, 1, 2])
     as_keys = image_aware_contrastive_loss(features, ids, features, ids, self_index=torch.arange(6), **settings)
     alone = image_aware_contrastive_loss(features, ids, **settings)
@@ -153,7 +153,7 @@ def test_defaults_are_the_numbers_of_the_method() -> None:
     torch.testing.assert_close(ImageAwareContrastiveLoss()(features, ids), given, rtol=0, atol=0)
 
 
-def test_numbers_worked_out_by_hand() -> None:
+def test_values_computed_by_hand() -> None:
     features = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
     ids = torch.tensor([0, 0, 1])
     loss = image_aware_contrastive_loss(features, ids, temperature=0.5, base_temperature=0.25)
@@ -161,7 +161,7 @@ def test_numbers_worked_out_by_hand() -> None:
 
 
 @every_form
-def test_length_of_a_feature_changes_nothing(settings: dict[str, Any]) -> None:
+def test_the_norm_of_a_feature_does_not_matter(settings: dict[str, Any]) -> None:
     features, ids = drawn(8).detach(), torch.arange(4).repeat_interleave(2)
     scaled = features * torch.linspace(0.1, 9, 8, dtype=torch.float64)[:, None]
     torch.testing.assert_close(
@@ -170,7 +170,7 @@ def test_length_of_a_feature_changes_nothing(settings: dict[str, Any]) -> None:
 
 
 @every_form
-def test_order_of_anchors_and_names_of_images_change_nothing(settings: dict[str, Any]) -> None:
+def test_the_order_of_anchors_and_the_values_of_ids_do_not_matter(settings: dict[str, Any]) -> None:
     features, ids = drawn(8).detach(), torch.tensor([0, 0, 1, 1, 1, 2, 2, 3])
     order = torch.randperm(8, generator=torch.Generator().manual_seed(3))
     torch.testing.assert_close(
@@ -191,7 +191,7 @@ def test_gate_counts_only_the_positives_that_pass() -> None:
 
 
 @pytest.mark.parametrize("positives", ["same_image", "gated(0.3)"])
-def test_anchors_are_counted_alike_in_chunks(positives: str) -> None:
+def test_chunks_have_the_same_count_of_anchors(positives: str) -> None:
     features, ids = drawn(9), torch.tensor([0, 1, 2, 3, 3, 3, 4, 4, 2])
     sizes = (None, 1, 4, 9, 50)
     assert len({count_of(features, ids, positives=positives, chunk_size=size) for size in sizes}) == 1
@@ -232,7 +232,7 @@ def test_overlap_of_boxes_weighs_the_positives_of_the_slow_loop(
     assert_close(value_and_gradients(loss, keys), value_and_gradients(by_keys, keys), 1e-9)
 
 
-def test_views_that_share_nothing_are_no_positives_unless_the_power_is_zero() -> None:
+def test_disjoint_views_are_not_positives_unless_the_power_is_zero() -> None:
     features, ids, boxes = drawn(2), torch.tensor([3, 3]), BOXES[[0, 2]]
     assert count_of(features, ids, boxes=boxes, positives=by_overlap(1)) == 0
     assert count_of(features, ids, boxes=boxes, positives=by_overlap(0)) == 2
@@ -294,7 +294,7 @@ def test_functions_of_the_library_are_what_their_names_say() -> None:
         )
 
 
-def test_own_weight_is_zero_and_own_logit_is_minus_infinity_whatever_positives_returns() -> None:
+def test_own_weight_is_zero_and_own_logit_is_minus_infinity_for_any_positives() -> None:
     seen = []
 
     def everything(cosines: Tensor, same_image: Tensor, boxes: Tensor | None, key_boxes: Tensor | None) -> Tensor:
@@ -325,7 +325,7 @@ def test_boxes_reach_positives_chunk_by_chunk() -> None:
 
 
 def test_a_form_whose_gradient_is_nan_without_a_positive_leaves_no_nan_behind() -> None:
-    """An anchor that is left out gives the form logits and weights that it can work with."""
+    """An excluded anchor gets finite logits and valid weights in the form."""
     features, ids = drawn(5), torch.tensor([0, 0, 1, 1, 2])
     with torch.autograd.set_detect_anomaly(True):
         for form in (of_negatives_alone, log_of_sum, mean_of_logs):
@@ -340,7 +340,7 @@ class Kept:
 
 
 @every_form
-def test_no_similarities_are_kept_for_the_backward_pass(settings: dict[str, Any]) -> None:
+def test_no_cosines_are_stored_for_the_backward_pass(settings: dict[str, Any]) -> None:
     features, keys = drawn(64), drawn(80, seed=1)
     ids, key_ids = torch.arange(16).repeat_interleave(4), torch.arange(16).repeat_interleave(5)
     for arguments in ((), (keys, key_ids)):
@@ -444,7 +444,7 @@ def test_sum_and_count_are_what_the_mean_divides(settings: dict[str, Any]) -> No
 
 
 @every_form
-def test_sums_and_counts_of_shards_add_up_to_the_whole_however_uneven(settings: dict[str, Any]) -> None:
+def test_sums_and_counts_of_uneven_shards_add_up_to_the_whole(settings: dict[str, Any]) -> None:
     """What the module does over devices: docs/method.md adds sums and counts, and does not average means."""
     features, ids = drawn(9), torch.tensor([0, 1, 2, 3, 3, 3, 4, 4, 2])  # the first shard has nearly no positive
     own_index = torch.arange(9)
@@ -459,7 +459,7 @@ def test_sums_and_counts_of_shards_add_up_to_the_whole_however_uneven(settings: 
     assert_close(value_and_gradients(sum(sums) / sum(counts), features), value_and_gradients(whole, features), 1e-9)
 
 
-def test_gradient_stays_out_of_keys_and_anchors_that_are_detached() -> None:
+def test_detached_keys_and_anchors_get_no_gradient() -> None:
     features, ids = drawn(4), torch.tensor([0, 0, 1, 1])
     keys = drawn(6, seed=1)
     key_ids = torch.tensor([0, 1, 1, 0, 2, 2])
@@ -529,7 +529,7 @@ def test_anchor_without_a_positive_is_left_out_but_stays_a_negative_of_the_other
 
 
 @every_form
-def test_one_image_alone_has_nothing_to_push_away(settings: dict[str, Any]) -> None:
+def test_a_single_image_has_no_negatives(settings: dict[str, Any]) -> None:
     features, ids = drawn(4), torch.zeros(4, dtype=torch.long)
     reference = slow_loss(features, ids, **settings)
     loss = image_aware_contrastive_loss(features, ids, **settings)
@@ -540,8 +540,8 @@ def test_one_image_alone_has_nothing_to_push_away(settings: dict[str, Any]) -> N
 
 
 @every_form
-def test_equal_features_cost_the_share_of_negatives(settings: dict[str, Any]) -> None:
-    """All cosines are 1: 7 others, of which 3 are positive, whatever the features."""
+def test_equal_features_give_the_log_of_the_ratio_of_keys(settings: dict[str, Any]) -> None:
+    """All cosines are 1: 7 other keys, 3 of them positive, for any features."""
     features = torch.full((8, 5), 0.7, dtype=torch.float64).requires_grad_()
     ids = torch.arange(2).repeat_interleave(4)
     value, gradient = value_and_gradients(image_aware_contrastive_loss(features, ids, **settings), features)
@@ -581,7 +581,7 @@ def test_a_feature_of_zeros_has_cosine_zero_with_all_and_no_gradient(
 
 
 @every_form
-def test_a_feature_that_is_no_number_is_not_hidden(settings: dict[str, Any]) -> None:
+def test_a_nan_feature_is_not_hidden(settings: dict[str, Any]) -> None:
     features = drawn(4).detach()
     features[:] = torch.nan
     assert image_aware_contrastive_loss(features, torch.tensor([0, 0, 1, 1]), **settings).isnan()
@@ -624,7 +624,7 @@ def test_pair_term_gives_no_gradient_to_a_stopped_side_and_to_a_feature_of_zeros
     assert (p.grad[[0, 1, 3]] != 0).any(dim=1).all()
 
 
-def test_module_twin_is_the_function_with_its_settings() -> None:
+def test_the_module_equals_the_function_with_its_settings() -> None:
     features, ids, keys = drawn(4), torch.tensor([0, 0, 1, 1]), drawn(6, seed=1)
     key_ids = torch.tensor([1, 0, 0, 1, 1, 3])
     settings: dict[str, Any] = {
@@ -657,9 +657,7 @@ BAD_SETTINGS = [
 
 
 @pytest.mark.parametrize(("settings", "message"), BAD_SETTINGS)
-def test_bad_settings_are_refused_by_the_function_and_where_the_module_is_built(
-    settings: dict[str, Any], message: str
-) -> None:
+def test_bad_settings_are_refused_by_the_function_and_at_construction(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         image_aware_contrastive_loss(torch.eye(2), torch.tensor([0, 0]), **settings)
     with pytest.raises(ValueError, match=message):
@@ -690,13 +688,13 @@ KEYS = {"keys": torch.ones(5, 4), "key_image_ids": torch.zeros(5)}
         ({"boxes": torch.ones(3, 4)}, r"boxes have shape \(3, 4\) and are torch.float32: pass \(2, 4\) floats"),
         ({"boxes": torch.zeros(2, 4, dtype=torch.long)}, "boxes have shape .* and are torch.int64"),
         ({**KEYS, "boxes": torch.zeros(2, 4), "key_boxes": torch.zeros(2, 4)}, r"key_boxes have shape \(2, 4\)"),
-        ({**KEYS, "boxes": torch.zeros(2, 4)}, "boxes and key_boxes belong together where keys are given"),
-        ({**KEYS, "key_boxes": torch.zeros(5, 4)}, "boxes and key_boxes belong together where keys are given"),
+        ({**KEYS, "boxes": torch.zeros(2, 4)}, "with keys, boxes and key_boxes belong together"),
+        ({**KEYS, "key_boxes": torch.zeros(5, 4)}, "with keys, boxes and key_boxes belong together"),
         ({"key_boxes": torch.zeros(2, 4)}, "key_boxes belong to keys, which are not given"),
         ({"reduction": "sum"}, "reduction='sum' is unknown: pass 'mean' or 'sum_and_count'"),
         (
             {"positives": by_overlap(1)},
-            r"by_overlap\(1.0\) compares what two views show, and no boxes were given: pass ",
+            r"by_overlap\(1.0\) compares the boxes of two views, and no boxes were given: pass ",
         ),
         (
             {"form": lambda logits, weights: logits},
@@ -708,7 +706,7 @@ KEYS = {"keys": torch.ones(5, 4), "key_image_ids": torch.zeros(5)}
         ),
     ],
 )
-def test_shapes_that_do_not_fit_are_refused_on_every_device(change: dict[str, Any], message: str) -> None:
+def test_mismatched_shapes_are_refused_on_every_device(change: dict[str, Any], message: str) -> None:
     arguments = {"anchors": torch.ones(2, 4), "image_ids": torch.zeros(2), **change}
     with pytest.raises(ValueError, match=message):
         image_aware_contrastive_loss(**arguments)
@@ -763,7 +761,7 @@ def test_boxes_up_to_the_edges_are_accepted(box: tuple[float, ...]) -> None:
 
 
 @every_form
-def test_shapes_alone_are_enough_on_the_meta_device(settings: dict[str, Any]) -> None:
+def test_shapes_suffice_on_the_meta_device(settings: dict[str, Any]) -> None:
     features = torch.ones(6, 4, device="meta", requires_grad=True)
     loss = image_aware_contrastive_loss(features, torch.zeros(6, device="meta"), **settings, chunk_size=4)
     (gradient,) = torch.autograd.grad(loss, features)
@@ -775,6 +773,6 @@ def test_shapes_alone_are_enough_on_the_meta_device(settings: dict[str, Any]) ->
     ("p", "z"),
     [((2, 3), (3, 3)), ((2, 3), (2, 4)), ((2, 3, 1), (2, 3, 1)), ((0, 3), (0, 3))],
 )
-def test_pair_term_refuses_shapes_that_do_not_pair(p: tuple[int, ...], z: tuple[int, ...]) -> None:
+def test_pair_term_refuses_mismatched_shapes(p: tuple[int, ...], z: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"pass two matrices of one shape \(N, P\)"):
         negative_cosine_similarity(torch.ones(p), torch.ones(z))

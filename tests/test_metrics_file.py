@@ -1,4 +1,4 @@
-"""metrics.csv: every row at once, continued where a run is, and whole whatever happens."""
+"""metrics.csv: every row at once, continued on resume, and intact after any failure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def rows(folder: Path) -> list[dict[str, str]]:
         return [{name: value for name, value in row.items() if value} for row in csv.DictReader(file)]
 
 
-def test_a_row_is_there_as_soon_as_it_is_logged(tmp_path: Path) -> None:
+def test_a_row_is_written_as_soon_as_it_is_logged(tmp_path: Path) -> None:
     log = MetricsFile(tmp_path)
     for step in range(3):
         log.log_metrics({"loss": 0.5 * step}, step)
@@ -34,7 +34,7 @@ def test_a_new_column_keeps_the_rows_before_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("first_step", "kept"), [(None, [0, 1, 2]), (2, [0, 1]), (0, []), (9, [0, 1, 2])])
-def test_a_file_that_is_there_is_continued_from_a_step(tmp_path: Path, first_step: int | None, kept: list[int]) -> None:
+def test_an_existing_file_is_continued_from_a_step(tmp_path: Path, first_step: int | None, kept: list[int]) -> None:
     log = MetricsFile(tmp_path)
     for step in range(3):
         log.log_metrics({"loss": 1.0}, step)
@@ -43,7 +43,7 @@ def test_a_file_that_is_there_is_continued_from_a_step(tmp_path: Path, first_ste
     assert [int(row["step"]) for row in rows(tmp_path)] == [*kept, 7]
 
 
-def test_hyper_parameters_are_written_as_lightning_does(tmp_path: Path) -> None:
+def test_hyper_parameters_are_written_like_lightnings(tmp_path: Path) -> None:
     MetricsFile(tmp_path).log_hyperparams({"lr": 0.1})
     assert (tmp_path / "hparams.yaml").read_text() == "lr: 0.1\n"
 
@@ -65,7 +65,7 @@ for what in ("rows", "columns"):
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="limits of this kind are those of POSIX")
-def test_where_no_more_can_be_written_the_rows_that_were_there_stay_whole(tmp_path: Path) -> None:
+def test_existing_rows_stay_intact_if_writing_fails(tmp_path: Path) -> None:
     for what in ("rows", "columns"):
         (tmp_path / what).mkdir()
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
@@ -75,7 +75,7 @@ def test_where_no_more_can_be_written_the_rows_that_were_there_stay_whole(tmp_pa
         folder, step = tmp_path / what, int(line.split()[0])
         assert step > 5
         assert "FullDiskError" in line
-        assert "metrics.csv': nothing new was kept, and a file that stood there is whole" in line
+        assert "metrics.csv': nothing new was kept, and an existing file is intact" in line
         assert [int(row["step"]) for row in rows(folder)] == list(range(step))
         assert [path.name for path in folder.iterdir()] == ["metrics.csv"]
         assert (folder / "metrics.csv").read_bytes().endswith(b"\n")

@@ -1,4 +1,4 @@
-"""The LightningModule: settings, the method's step, and each of its parts overridden alone."""
+"""The LightningModule: settings, the method's step, and each part overridden independently."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader
 from mlssl.losses import gated, image_aware_contrastive_loss, mean_of_logs, negative_cosine_similarity
 from mlssl.module import MultiLabelSSLModule
 
-# A step outside a Trainer has nobody to log to, and Lightning says so.
+# Outside a Trainer a step cannot log, and Lightning warns.
 pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log")
 
 
@@ -57,7 +57,7 @@ def test_defaults_are_the_numbers_of_the_method() -> None:
     assert {name: defaults[name] for name in of_the_paper} == of_the_paper
 
 
-def test_settings_reach_the_parts_that_they_are_meant_for() -> None:
+def test_settings_reach_their_parts() -> None:
     module = small(
         temperature=0.2, base_temperature=0.1, form="mean_of_logs", positives="gated(0.4)", chunk_size=8, std=[1.0] * 3
     )
@@ -133,7 +133,7 @@ def test_step_returns_what_callbacks_read(labelled: bool) -> None:
         assert outputs["labels"] is batch["labels"]
 
 
-def test_features_lie_where_their_views_lay() -> None:
+def test_features_are_in_the_order_of_their_views() -> None:
     module = small().eval()
     batch = view_batch()
     outputs = module.training_step(batch, 0)
@@ -167,7 +167,7 @@ def test_loss_and_gradients_are_those_of_the_method(stop_gradient: bool) -> None
         torch.testing.assert_close(ours, parameter.grad, rtol=1e-3, atol=1e-5)
 
 
-def test_each_branch_has_batch_statistics_of_its_own() -> None:
+def test_each_branch_has_its_own_batch_statistics() -> None:
     batch = view_batch()
     changed = dict(batch, views=batch["views"].clone())
     changed["views"][:, 1] = 255 - changed["views"][:, 1]
@@ -229,7 +229,7 @@ def test_labels_may_be_of_any_integer_kind(labels: torch.dtype) -> None:
     small().training_step(view_batch(labels=torch.ones(B, LABELS, dtype=labels)), 0)
 
 
-def test_one_block_an_image_still_has_the_other_branch_as_positive() -> None:
+def test_with_one_block_per_image_the_other_branch_is_the_positive() -> None:
     batch = view_batch()
     loss = small().training_step(dict(batch, views=batch["views"][:, :, :1]), 0)["loss"]
     assert torch.isfinite(loss)
@@ -295,7 +295,7 @@ def test_backbones_of_each_family_run_a_step_and_take_images_of_another_size(bac
         ({"image_ids": torch.zeros(B, dtype=torch.long)}, ValueError, "'image_ids' repeats 3 of 4 ids"),
         ({"labels": torch.zeros(B, LABELS)}, TypeError, "'labels' is Tensor of torch.float32"),
         ({"labels": torch.zeros(B + 1, LABELS, dtype=torch.int8)}, ValueError, r"'labels' has shape \(5, 5\) for 4"),
-        ({"labels": torch.full((B, LABELS), 2, dtype=torch.int8)}, ValueError, "'labels' holds"),
+        ({"labels": torch.full((B, LABELS), 2, dtype=torch.int8)}, ValueError, "'labels' contains"),
     ],
 )
 def test_first_batch_that_breaks_the_contract_is_refused_with_the_contract(
@@ -319,7 +319,7 @@ def test_step_of_one_image_is_refused() -> None:
         small().training_step(view_batch(1), 0)
 
 
-def test_one_branch_has_no_pair_and_needs_terms_of_its_own() -> None:
+def test_one_branch_has_no_pair_and_needs_custom_terms() -> None:
     batch = view_batch()
     batch["views"] = batch["views"][:, :1]
     with pytest.raises(ValueError, match="The batch has 1 branch, and the pair term compares one branch with another"):
@@ -427,7 +427,7 @@ def test_form_and_positives_may_be_functions() -> None:
 
 
 def test_overlap_of_boxes_weighs_the_positives() -> None:
-    """Boxes that do not overlap leave one positive to each anchor: the other branch's view of the same place."""
+    """Disjoint boxes leave each anchor one positive: the other branch's view of the same block."""
     corners = torch.tensor([[0.0, 0.0], [0.0, 0.5], [0.5, 0.0]])
     boxes = torch.cat([corners, torch.full((K, 2), 0.4)], dim=1).expand(B, A, K, 4)
     module, batch = small(positives="by_overlap(1.0)").eval(), view_batch(boxes=boxes)

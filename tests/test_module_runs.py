@@ -1,4 +1,4 @@
-"""The module under a Trainer: logs, learning rate, optimizer, and life inside somebody's own Lightning project."""
+"""The module under a Trainer: logs, learning rate, optimizer, and use in a custom Lightning project."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from torch.utils.data import DataLoader
 
 from mlssl.module import MultiLabelSSLModule
 
-# A step outside a Trainer has nobody to log to, and Lightning says so.
+# Outside a Trainer a step cannot log, and Lightning warns.
 pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log")
 
 
-def test_run_in_a_project_of_ones_own_logs_learns_and_checkpoints(tmp_path: Path) -> None:
+def test_a_run_in_a_custom_project_logs_learns_and_checkpoints(tmp_path: Path) -> None:
     class OutputsOfSteps(L.Callback):
         shapes: dict[str, set[tuple[int, ...]]]
 
@@ -88,7 +88,7 @@ def test_warm_up_counts_epochs_and_accumulation_does_not_scale_the_rate(tmp_path
     assert [backbone for backbone, _ in rates] == pytest.approx([peak * factor for factor in expected])
 
 
-def test_predictor_keeps_its_learning_rate_where_asked(tmp_path: Path) -> None:
+def test_predictor_keeps_its_learning_rate_on_request(tmp_path: Path) -> None:
     rates = learning_rates(tmp_path, small(constant_predictor_lr=True, decay_norm_and_bias=False))
     assert len(rates[0]) == 4  # weights and vectors of backbone with projector, and of the predictor
     peak = 0.05 * 2 * K / 256
@@ -109,7 +109,7 @@ def test_every_parameter_is_in_the_optimizer_once_and_learns(optimizer: str, tmp
     assert sum(not torch.equal(old, new) for old, new in zip(before, module.parameters(), strict=True)) > 10
 
 
-def test_views_a_step_are_asked_for_where_the_loader_does_not_tell(tmp_path: Path) -> None:
+def test_views_per_step_are_required_if_the_loader_does_not_define_them(tmp_path: Path) -> None:
     loader = DataLoader([Views()[index] for index in range(4)], batch_size=2)
     with pytest.raises(ValueError, match=r"train loader \(DataLoader\) does not say how many views a step has"):
         trainer(tmp_path).fit(small(), loader)
@@ -117,7 +117,7 @@ def test_views_a_step_are_asked_for_where_the_loader_does_not_tell(tmp_path: Pat
     assert rates[0][0] == pytest.approx(0.1)
 
 
-def test_stream_without_end_needs_steps(tmp_path: Path) -> None:
+def test_an_endless_stream_needs_max_steps(tmp_path: Path) -> None:
     loader = DataLoader(Endless(), batch_size=2)
     with pytest.raises(ValueError, match="this run has no end: pass max_epochs or max_steps to the Trainer"):
         trainer(tmp_path).fit(small(), loader)
@@ -190,7 +190,7 @@ class Poisoned(Views):
 
 
 @pytest.mark.parametrize("saving", [True, False])
-def test_loss_that_is_no_number_stops_the_run_with_step_and_last_checkpoint(saving: bool, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_stops_the_run_with_step_and_last_checkpoint(saving: bool, tmp_path: Path) -> None:
     module = small()
     callbacks = [ModelCheckpoint(dirpath=tmp_path, filename="{step}", every_n_train_steps=2, save_top_k=-1)]
     fitting = trainer(tmp_path, callbacks=callbacks if saving else None, enable_checkpointing=saving)
@@ -207,8 +207,8 @@ def test_loss_that_is_no_number_stops_the_run_with_step_and_last_checkpoint(savi
 @pytest.mark.parametrize(
     "settings", [{}, {"form": "mean_of_logs", "positives": "gated(0.3)"}], ids=["default", "gated"]
 )
-def test_a_step_reads_nothing_from_the_device(settings: dict[str, Any]) -> None:
-    """A tensor on the meta device has no values: to read one, or a shape that depends on one, raises."""
+def test_a_step_does_not_synchronise_with_the_device(settings: dict[str, Any]) -> None:
+    """A tensor on the meta device has no values: reading one, or a shape that depends on one, raises."""
     module = small(**settings).to("meta")
     batch = {name: value.to("meta") for name, value in view_batch().items()}
     module.training_step(batch, 2)["loss"].backward()  # the first step of an epoch, which checks its batch, is another
@@ -263,8 +263,8 @@ def test_subclass_may_bring_its_own_optimizer(tmp_path: Path) -> None:
     assert fitting.global_step == 2
 
 
-def test_subclass_may_rename_and_change_what_it_passes_on(tmp_path: Path) -> None:
-    """Lightning takes the hyper-parameters from the subclass, the settings must come from what it passed on."""
+def test_a_subclass_may_rename_and_change_its_arguments(tmp_path: Path) -> None:
+    """Lightning reads hyper-parameters from the subclass; the settings must come from the arguments it passes on."""
 
     class Mine(MultiLabelSSLModule):
         def __init__(self, width: int = P, base_lr: float = 0.1) -> None:
@@ -274,7 +274,7 @@ def test_subclass_may_rename_and_change_what_it_passes_on(tmp_path: Path) -> Non
     assert rates[0][0] == pytest.approx(0.8 * 2 * K / 256)
 
 
-def test_own_average_of_weights_by_lightning_is_trained_saved_and_loaded(tmp_path: Path) -> None:
+def test_lightnings_weight_averaging_is_trained_saved_and_loaded(tmp_path: Path) -> None:
     module = small()
     callbacks = [EMAWeightAveraging(decay=0.5), ModelCheckpoint(dirpath=tmp_path, filename="ema")]
     fitting = trainer(tmp_path, callbacks=callbacks, enable_checkpointing=True)

@@ -27,12 +27,12 @@ from mlssl.data.datamodule import MultiLabelDataModule
 from mlssl.data.readers.synthetic import synthetic_scenes
 from mlssl.module import MultiLabelSSLModule
 
-# A step outside a Trainer has nobody to log to, and Lightning says so.
+# Outside a Trainer a step cannot log, and Lightning warns.
 pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log")
 
 
 def fitted(folder: Path, module: MultiLabelSSLModule, **settings: Any) -> Path:
-    """Fit, save, and say where."""
+    """Fit, save, and return the path."""
     fitting = trainer(folder, **settings)
     fitting.fit(module, OwnData())
     path = folder / "saved.ckpt"
@@ -66,18 +66,18 @@ def test_checkpoint_of_a_warm_start_does_not_read_the_pretrained_weights_again(b
     assert torch.equal(loaded.eval()(some_images()), module.eval()(some_images()))
 
 
-def test_backbone_given_as_a_network_is_asked_for_again(tmp_path: Path) -> None:
+def test_a_backbone_given_as_a_network_must_be_passed_again(tmp_path: Path) -> None:
     module = small(own_network())
     assert "backbone" not in module.hparams
     path = fitted(tmp_path, module)
-    with pytest.raises(ValueError, match=r"was given as a network, .*load_from_checkpoint\(path, backbone=net\)"):
+    with pytest.raises(ValueError, match=r"was passed as a network, .*load_from_checkpoint\(path, backbone=net\)"):
         MultiLabelSSLModule.load_from_checkpoint(path, weights_only=True)
     loaded = MultiLabelSSLModule.load_from_checkpoint(path, weights_only=True, backbone=own_network())
     assert torch.equal(loaded.eval()(some_images()), module.eval()(some_images()))
 
 
 def test_run_resumes_where_it_stopped(tmp_path: Path) -> None:
-    """Stop after half and go on: the same weights and learning rates as without the stop."""
+    """Stop after half and resume: the same weights and learning rates as without the stop."""
     whole = small()
     rates = learning_rates(tmp_path, whole, max_epochs=4)
 
@@ -106,10 +106,10 @@ def test_run_resumes_where_it_stopped(tmp_path: Path) -> None:
         assert torch.equal(resumed.state_dict()[name], value), name
 
 
-def test_prefix_of_compiled_networks_is_neither_saved_nor_missed() -> None:
+def test_the_prefix_of_compiled_networks_is_neither_saved_nor_required() -> None:
 
     class Compiled(nn.Module):
-        """The names that torch.compile gives, without the seconds that importing it takes."""
+        """The names that torch.compile produces, without its slow import."""
 
         def __init__(self, network: nn.Module) -> None:
             super().__init__()
@@ -130,7 +130,7 @@ def test_prefix_of_compiled_networks_is_neither_saved_nor_missed() -> None:
     compiled.load_state_dict(checkpoint["state_dict"])
     torch.testing.assert_close(compiled.backbone._orig_mod.state_dict(), module.backbone.state_dict())
 
-    checkpoint = {"state_dict": compiled.state_dict()}  # as written by somebody else, prefixes and all
+    checkpoint = {"state_dict": compiled.state_dict()}  # as from another program, with prefixes
     small().on_load_checkpoint(checkpoint)
     assert checkpoint["state_dict"].keys() == plain.keys()
 
@@ -147,7 +147,7 @@ def test_prediction_gives_the_features_of_whole_images(tmp_path: Path) -> None:
     torch.testing.assert_close(features, expected[:3], rtol=1e-4, atol=1e-5)
 
 
-def test_evaluation_changes_no_weight_and_no_statistic(tmp_path: Path) -> None:
+def test_evaluation_does_not_change_weights_or_statistics(tmp_path: Path) -> None:
     module = small()
     before = {name: value.clone() for name, value in module.state_dict().items()}
     for evaluate in (trainer(tmp_path).validate, trainer(tmp_path).test):
@@ -155,7 +155,7 @@ def test_evaluation_changes_no_weight_and_no_statistic(tmp_path: Path) -> None:
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # where there are fewer than three cores
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on machines with fewer than three cores
 def test_weights_do_not_depend_on_the_number_of_workers(tmp_path: Path) -> None:
     def weights(workers: int) -> dict[str, Tensor]:
         module = small()

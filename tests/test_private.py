@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
+from torch.utils.data._utils import signal_handling
 
 from mlssl.private import (
     BatchNorm,
@@ -42,6 +45,16 @@ def test_workers_of_a_loader_are_its_processes() -> None:
     assert workers_of(iter(DataLoader(range(8)))) == []
 
 
+@pytest.fixture
+def torch_hears_of_workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Torch sets its handler once per process, and Lightning puts the former one back after a fit."""
+    before = signal.getsignal(signal.SIGCHLD)
+    monkeypatch.setattr(signal_handling, "_SIGCHLD_handler_set", False)
+    yield
+    signal.signal(signal.SIGCHLD, before)
+
+
+@pytest.mark.usefixtures("torch_hears_of_workers")
 def test_torch_raises_the_death_of_a_worker_in_the_main_thread_unless_it_is_left_out() -> None:
     with pytest.raises(RuntimeError, match=r"DataLoader worker \(pid \d+\) is killed by signal: Killed"):
         kill_a_worker(iter(DataLoader(range(8), num_workers=1)))

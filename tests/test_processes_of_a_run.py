@@ -208,7 +208,7 @@ def test_a_file_that_is_removed_ends_all_processes_and_is_named_with_its_rank(tm
     finally:
         running.kill()
     assert running.returncode != 0
-    said = rf"mlssl: error: .*{photos}/\d+\.png' on rank [01], in step \d+ of epoch \d+: look at this file"
+    said = rf"mlssl: error: .*{photos}/\d+\.png' on rank [01], in step \d+ of epoch \d+: check this file"
     assert re.search(said, printed), printed
 
 

@@ -1,4 +1,4 @@
-"""Files that somebody else wrote: nothing is imported, run or fetched, and what is wrong is said in a sentence."""
+"""Untrusted files: nothing is imported, run or downloaded, and errors are one sentence."""
 
 from __future__ import annotations
 
@@ -102,6 +102,7 @@ def error_of(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     return line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 @pytest.mark.parametrize("changes", [{"backbone": CODE}, {"backbone_kwargs": {"norm_layer": [CODE]}}], ids=["", "deep"])
 def test_a_checkpoint_that_names_code_runs_none(
@@ -126,7 +127,7 @@ def test_the_report_of_a_received_run_runs_no_code() -> None:
         assert "The network is not looked at, the log alone is shown" in text
 
 
-def test_start_from_takes_weights_alone() -> None:
+def test_start_from_accepts_weights_only() -> None:
     received({"_instantiator": INSTANTIATOR, "backbone": CODE})
     words = [*MODEL, *TRAINER, *DATA, "--model.predictor_dim", "4", "--trainer.max_epochs", "1"]
     assert main(["fit", *words, "--start_from", "theirs/checkpoints/last.ckpt"]) == 0
@@ -140,6 +141,7 @@ class Layered(MultiLabelSSLModule):
         self.layer_name = layer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("entry", ["hyper_parameters", "hparams", "module_arguments"])
 def test_load_from_checkpoint_imports_nothing(entry: str) -> None:
     path = received() / "checkpoints" / "last.ckpt"
@@ -158,7 +160,7 @@ def test_load_from_checkpoint_imports_nothing(entry: str) -> None:
         small().load_from_checkpoint(path)
 
 
-def test_load_from_checkpoint_reads_a_file_of_hyper_parameters_with_the_same_care() -> None:
+def test_load_from_checkpoint_checks_a_hyper_parameter_file_too() -> None:
     path = received() / "checkpoints" / "last.ckpt"
     Path("hparams.yaml").write_text(f"_instantiator: {INSTANTIATOR}\n")
     with pytest.raises(ValueError, match="name code to import"):
@@ -203,8 +205,8 @@ def test_a_received_export_downloads_nothing_and_names_no_code(name: str) -> Non
         "has mean=\\[nan": {"mean": "[NaN, 1, 1]"},
         "has mean='text'": {"mean": '"text"'},
         "has 2 numbers as mean, and its backbone takes 3 channels": {"mean": "[0.5, 0.5]"},
-        "The entry 'std' in the header of .* is not JSON: export it again": {"std": "["},
-        "are 3, and not a mapping from names": {"arguments": "3"},
+        "The entry 'std' in the header of .* is missing or not JSON: export it again": {"std": "["},
+        "are 3, not a mapping from names": {"arguments": "3"},
         "cannot be built: Backbone 'test_resnet' does not take 'x'": {"arguments": '{"x": 1}'},
         "cannot be built: Unknown backbone 'none'": {"backbone": "none"},
     }
@@ -214,6 +216,7 @@ def test_a_received_export_downloads_nothing_and_names_no_code(name: str) -> Non
             open_backbone("changed.safetensors")
 
 
+@pytest.mark.slow
 def test_the_report_fetches_only_what_its_user_trusts() -> None:
     run = received()
     text = write_report(run, max_images=8).read_text()
@@ -285,7 +288,8 @@ class Code:
         return os.mkdir, ("PWNED",)
 
 
-def test_a_damaged_checkpoint_is_said_by_every_command(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.slow
+def test_a_damaged_checkpoint_is_reported_by_every_command(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = run / "checkpoints" / "last.ckpt"
     good = path.read_bytes()
     with zipfile.ZipFile(path) as archive:
@@ -297,17 +301,17 @@ def test_a_damaged_checkpoint_is_said_by_every_command(run: Path, capsys: pytest
     contents = {
         "last.ckpt is not a checkpoint or is damaged: give a .ckpt": (good[: len(good) // 2], b""),
         "last.ckpt is damaged, the checksum of": (bytes(flipped),),
-        "holds pickled Python objects, which could run any code when opened, and was refused (it names ": (
+        "contains pickled Python objects, which could run any code when opened, and was refused (it names ": (
             Path("code.ckpt").read_bytes(),
         ),
-        "last.ckpt has no state_dict, so it is not a checkpoint of the Trainer": (Path("other.ckpt").read_bytes(),),
+        "last.ckpt has no state_dict, so it is not a Trainer checkpoint": (Path("other.ckpt").read_bytes(),),
     }
     for message, files in contents.items():
         for content in files:
             path.write_bytes(content)
             for words in ALL:
                 line = error_of(words, capsys)
-                lacks = "holds no backbone" in line and "no state_dict" in message
+                lacks = "has no weights of backbone" in line and "no state_dict" in message
                 assert message in line or lacks, (words, line)
                 assert "weights_only" not in line
 
@@ -320,23 +324,23 @@ def test_weights_alone_point_to_start_from(run: Path, capsys: pytest.CaptureFixt
     torch.save(content, path)
     for words in ALL[:2]:
         assert (
-            "has no callbacks, optimizer_states, lr_schedulers, so no run can go on from it: begin a new run with "
+            "has no callbacks, optimizer_states, lr_schedulers, so no run can resume from it: start a new run from "
             in (error_of(words, capsys))
         )
     assert "--start_from run/checkpoints/last.ckpt" in error_of(ALL[0], capsys)
 
 
-def test_a_state_that_does_not_fit_is_said(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_state_that_does_not_fit_is_reported(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = run / "checkpoints" / "last.ckpt"
     content = torch.load(path, weights_only=True)
     torch.save({**content, "loops": {}}, path)
-    assert "run/checkpoints/last.ckpt does not say how many steps its run made" in error_of(ALL[0], capsys)
+    assert "run/checkpoints/last.ckpt does not give the number of steps of its run" in error_of(ALL[0], capsys)
     torch.save({**content, "optimizer_states": [{}]}, path)
     assert "run/checkpoints/last.ckpt does not hold what this run goes on with (" in error_of(ALL[0], capsys)
 
 
-def test_entries_of_another_type_are_said() -> None:
-    with pytest.raises(ValueError, match=r"The entry 'metrics' of a\.ckpt is not as the Trainer writes it"):
+def test_entries_of_a_wrong_type_are_reported() -> None:
+    with pytest.raises(ValueError, match=r"The entry 'metrics' of a\.ckpt does not have the Trainer's format"):
         check_content({"state_dict": {}, "metrics": {"a": "b"}}, Path("a.ckpt"))
     for name, value in (("hyper_parameters", 3), ("backbone", [1]), ("loops", []), ("global_step", "1")):
         with pytest.raises(ValueError, match=f"The entry '{name}' of a"):
@@ -344,11 +348,13 @@ def test_entries_of_another_type_are_said() -> None:
     for state in ({1: torch.zeros(1)}, {"a": 1}):
         with pytest.raises(ValueError, match="The entry 'state_dict' of a"):
             check_content({"state_dict": state}, Path("a.ckpt"))
-    with pytest.raises(ValueError, match="has no loops, callbacks, optimizer_states, lr_schedulers, so no run can go"):
+    with pytest.raises(
+        ValueError, match="has no loops, callbacks, optimizer_states, lr_schedulers, so no run can resume"
+    ):
         check_resumable({"state_dict": {"x_extra_state": None}}, Path("a.ckpt"))
 
 
-def test_a_config_that_was_cut_off_is_said(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_truncated_config_is_reported(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = (run / "config.yaml").read_text()
     changed = {
         "config.yaml": [
@@ -368,10 +374,10 @@ def test_a_config_that_was_cut_off_is_said(run: Path, capsys: pytest.CaptureFixt
     assert "config.yaml are not those of a run (" in error_of(ALL[4], capsys)
 
 
-def test_a_flipped_bit_of_an_export_is_found() -> None:
+def test_a_flipped_bit_of_an_export_is_detected() -> None:
     export_backbone(small(), "out.safetensors")
     content = bytearray(Path("out.safetensors").read_bytes())
     content[-5] ^= 1
     Path("out.safetensors").write_bytes(content)
-    with pytest.raises(ValueError, match=r"out\.safetensors is damaged, the checksum in its header is not that of its"):
+    with pytest.raises(ValueError, match=r"out\.safetensors is damaged, the checksum in its header does not match its"):
         open_backbone("out.safetensors")

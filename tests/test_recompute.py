@@ -1,4 +1,4 @@
-"""The network sees a part of the batch at a time: the gradient of the whole batch, in the memory of a part."""
+"""Embedding a batch in parts: the gradient of the whole batch, in the memory of a part."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mlssl.module import Embedding, MultiLabelSSLModule
 from mlssl.recompute import in_parts
 
-# A step outside a Trainer has nobody to log to, and Lightning says so.
+# Outside a Trainer a step cannot log, and Lightning warns.
 pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log")
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import time
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import _killed
@@ -33,9 +35,24 @@ def in_a_process(
     return process.exitcode
 
 
+Undisturbed = Callable[[int], Path]
+"""Epochs -> folder of a run of as many that nobody disturbed."""
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    folder = tmp_path_factory.mktemp("undisturbed")
+
+    @cache
+    def of(epochs: int) -> Path:
+        assert in_a_process(folder / str(epochs), epochs) == 0
+        return folder / str(epochs)
+
+    return of
+
+
 def compare(disturbed: Path, undisturbed: Path, epochs: int) -> None:
-    """Both runs end with the same bits and say the same."""
-    assert in_a_process(undisturbed, epochs) == 0
+    """Both runs end with the same bits and log the same."""
     found, expected = ((folder / "hash").read_text() for folder in (disturbed, undisturbed))
     print(f"undisturbed:\n{expected}disturbed:\n{found}", end="")
     assert found == expected
@@ -46,33 +63,39 @@ def compare(disturbed: Path, undisturbed: Path, epochs: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("kills", "epochs"), [(5, 3), pytest.param(20, 10, marks=pytest.mark.thorough)])
-def test_a_run_that_is_killed_and_resumed_ends_with_the_same_bits(kills: int, epochs: int, tmp_path: Path) -> None:
+def test_a_run_that_is_killed_and_resumed_ends_with_the_same_bits(
+    kills: int, epochs: int, tmp_path: Path, undisturbed: Undisturbed
+) -> None:
     disturbed, start = tmp_path / "disturbed", time.monotonic()
     for kill in range(kills):
         assert in_a_process(disturbed, epochs, kill) == -signal.SIGKILL, f"kill {kill} came too late"
     assert in_a_process(disturbed, epochs) == 0
     print(f"{kills} kills in {time.monotonic() - start:.0f} s")
-    compare(disturbed, tmp_path / "undisturbed", epochs)
+    compare(disturbed, undisturbed(epochs), epochs)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("whom", ["itself", "all"])
-def test_a_run_that_is_asked_to_end_saves_the_step_it_is_in(whom: _killed.Whom, tmp_path: Path) -> None:
+def test_a_run_that_is_asked_to_end_saves_the_step_it_is_in(
+    whom: _killed.Whom, tmp_path: Path, undisturbed: Undisturbed
+) -> None:
     """Where the signal comes to the workers too, as `timeout` and schedulers send it, there is no next batch."""
     disturbed = tmp_path / "disturbed"
     assert in_a_process(disturbed, 2, 1, signal.SIGTERM, whom) == 0
     assert (disturbed / "last.ckpt").exists()
     assert not (disturbed / "hash").exists(), "it ran to its end"
     assert in_a_process(disturbed, 2) == 0
-    compare(disturbed, tmp_path / "undisturbed", 2)
+    compare(disturbed, undisturbed(2), 2)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("whom", ["a worker", "the next pass"])
-def test_a_run_whose_worker_dies_saves_a_whole_step(whom: _killed.Whom, tmp_path: Path) -> None:
+def test_a_run_whose_worker_dies_saves_a_whole_step(
+    whom: _killed.Whom, tmp_path: Path, undisturbed: Undisturbed
+) -> None:
     """It is seen where its next batch is asked for, in the same epoch or at the start of the next one."""
     disturbed = tmp_path / "disturbed"
     assert in_a_process(disturbed, 2, 5, whom=whom) == 1
     assert not (disturbed / "hash").exists(), "it ran to its end"
     assert in_a_process(disturbed, 2) == 0
-    compare(disturbed, tmp_path / "undisturbed", 2)
+    compare(disturbed, undisturbed(2), 2)

@@ -1,4 +1,4 @@
-"""What a run's folder holds, and a folder that is not one of a run."""
+"""The content of a run folder, and folders that are not."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_the_last_checkpoint_is_last_or_the_latest(tmp_path: Path) -> None:
     assert last_checkpoint(tmp_path).name == "a.ckpt"
 
 
-def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no folder .*: pass the folder of a run"):
         read_config(tmp_path / "none")
     with pytest.raises(FileNotFoundError, match=r"no config\.yaml in .*: pass the folder of a run"):
@@ -39,11 +39,11 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
         read_config(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"There is no run at .*: pass the folder of one"):
         resumable_run(tmp_path / "none")
-    with pytest.raises(FileNotFoundError, match=r"cannot go on, it has no checkpoints/last\.ckpt"):
+    with pytest.raises(FileNotFoundError, match=r"cannot be resumed, it has no checkpoints/last\.ckpt"):
         resumable_run(tmp_path)
 
 
-def test_a_last_row_that_was_cut_off_is_dropped_and_reported(tmp_path: Path) -> None:
+def test_a_truncated_last_row_is_dropped_and_reported(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
     path.write_bytes(b"epoch,loss,step\r\n0,1.0,0\r\n0,2.0,1\r\n0,3.")
     with pytest.warns(UserWarning, match=r"metrics\.csv, line 4: the last row was cut off, and is left out"):
@@ -53,17 +53,17 @@ def test_a_last_row_that_was_cut_off_is_dropped_and_reported(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (b"epoch,loss,step\n0,1.0\n0,1.0,1\n", "is not the log of a run or is damaged .*: put the file back as it was"),
+        (b"epoch,loss,step\n0,1.0\n0,1.0,1\n", "is not the log of a run or is damaged .*: restore the file"),
         (b"epoch,loss,step\n0,\xff,1\n", "is not the log of a run or is damaged"),
         (b'epoch,loss,step\n0,"1,1\n', "is not the log of a run or is damaged"),
         (b"epoch,loss\n0,1\n", "is not the log of a run, its columns are epoch, loss"),
         (b"step,loss,loss\n0,1,1\n", "is not the log of a run, its columns are step, loss, loss"),
-        (b"step,loss\n0,1\nx,1\n", "row 2: step is 'x', which is no number"),
-        (b"step,loss\n0,x\n", "row 1: loss is 'x', which is no number"),
-        (b"step,epoch,loss\n0,inf,1\n", "row 1: epoch is 'inf', which is no number"),
+        (b"step,loss\n0,1\nx,1\n", "row 2: step is 'x', which is not a number"),
+        (b"step,loss\n0,x\n", "row 1: loss is 'x', which is not a number"),
+        (b"step,epoch,loss\n0,inf,1\n", "row 1: epoch is 'inf', which is not a number"),
     ],
 )
-def test_a_damaged_log_is_said(text: bytes, message: str, tmp_path: Path) -> None:
+def test_a_damaged_log_is_reported(text: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_bytes(text)
     with pytest.raises(ValueError, match=f"metrics\\.csv.*{message}"):
         read_log(tmp_path)

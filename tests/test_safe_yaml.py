@@ -1,4 +1,4 @@
-"""YAML of any kind: plain values, or one sentence with file and line, before anything large is built."""
+"""YAML: plain values, or one sentence with file and line, before anything large is built."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_plain_values_and_aliases_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (BOMB, r"a\.yaml, line 7: more than 10,000,000 entries and characters once its aliases are followed"),
+        (BOMB, r"a\.yaml, line 7: more than 10,000,000 entries and characters after alias expansion"),
         ("[" * (MAX_DEPTH + 1), r"a\.yaml, line 1: nested more than 100 deep: write it flatter"),
         ("a: " + "{b: " * 100_000, r"a\.yaml, line 1: nested more than 100 deep"),
         ("a: &a\n- *a\n", r"a\.yaml, line 2: 'a' contains itself"),
@@ -41,7 +41,7 @@ def test_plain_values_and_aliases_are_read(tmp_path: Path) -> None:
         ("? [a]\n: b", r"a\.yaml cannot be read as YAML: .*unhashable"),
     ],
 )
-def test_what_cannot_be_read_is_refused_with_its_line(text: str, message: str, tmp_path: Path) -> None:
+def test_unreadable_yaml_is_refused_with_its_line(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(text)
     started = time.monotonic()
     with pytest.raises(ValueError, match=message):
@@ -49,7 +49,7 @@ def test_what_cannot_be_read_is_refused_with_its_line(text: str, message: str, t
     assert time.monotonic() - started < 5
 
 
-def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+def test_a_binary_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_bytes(b"a: \xff")
     with pytest.raises(ValueError, match=r"a\.yaml cannot be read as YAML: 'utf-8' codec"):
         read_yaml(tmp_path / "a.yaml")
@@ -85,4 +85,4 @@ def test_every_command_refuses_it(
         Path(path).write_text(BOMB)
     assert main(words) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "more than 10,000,000 entries and characters once its aliases are followed" in line
+    assert "more than 10,000,000 entries and characters after alias expansion" in line

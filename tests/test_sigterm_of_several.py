@@ -69,6 +69,7 @@ def trained(folder: Path, signalled: int | None, workers: int) -> str | None:
     return fingerprint([module.state_dict(), trainer.optimizers[0].state_dict(), probe.state_dict()])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("step", "workers"), [(1, 0), (3, 0), (1, 1)])
 def test_processes_of_which_one_is_asked_to_end_save_the_same_step(
     step: int, workers: int, tmp_path: Path, processes: Processes

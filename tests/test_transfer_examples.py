@@ -20,6 +20,8 @@ from test_export import trained
 
 from mlssl import export_backbone
 from mlssl.backbones import build_backbone
+from mlssl.tagging.tagger import Tagger
+from mlssl.weights.sources import open_backbone
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 TINY = [
@@ -220,41 +222,149 @@ def test_a_schedule_names_arguments_of_the_example_and_the_literatures_numbers(n
     assert (config["steps"], config["milestones"], config["batch_size"], config["lr"]) == (*schedule, 16, 0.02)
 
 
-def test_fine_tuning_prints_a_row_for_each_of_the_weights(corel5k, weights, tmp_path, monkeypatch, capsys) -> None:
+@pytest.fixture
+def probing(monkeypatch):
+    """The names in the example of the segmentation probe."""
+    monkeypatch.setattr(sys, "path", [str(EXAMPLES / "detection"), *sys.path])
+    return runpy.run_path(str(EXAMPLES / "detection" / "segmentation_probe.py"))
+
+
+def test_masks_of_coco_have_small_objects_on_top_and_void_crowds(drawn, probing) -> None:
+    masks = probing["read_coco_masks"](drawn, "val2017")
+    assert (masks.classes, len(masks.paths)) == (["background", "bar", "square"], 4)
+    for index in range(3):
+        _, ((kind, (left, top, width, height)),) = scene(index)
+        expected = np.zeros((64, 64), np.uint8)
+        if index == 0:
+            expected[:, 32:] = 255
+        expected[top : top + height, left : left + width] = (2, 1)[kind]
+        # A polygon through the corners of pixels holds their edges as pycocotools rounds them.
+        assert (masks.mask(index, 64, 64) != expected).mean() < 0.02
+    assert not masks.mask(3, 64, 64).any()
+
+
+def test_masks_of_voc_are_the_numbers_of_its_palette(tmp_path, probing) -> None:
+    folder = tmp_path / "VOC2012"
+    for name in ("ImageSets/Segmentation", "SegmentationClass"):
+        (folder / name).mkdir(parents=True)
+    (folder / "ImageSets/Segmentation/val.txt").write_text("a\n")
+    numbers = np.array([[0, 8], [20, 255]], np.uint8)
+    picture = Image.fromarray(numbers)
+    picture.putpalette(list(range(256)) * 3)
+    assert picture.mode == "P"
+    picture.save(folder / "SegmentationClass/a.png")
+    masks = probing["read_voc_masks"](tmp_path, "2012/val")
+    assert masks.mask(0, 2, 2).tolist() == numbers.tolist()
+    assert masks.classes[8] == "cat"
+    with pytest.raises(
+        ValueError, match=r"a.png has shape \(2, 2\) and values to 255: give numbers of VOC's 20 classes"
+    ):
+        masks.mask(0, 2, 3)
+
+
+def test_the_miou_of_a_segmentation_probe_is_the_one_by_hand(probing) -> None:
+    probe = probing["SegmentationProbe"](open_backbone("test_resnet"), 4, 0.1)
+    found = torch.tensor([[0, 0, 1, 1], [2, 2, 1, 0]])
+    masks = torch.tensor([[[0, 0, 1, 0], [2, 1, 255, 255]]])
+    logits = torch.nn.functional.one_hot(found, 4).permute(2, 0, 1)[None].float()
+    probe.iou(logits.argmax(1), masks)
+    # Background 2 of 3, class 1 1 of 3, class 2 1 of 2; class 3 is nowhere, and the last two pixels do not count.
+    assert probe.iou.compute().item() == pytest.approx((2 / 3 + 1 / 3 + 1 / 2) / 3)
+    maps = probe(torch.zeros(1, 3, 64, 96, dtype=torch.uint8))
+    assert maps.shape == (1, 4, 64, 96)
+    assert [name for name, one in probe.named_parameters() if one.requires_grad] == ["head.1.weight", "head.1.bias"]
+
+
+@pytest.mark.slow
+def test_a_segmentation_probe_finds_drawn_squares_and_bars(drawn, weights, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
-    words = ["--root", str(corel5k), "--backbone", "test_resnet", "--weights", f"[scratch, {weights}]", "--seeds", "2"]
-    words += ["--fractions", "[0.02]", "--steps", "[2]", "--size", "[32, 48]", "--lrs", "[0.001, 0.01]"]
-    run("fine_tune.py", [*words, "--layer_decays", "[0.7]", "--loss", "asymmetric"], monkeypatch)
-    rows = [
-        line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith(("| scratch", "| ours"))
+    words = ["--root", str(drawn), "--sources", f"[{weights}]", "--size", "192", "--num_workers", "0"]
+    run("detection/segmentation_probe.py", [*words, "--epochs", "20", "--batch_size", "4", "--lr", "0.05"], monkeypatch)
+    *_, row = capsys.readouterr().out.splitlines()
+    name, score = row.strip("| ").split(" | ")
+    assert name == weights
+    assert float(score) > 35, "the background alone has an IoU of nine tenths, and a mean of three tenths"
+
+
+def test_wrong_input_of_the_segmentation_probe_is_said(drawn, tmp_path, monkeypatch) -> None:
+    content = json.loads((drawn / "annotations" / "instances_val2017.json").read_text())
+    content["categories"].append({"id": 99, "name": "other"})
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "instances_val2017.json").write_text(json.dumps(content))
+    train = (drawn / "annotations" / "instances_train2017.json").read_text()
+    (tmp_path / "annotations" / "instances_train2017.json").write_text(train)
+    with pytest.raises(ValueError, match="3 and 4 classes in the two splits: give the same to both"):
+        run("detection/segmentation_probe.py", ["--root", str(tmp_path), "--sources", "[test_resnet]"], monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def squares_and_bars(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty training and eight test scenes as manifests."""
+    root = tmp_path_factory.mktemp("manifest")
+    for name, numbers in (("train", range(40)), ("val", range(40, 48))):
+        rows = ["path,labels"]
+        for index in numbers:
+            image, ((kind, _),) = scene(index, 48)
+            Image.fromarray(image).save(root / f"{index}.png")
+            rows.append(f"{index}.png,{('square', 'bar')[kind]}")
+        (root / f"{name}.csv").write_text("\n".join(rows))
+    return root
+
+
+def fine_tuning(root: Path, *sources: str) -> list[str]:
+    words = [*sources, "--dataset", "manifest", "--root", str(root), "--eval_size", "32", "--batch_size", "8"]
+    return [*words, "--num_workers", "0", "--epochs", "[5]", "--lrs", "[0.01, 0.03]", "--seeds", "2", "--ema", "0.5"]
+
+
+@pytest.mark.slow
+def test_fine_tuning_saves_the_best_for_tagging_and_for_timm_and_repeats_no_run(
+    squares_and_bars, weights, tmp_path, monkeypatch, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = fine_tuning(squares_and_bars, "test_resnet", weights)
+    run("fine_tune.py", words, monkeypatch)
+    table = capsys.readouterr().out
+    rows = [line.split(" | ") for line in table.splitlines()[-4:]]
+    assert [row[0].strip("| ") for row in rows] == ["test_resnet (untrained)"] * 2 + [weights] * 2
+    assert [row[1] for row in rows] == ["linear probe", "fine-tuned"] * 2
+    assert all(float(row[5].split()[0]) > 0.9 for row in rows if row[1] == "fine-tuned"), rows
+    runs = [json.loads(line) for line in Path("fine_tuned/runs.jsonl").read_text().splitlines()]
+    assert [(one["run"]["source"], one["run"]["seed"]) for one in runs] == [
+        (source, seed) for source in ("test_resnet", weights) for seed in (0, 0, 1)
     ]
-    assert [row[0] for row in rows] == ["| scratch", "| ours"]
-    assert all(row[3] in ("0.001 (edge)", "0.01 (edge)") for row in rows)
-    runs = rows_of(tmp_path / "fine_tune.csv")
-    assert [run["purpose"] for run in runs] == ["choice", "choice", "test", "test"] * 2
-    assert {run["layer_decay"] for run in runs if run["weights"] == "ours"} == {"0.7"}
+    for one in runs[2::3]:  # the rate of the first seed's best, by validation
+        first = runs[:2] if one["run"]["source"] == "test_resnet" else runs[3:5]
+        assert one["run"]["lr"] == max(first, key=lambda other: other["found"]["val_mAP"])["run"]["lr"]
+
+    tagger = Tagger.load("fine_tuned/test_resnet-40.safetensors")
+    network = timm.create_model("local-dir:fine_tuned/test_resnet-40", pretrained=True).eval()
+    image, ((kind, _),) = scene(100, 32)
+    probabilities = tagger([image]).probabilities
+    assert tagger.classes == tuple(network.pretrained_cfg["label_names"]) == ("bar", "square")
+    pixels = tagger.network.model.normalize(torch.from_numpy(image).permute(2, 0, 1)[None])
+    torch.testing.assert_close(network(pixels).sigmoid(), probabilities, rtol=1e-3, atol=1e-4)
+    assert probabilities.argmax() == (1, 0)[kind]
+
+    monkeypatch.setattr("lightning.Trainer.fit", lambda *_: pytest.fail("a run was repeated"))
+    run("fine_tune.py", words, monkeypatch)
+    assert capsys.readouterr().out == table
 
 
 @pytest.mark.parametrize(
     ("words", "error", "message"),
     [
-        (["--weights", "[scratch, gone.pth]"], FileNotFoundError, "No weights stand at gone.pth: give a file, or 'scr"),
-        (
-            ["--weights", "[scratch, other.pth]"],
-            ValueError,
-            "the weights in other.pth do not fit the backbone 'test_res",
-        ),
-        (["--steps", "[2]"], ValueError, "2 fractions and 1 steps were given: give a number of steps for each"),
+        (["--fractions", "[0.5, 1.0]"], ValueError, "2 fractions and 1 epochs were given: give epochs for each of"),
+        (["--fractions", "[0.1]"], ValueError, "1 of 4 images are held out, and no label tells them apart: use more"),
+        (["--val_split", ""], ValueError, "an evaluation needs labelled training and test images"),
     ],
 )
-def test_wrong_input_of_fine_tuning_is_said_before_the_first_row(
-    words, error, message, corel5k, tmp_path, monkeypatch
+def test_wrong_input_of_fine_tuning_is_said_before_the_first_run(
+    words, error, message, squares_and_bars, tmp_path, monkeypatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    torch.save(build_backbone("test_resnet", in_chans=1).state_dict(), "other.pth")
     with pytest.raises(error, match=message):
-        run("fine_tune.py", ["--root", str(corel5k), "--backbone", "test_resnet", *words], monkeypatch)
-    assert not Path("fine_tune.csv").exists()
+        run("fine_tune.py", [*fine_tuning(squares_and_bars, "test_resnet"), *words], monkeypatch)
+    assert not Path("fine_tuned").exists()
 
 
 @pytest.mark.parametrize("example", ["fine_tune.py", "detection/detectors.py"])
@@ -263,7 +373,8 @@ def test_a_published_file_with_its_classifier_is_a_row_that_trains_all_of_it(exa
     torch.save(published.state_dict(), tmp_path / "published.pth")
     names = runpy.run_path(str(EXAMPLES / example))
     if example == "fine_tune.py":
-        network = names["build"]("test_resnet", str(tmp_path / "published.pth"), 5)
+        source = open_backbone(f"test_resnet={tmp_path / 'published.pth'}")
+        network = names["FineTuner"](source, 5, 0.1, 1.0, 0, "bce").model.backbone
     else:
         detector = names["build_detector"]("test_resnet", str(tmp_path / "published.pth"), 5, "fpn", False)
         network = detector.backbone.body
@@ -272,19 +383,23 @@ def test_a_published_file_with_its_classifier_is_a_row_that_trains_all_of_it(exa
     assert all(module.training for module in network.modules())
 
 
-def test_learning_rates_rise_with_depth_and_losses_are_those_of_the_papers() -> None:
+def test_learning_rates_rise_with_depth_above_frozen_stages_and_losses_are_those_of_the_papers() -> None:
     from sklearn.metrics import log_loss
 
     names = runpy.run_path(str(EXAMPLES / "fine_tune.py"))
-    tuner = names["FineTuner"](names["build"]("test_resnet", "scratch", 5), 0.1, 0.5, "bce")
+    tuner = names["FineTuner"](open_backbone("test_resnet"), 5, 0.1, 0.5, 1, "bce").train()
     tuner._trainer = type("T", (), {"estimated_stepping_batches": 10})()
     groups = tuner.configure_optimizers()["optimizer"].param_groups
     rate = {id(p): group["initial_lr"] for group in groups for p in group["params"]}
-    network = tuner.network
+    network = tuner.model.backbone
     first, last, head = (
-        rate[id(one)] for one in (network.conv1[0].weight, network.layer4[0].conv1.weight, network.fc.weight)
+        rate[id(one)]
+        for one in (network.layer1[0].conv1.weight, network.layer4[0].conv1.weight, tuner.classifier.weight)
     )
     assert first < last < head == pytest.approx(0.1)
+    assert id(network.conv1[0].weight) not in rate, "the stem is held as it is"
+    assert not network.bn1.training
+    assert network.layer1.training
     logits, labels = torch.randn(6, 3), torch.tensor([[1, 0, 0], [0, 1, 0]] * 3)
     bce = sum(log_loss(labels[:, i], logits[:, i].sigmoid().numpy(), labels=[0, 1]) for i in range(3))
     assert names["bce_loss"](logits, labels).item() == pytest.approx(bce, rel=1e-5)
@@ -294,3 +409,6 @@ def test_learning_rates_rise_with_depth_and_losses_are_those_of_the_papers() -> 
     if "reduction" not in inspect.signature(AsymmetricLossMultiLabel).parameters:  # timm < 1.0.30 sums over images
         asymmetric = asymmetric / len(labels)
     assert names["asymmetric_loss"](logits, labels).item() == pytest.approx(asymmetric.item(), rel=1e-4)
+    for loss in (names["bce_loss"], names["asymmetric_loss"]):  # unknown labels count for nothing
+        unknown = torch.cat([labels, torch.full((6, 1), -1)], dim=1)
+        torch.testing.assert_close(loss(torch.cat([logits, torch.randn(6, 1)], dim=1), unknown), loss(logits, labels))

@@ -1,4 +1,4 @@
-"""A server that accepts a connection and never answers: one sentence that says what was waited for."""
+"""A server that accepts a connection and never answers: one sentence that names the request."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from mlssl import waiting
 from mlssl.backbones import build_backbone
 from mlssl.data.readers.shards import read_shards
 from mlssl.module import MultiLabelSSLModule
-from mlssl.waiting import answer, downloads_end
+from mlssl.waiting import call_with_timeout, downloads_end
 
 
 @pytest.fixture
 def silent(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Address of a server that says nothing."""
+    """Address of a server that never answers."""
     monkeypatch.setattr(waiting, "TIMEOUT", 0.5)
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
@@ -29,13 +29,13 @@ def silent(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
-def test_what_answers_in_time_is_given() -> None:
-    assert answer(divmod, 7, 3) == (2, 1)
+def test_an_answer_in_time_is_returned() -> None:
+    assert call_with_timeout(divmod, 7, 3) == (2, 1)
     with pytest.raises(ZeroDivisionError, match="zero"):
-        answer(divmod, 7, 0)
+        call_with_timeout(divmod, 7, 0)
     started = time.monotonic()
     with pytest.raises(TimeoutError, match=r"no answer within 0\.2 seconds"):
-        answer(time.sleep, 3, seconds=0.2)
+        call_with_timeout(time.sleep, 3, seconds=0.2)
     assert time.monotonic() - started < 2
 
 
@@ -54,7 +54,7 @@ def test_published_weights_at_a_silent_server(silent: str, monkeypatch: pytest.M
         urllib.request.urlopen(silent)  # as torch.hub does, without a time
 
     monkeypatch.setattr(mlssl.backbones, "_build_timm", fetch)
-    with pytest.raises(OSError, match=r"weights of backbone 'resnet18' cannot be fetched, their server gave no answer"):
+    with pytest.raises(OSError, match=r"weights of backbone 'resnet18' cannot be fetched, their server did not answer"):
         build_backbone("resnet18", pretrained=True)
     assert socket.getdefaulttimeout() is None
     socket.setdefaulttimeout(9)

@@ -52,7 +52,9 @@ def test_a_torchvision_file_starts_a_torchvision_backbone(kind: str, with_classi
 
 @pytest.mark.parametrize("name", ["torchvision/shufflenet_v2_x0_5", "test_resnet"])
 def test_a_file_that_is_missing_or_of_another_network_is_said(name: str, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"No weights stand at .*gone\.pth: give a \.safetensors or \.pth file"):
+    with pytest.raises(
+        FileNotFoundError, match=r"There are no weights at .*gone\.pth: give a \.safetensors or \.pth file"
+    ):
         build_backbone(name, checkpoint_path=str(tmp_path / "gone.pth"))
     torch.save({"other": torch.zeros(1)}, tmp_path / "other.pth")
     (tmp_path / "other.safetensors").write_text("no weights")
@@ -118,9 +120,9 @@ def test_wrong_checkpoints_to_start_from_end_in_one_line(checkpoint, tmp_path, m
     monkeypatch.chdir(tmp_path)
     words = ["fit", *SMALL, "--start_from"]
     assert main([*words, "gone.ckpt", "--model.backbone", "test_resnet"]) == 2
-    assert "No checkpoint stands at gone.ckpt" in capsys.readouterr().err
+    assert "There is no checkpoint at gone.ckpt" in capsys.readouterr().err
     assert main([*words, str(checkpoint), "--model.backbone", "test_vit", "--data.size", "32"]) == 2
-    assert "first.ckpt does not fit the model, give --model.backbone and the widths" in capsys.readouterr().err
+    assert "first.ckpt does not fit the model, give the --model.backbone and widths" in capsys.readouterr().err
     both = [*words, str(checkpoint), "--model.backbone", "test_resnet", "--ckpt_path", str(checkpoint)]
     assert main(both) == 2
     assert "and --ckpt_path goes on with its run: give one of them" in capsys.readouterr().err

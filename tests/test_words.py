@@ -29,6 +29,7 @@ from mlssl.report.page import Page, write_page
 NAMES = ["under $10^_ or $20", "$", "$$", "a\\$b$c", "$\\frac$", "50 % of $x_{$", "caf\udce9", "{}^_", "na\u0308me"]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Glyph .* missing from font")
 @pytest.mark.parametrize("name", NAMES)
 def test_every_figure_is_drawn_with_any_name(name: str, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from mlssl.callbacks.knn import OnlineKNN as OnlineKNN
 from mlssl.callbacks.learning_rate import LearningRate as LearningRate
 from mlssl.callbacks.probe import OnlineLinearProbe as OnlineLinearProbe
 from mlssl.callbacks.random_state import RandomState as RandomState
+from mlssl.callbacks.record import RunRecord as RunRecord
 from mlssl.callbacks.representation import RepresentationLogger as RepresentationLogger
 from mlssl.callbacks.run_bar import RunBar as RunBar
 from mlssl.callbacks.run_time import RunTime as RunTime

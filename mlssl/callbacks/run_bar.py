@@ -12,14 +12,12 @@ import lightning as L
 from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
+from mlssl.bars import SECONDS_OF_LINES
 from mlssl.callbacks.position import position_of
 from mlssl.run_folder import read_log
 
 SECONDS = 0.5
 """Between two drawings; what they show of the device is waited for no oftener."""
-
-SECONDS_OF_LINES = 60.0
-"""Between two lines where no terminal is, as in the log of a cluster's job."""
 
 
 class RunBar(ProgressBar):

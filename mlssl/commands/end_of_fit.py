@@ -11,12 +11,12 @@ import lightning as L
 import torch
 
 from mlssl.callbacks import OnlineLinearProbe
-from mlssl.callbacks.run_time import in_words
 from mlssl.callbacks.step_summary import Rows, block
 from mlssl.contracts import FeatureNetwork
 from mlssl.data.datamodule import MultiLabelDataModule
 from mlssl.data.set_options import COMMON, SplitOptions
 from mlssl.distributed import is_sharded
+from mlssl.durations import in_words
 from mlssl.evaluation.frozen import frozen_sets
 from mlssl.evaluation.probe import linear_probe
 from mlssl.report.measure import some_images

@@ -20,7 +20,8 @@ def export(
     Example: mlssl export runs/fit-20250101-120000/checkpoints/last.ckpt -o backbone.safetensors
 
     Args:
-        checkpoint: Written by `mlssl fit`, a file or FSDP's folder of shards; or a tagger, for .onnx.
+        checkpoint: Written by `mlssl fit`, a file or FSDP's folder of shards; or a tagger, for onnx or
+            timm-dir.
         format: timm, timm-dir, torchvision, detectron2, safetensors, onnx or torch.export; by default the first
             that the output's suffix names and that can hold the backbone.
         network: Submodule to write, the backbone or another of its architecture, such as teacher.
@@ -35,8 +36,14 @@ def export(
 
     if is_tagger(checkpoint):
         from mlssl.tagging.onnx import export_tagger
+        from mlssl.tagging.timm_folder import export_timm_classifier
 
-        difference = export_tagger(Tagger.load(checkpoint), output, overwrite=overwrite)
+        if format not in (None, "onnx", "timm-dir"):
+            raise ValueError(
+                f"--format {format} was given, and a tagger is exported as onnx or timm-dir: pass one of them"
+            )
+        write = export_timm_classifier if format == "timm-dir" else export_tagger
+        difference = write(Tagger.load(checkpoint), output, overwrite=overwrite)
         print(f"{output}: a whole tagger, largest difference of a probability {difference:.1e}")
         return
     metadata = {} if license is None else {"license": license}

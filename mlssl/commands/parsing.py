@@ -59,11 +59,27 @@ def call_command(name: str, words: list[str]) -> None:
     Raises:
         ArgumentError: On words that are no arguments of it.
     """
+    call_function(_function(name), words, f"mlssl {name}")
+
+
+def call_function(function: Callable[..., None], words: list[str], prog: str) -> None:
+    """Run a typed function with the words of its command line, as `mlssl` runs its small commands.
+
+    The fields of a parameter that is a dataclass, such as `SplitOptions`, become options of their own: a script whose
+    function takes `EvaluationOptions` reads the data sets that `mlssl linear` reads, by the same options.
+
+    Args:
+        function: With a docstring that has a summary, a line "Example: …" and a section "Args:".
+        words: After the name of the command.
+        prog: Name of the command, for help.
+
+    Raises:
+        ArgumentError: On words that are no arguments of it.
+    """
     if HELP_ALL in words:
-        command_parser(name, all_options=True).print_help()
+        function_parser(function, prog, all_options=True).print_help()
         return
-    function = _function(name)
-    values: dict[str, Any] = command_parser(name).parse_args(words).as_dict()
+    values: dict[str, Any] = function_parser(function, prog).parse_args(words).as_dict()
     own = inspect.signature(function).parameters
     for argument, kind in _option_groups(function).items():
         fields = [field.name for field in dataclasses.fields(kind) if field.name not in own]
@@ -72,13 +88,18 @@ def call_command(name: str, words: list[str]) -> None:
 
 
 def command_parser(name: str, *, all_options: bool = False) -> ArgumentParser:
-    """The parser of a small command, from its function's signature and docstring.
+    """The parser of a small command; see :func:`function_parser`."""
+    return function_parser(_function(name), f"mlssl {name}", all_options=all_options)
+
+
+def function_parser(function: Callable[..., None], prog: str, *, all_options: bool = False) -> ArgumentParser:
+    """The parser of a typed function, from its signature and docstring.
 
     Args:
-        name: Of the command.
+        function: As for :func:`call_function`.
+        prog: Likewise.
         all_options: Whether help explains all options of sets of images; it only names those that few need.
     """
-    function = _function(name)
     summary, example, about = _docstring(function)
     parameters = inspect.signature(function).parameters
     groups = _option_groups(function)
@@ -87,8 +108,8 @@ def command_parser(name: str, *, all_options: bool = False) -> ArgumentParser:
     rare = [] if all_options else [field for field in fields if field in RARE]
     more = f"{HELP_ALL} explains more, of the images: {', '.join(f'--{option}' for option in rare)}"
     parser = ArgumentParser(
-        prog=f"mlssl {name}",
-        usage=" ".join([f"mlssl {name}", *map(str.upper, required), "[OPTIONS]"]),
+        prog=prog,
+        usage=" ".join([prog, *map(str.upper, required), "[OPTIONS]"]),
         description=summary,
         epilog="\n".join(
             [*(textwrap.wrap(more, COLUMNS) if rare else ()), *([""] if rare else ()), f"Example: {example}"]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mlssl.choices import DatasetName, Pooling
+from mlssl.choices import Pooling
+from mlssl.data.set_options import SetOptions, with_folder
 
 
 def predict(
     source: str,
-    folder: Path,
-    dataset: DatasetName = "folder",
-    split: str | None = None,
+    root: str | list[str],
+    options: SetOptions,
     size: int | tuple[int, int] = 224,
     pooling: Pooling = "avg",
     patches: bool = False,
@@ -28,9 +28,8 @@ def predict(
 
     Args:
         source: Run, checkpoint, exported file, NAME=FILE, or name of a backbone, which is then untrained.
-        folder: Images, or the root of a data set.
-        dataset: Format of the folder.
-        split: Of the data set; its training images by default.
+        root: Folder that holds the images, however deep, or several: '[a, b]'.
+        options: Of the set of images in it; the format is folder by default.
         size: Side, or height and width, that images are resized to.
         pooling: Of the last feature map, avg, max, or avgmax, their mean.
         patches: Write the last feature map, not its pooling.
@@ -47,7 +46,6 @@ def predict(
     from mlssl.backbones import check_image_size
     from mlssl.data.formats import read_train
     from mlssl.data.option_checks import check_options
-    from mlssl.data.set_options import SetOptions
     from mlssl.embeddings.files import check_embedding_file, embedding_writer, names_file
     from mlssl.embeddings.networks import FeatureRows
     from mlssl.embeddings.streaming import Images, left_out, streamed
@@ -60,12 +58,11 @@ def predict(
             check_free(names_file(output))
     if patches and pooling != "avg":
         raise ValueError(f"--pooling {pooling} was given, and --patches pools nothing: leave one of them out")
+    options = with_folder(options, root)
+    check_options(options)
     sides = (size, size) if isinstance(size, int) else size
     model = open_backbone(source, seed=seed)
     check_image_size(model.backbone, *sides)
-    root = None if dataset == "synthetic" else str(folder)
-    options = SetOptions(dataset=dataset, root=root, train_split=split)
-    check_options(options)
     images = Images(read_train(options), sides, batch_size, num_workers)
     about = {"source": source, "size": json.dumps(sides), "pooling": "patches" if patches else pooling}
     shape: tuple[int, ...] = ()

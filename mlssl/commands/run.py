@@ -16,8 +16,9 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from mlssl.atomic import remove_leftovers, written_aside
-from mlssl.callbacks import StepMemory
+from mlssl.callbacks import RunRecord, StepMemory
 from mlssl.commands.argument_errors import said_plainly
+from mlssl.commands.begins_with import said_of_weights, take_checkpoints_of_runs, take_published_weights
 from mlssl.commands.custom_code import imported, is_import_path, make_importable
 from mlssl.commands.end_of_fit import describe_end
 from mlssl.commands.failures import said_of_failure
@@ -25,8 +26,8 @@ from mlssl.commands.hyper_parameters import is_custom, plain_hyper_parameters
 from mlssl.commands.interrupts import Interrupts
 from mlssl.commands.lightning_private import OpenCLI
 from mlssl.commands.other_processes import OtherProcesses
-from mlssl.commands.run_words import read_words
-from mlssl.commands.saved_config import SaveConfig, arguments_of, as_code, name_of_class
+from mlssl.commands.run_words import read_words, words_of_callbacks
+from mlssl.commands.saved_config import SaveConfig, arguments_of, as_code
 from mlssl.commands.trainer_checks import check_monitored, check_trainer
 from mlssl.data.datamodule import MultiLabelDataModule
 from mlssl.locks import locked
@@ -63,6 +64,7 @@ class RunCLI(OpenCLI):
         self.folder: Path | None = None
         self.resumed: Path | None = None
         """Checkpoint that the run of the folder goes on from."""
+        self._words = words
         self._functions: dict[str, Any] = {}
         self._lock = ExitStack()
         self._began, self._steps_before = 0.0, 0
@@ -148,22 +150,16 @@ class RunCLI(OpenCLI):
         try:
             if self._recipe_callbacks:
                 self.config = parser.parse_args([word for word in args if not word.startswith("--print_config")])
-                args = [*args, *self._words_of_callbacks()]
+                args = [*args, *words_of_callbacks(self._recipe_callbacks, self.settings.trainer.callbacks)]
             self.config = parser.parse_args(args)
         except ArgumentError as error:
             known = re.findall(r"--([\w.]+)", self.command_parsers[args[0]].format_help())
             raise ValueError(said_plainly(str(error), args[0], known)) from error
+        take_checkpoints_of_runs(self.settings)
         asked = self.settings.model
         self._functions = {
             name: imported(asked[name], f"--model.{name}") for name in FUNCTIONS if is_import_path(asked.get(name))
         }
-
-    def _words_of_callbacks(self) -> list[str]:
-        """Callbacks of the recipe, but for those of a class that the user gave."""
-        given = self.settings.trainer.callbacks or []
-        names = {name_of_class(one) for one in (given if isinstance(given, list) else [given])}
-        missing = [one for one in self._recipe_callbacks if name_of_class(one) not in names]
-        return [f"--trainer.callbacks+={json.dumps(one)}" for one in missing]
 
     def read_checkpoint(self) -> None:
         """Take the module's arguments from the checkpoint, where the user gave none.
@@ -206,6 +202,7 @@ class RunCLI(OpenCLI):
 
     def instantiate_classes(self) -> None:
         """Build data, module and Trainer; the config that is saved keeps functions as text."""
+        weights = None if self.resumed else take_published_weights(self.settings)
         config = self.config.clone()
         for name, function in self._functions.items():
             config[self.subcommand].model[name] = function
@@ -215,6 +212,11 @@ class RunCLI(OpenCLI):
             if "Does not validate" not in str(error):  # but of a class itself
                 raise
             raise ValueError(said_plainly(str(error), str(self.subcommand), ())) from error
+        except Exception as error:
+            said = said_of_weights(weights, error)
+            if said is None:
+                raise
+            raise ValueError(said) from None
         self.datamodule, self.model = self.built("data"), self.built("model")
         self.trainer = self.instantiate_trainer()
 
@@ -232,6 +234,9 @@ class RunCLI(OpenCLI):
         given["logger"] = self._loggers_in_folder(self.folder, given.get("logger"))
         trainer: Any = super().instantiate_trainer(**run_settings(self.folder, given, checkpoint=self.resumed))
         trainer.callbacks[:0] = [self._others, self._interrupts]
+        for one in trainer.callbacks:
+            if isinstance(one, RunRecord):
+                one.words = self._words
         if not any(isinstance(one, StepMemory) for one in trainer.callbacks):
             trainer.callbacks.append(StepMemory())
         check_monitored(trainer.callbacks, self.model)

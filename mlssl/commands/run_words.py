@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeAlias
 from lightning import LightningDataModule, LightningModule
 
 from mlssl.commands.custom_code import import_path, imported
+from mlssl.commands.saved_config import name_of_class
 from mlssl.data.datamodule import MultiLabelDataModule
 from mlssl.module import MultiLabelSSLModule
 from mlssl.recipes import recipe
@@ -96,6 +97,19 @@ def read_words(
     for part, kind in classes.items():
         completed += [f"--{part}_class", import_path(kind)]
     return RunWords(completed, classes["model"], classes["data"], callbacks, folder, checkpoint)
+
+
+def words_of_callbacks(of_recipe: list[dict[str, Any]], given: Any) -> list[str]:
+    """Callbacks of a recipe as words, but for those of a class that the user gave.
+
+    Args:
+        of_recipe: Each with its ``class_path``.
+        given: One callback of the user's as the parser keeps it, a list of them, or None.
+    """
+    given = given or []
+    names = {name_of_class(one) for one in (given if isinstance(given, list) else [given])}
+    missing = [one for one in of_recipe if name_of_class(one) not in names]
+    return [f"--trainer.callbacks+={json.dumps(one)}" for one in missing]
 
 
 def _check_resume(command: str, recipe_name: str | None, others: list[str]) -> None:

@@ -1,13 +1,16 @@
-"""`mlssl tag`: the labels of every image of a folder, by a tagger of `mlssl linear --save`."""
+"""`mlssl tag`: the labels of every image of a folder or data set, by a tagger of `mlssl linear --save`."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from mlssl.data.set_options import SetOptions, with_folder
+
 
 def tag(
     tagger: Path,
-    folder: Path,
+    root: str | list[str],
+    options: SetOptions,
     maps: Path | None = None,
     batch_size: int = 64,
     num_workers: int = 0,
@@ -15,13 +18,14 @@ def tag(
     overwrite: bool = False,
     output: Path = Path("tags.csv"),
 ) -> None:
-    """Write path, labels and probabilities of every image of a folder.
+    """Write path, labels and probabilities of every image of a folder or data set.
 
     Example: mlssl tag tagger.safetensors photos/ -o tags.csv
 
     Args:
         tagger: File of mlssl linear --save; nothing in it is run as code.
-        folder: Its images, however deep.
+        root: Folder that holds the images, however deep, or several: '[a, b]'.
+        options: Of the set of images in it, the format is folder by default.
         maps: Folder for a picture of each photograph that shows where its labels come from.
         batch_size: Images per step.
         num_workers: Loader processes.
@@ -30,20 +34,23 @@ def tag(
         output: File to write, .csv, .jsonl or .parquet.
     """
     from mlssl.atomic import check_free
-    from mlssl.data.readers.folder import read_folder
+    from mlssl.data.formats import read_train
+    from mlssl.data.option_checks import check_options
     from mlssl.drawing.tag_maps import draw_tag_maps
     from mlssl.embeddings.streaming import Images, left_out, streamed
     from mlssl.tagging.fit import certainty
     from mlssl.tagging.tag_files import check_tag_file, tag_writer
     from mlssl.tagging.tagger import Tagger
 
+    options = with_folder(options, root)
+    check_options(options)
     found = Tagger.load(tagger)
     check_tag_file(output, found.classes)
     if not overwrite:
         check_free(output)
         if maps is not None:
             check_free(maps)
-    images = Images(read_folder(folder), found.size, batch_size, num_workers)
+    images = Images(read_train(options), found.size, batch_size, num_workers)
     for sentence in certainty(found):
         print(sentence)
     count = 0

@@ -1,4 +1,4 @@
-"""What means absent where labels are numbers: 0 always, −1 and blanks where the user says so."""
+"""Which label values mean absent: 0 always, −1 and blanks if the user says so."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 
 def absent_values(absent: int | str | Sequence[int | str] | None) -> dict[str, int]:
-    """The labels that −1 and blanks stand for, under "-1" and "blank": 0 absent, −1 unknown.
+    """Map "-1" and "blank" to the label each one means: 0 absent, −1 unknown.
 
     Args:
-        absent: −1, "blank", a list of them, or 0, which always means absent. None: nothing but 0.
+        absent: −1, "blank", a list of them, or 0, which always means absent. None: only 0.
 
     Raises:
         ValueError: Anything else.

@@ -1,4 +1,4 @@
-"""Files of annotations by what stands in them: COCO's and Label Studio's JSON, CVAT's XML, and manifests."""
+"""Detect the format of an annotation file: COCO or Label Studio JSON, CVAT XML, or a manifest."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ from mlssl.data.records import Records
 from mlssl.data.set_options import SetOptions
 
 _NUM_BYTES = 4096
-"""Of a file, to look for its first sign in."""
+"""Read from the start of a file to find its first character."""
 
 
 class Source(NamedTuple):
-    """Where a set is read from, or a part of it."""
+    """Where a data set, or part of one, is read from."""
 
     name: str
     read: Callable[[Sequence[str] | None, bool], Records]
-    """From the classes of its labels, or None, and whether to leave out labels of others."""
+    """Takes the classes, or None, and whether to leave out labels of other classes."""
 
     is_open: bool
-    """Whether labels that it does not name are absent; one that is not declares its classes and has no others."""
+    """Whether a class it does not name is absent. A source that is not open declares all of its classes."""
 
 
 def annotation_source(path: str, images: str | None, options: SetOptions, split: str | None) -> Source:
-    """A file of annotations to read.
+    """Choose the reader of an annotation file.
 
     Args:
         path: The file.
-        images: Folder of its images; that of the file by default.
-        options: How it is written.
-        split: Subset of the images, which CVAT's files may have.
+        images: Folder of its images; by default the folder of the file.
+        options: How the file is written.
+        split: Subset of the images, for CVAT files.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It is none of these formats, not of the one that was given, or options are not for it.
+        FileNotFoundError: The file does not exist.
+        ValueError: The format is unknown or not the one given, or an option does not apply to it.
         OSError: It cannot be read.
     """
     file = Path(path)
@@ -56,7 +56,7 @@ def annotation_source(path: str, images: str | None, options: SetOptions, split:
             option, advice = name, "leave it out"
             if name == "subset":
                 option, advice = "a split", "pass val_annotations or val_fraction for a validation set"
-            raise ValueError(f"{option} ({value!r}) was given, which is not for {path!r}, {kind.name}: {advice}")
+            raise ValueError(f"{option} ({value!r}) was given, which does not apply to {path!r}, {kind.name}: {advice}")
     how["decode"] = decode_rgb if options.white is None else partial(decode_rgb, white=options.white)
     return Source(path, lambda classes, leave_out: kind.read(file, images, classes, leave_out, how), kind.is_open)
 
@@ -64,7 +64,7 @@ def annotation_source(path: str, images: str | None, options: SetOptions, split:
 class _Kind(NamedTuple):
     name: str
     dataset: str | None
-    """The format of whole folders that has such files."""
+    """The folder format that contains such files."""
 
     takes: tuple[str, ...]
     read: Callable[[Path, str | None, Sequence[str] | None, bool, dict[str, Any]], Records]
@@ -100,10 +100,10 @@ _MANIFEST = _Kind(
 
 def _kind(file: Path) -> _Kind:
     if not file.is_file():
-        what = "is a folder" if file.is_dir() else "is not there"
+        what = "is a folder" if file.is_dir() else "does not exist"
         raise FileNotFoundError(
-            f"annotations {str(file)!r} {what}: pass a file of COCO, Label Studio or CVAT, or a manifest, or root "
-            "for a whole folder"
+            f"annotations {str(file)!r} {what}: pass a COCO, Label Studio or CVAT file or a manifest, or root for a "
+            "folder"
         )
     if file.suffix.lower() in (".csv", ".jsonl", ".ndjson"):
         return _MANIFEST
@@ -116,8 +116,8 @@ def _kind(file: Path) -> _Kind:
     if sign in _SIGNS:
         return _SIGNS[sign]
     raise ValueError(
-        f"{str(file)!r} begins with {sign!r}: expected JSON of COCO or Label Studio, XML of CVAT, or a manifest that "
-        "ends in .csv or .jsonl"
+        f"{str(file)!r} begins with {sign!r}: expected COCO or Label Studio JSON, CVAT XML, or a .csv or .jsonl "
+        "manifest"
     )
 
 

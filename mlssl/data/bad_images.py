@@ -1,4 +1,4 @@
-"""Images that cannot be decoded: found beforehand, or remembered by all loader workers as they meet them."""
+"""Images that cannot be decoded: found before training, or recorded by the loader workers as they occur."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mlssl.distributed import gather_objects, rank, world_size
 
 
 class BadImages:
-    """Which images of a set could not be decoded: a byte an image, in memory that loader workers share.
+    """Images of a set that could not be decoded: one byte per image, in memory shared by the loader workers.
 
     Args:
         num_images: n, the size of the set.
@@ -26,39 +26,39 @@ class BadImages:
         self._is_bad.share_memory_()  # type: ignore[no-untyped-call]
 
     def add(self, index: int) -> None:
-        """Remember an image by its place in the set; all processes see it."""
+        """Record an image by its index; all processes see it."""
         self._is_bad[index] = True
 
     def __contains__(self, index: int) -> bool:
         return bool(self._is_bad[index])
 
     def indices(self) -> list[int]:
-        """Places of all that are known so far, ascending."""
-        places: list[int] = self._is_bad.nonzero().flatten().tolist()
-        return places
+        """Indices of the bad images found so far, ascending."""
+        indices: list[int] = self._is_bad.nonzero().flatten().tolist()
+        return indices
 
 
 def find_bad_images(
     records: Records, indices: Sequence[int] | None = None, *, num_workers: int = 0, name: str = "images"
 ) -> dict[int, str]:
-    """Decode images, every pixel of them, and tell which cannot be decoded, or are damaged.
+    """Decode every pixel of the images and return those that are damaged or cannot be decoded.
 
-    A bar shows images/s and the time left.
+    A progress bar shows images/s and the time left.
 
     Args:
         records: The set.
-        indices: Places in it to look at; None: all.
-        num_workers: Processes that decode, 0 for none beside this one.
-        name: What the bar calls them.
+        indices: Indices to check. None: all.
+        num_workers: Decoding processes; 0 decodes in this process.
+        name: Name of the images in the progress bar.
 
     Returns:
-        Place in the set → why, for those that cannot be decoded, have damaged pixels or are not there.
+        Index → reason, for images that are missing, damaged or cannot be decoded.
     """
-    places = range(len(records)) if indices is None else indices
-    dataset = _Trials(records, places)
-    loader = DataLoader(dataset, batch_size=16, num_workers=num_workers, collate_fn=_as_they_are)
+    checked = range(len(records)) if indices is None else indices
+    dataset = _DecodeCheck(records, checked)
+    loader = DataLoader(dataset, batch_size=16, num_workers=num_workers, collate_fn=_uncollated)
     bad: dict[int, str] = {}
-    with tqdm(total=len(places), desc=f"checking {name}", unit="image", disable=None) as bar:
+    with tqdm(total=len(checked), desc=f"checking {name}", unit="image", disable=None) as bar:
         for batch in loader:
             bad |= {index: reason for index, reason in batch if reason}
             bar.update(len(batch))
@@ -66,15 +66,15 @@ def find_bad_images(
 
 
 def check_all_images(sets: Mapping[str, Records], skipped: Mapping[str, BadImages], num_workers: int) -> None:
-    """Decode every image, each process its share, and know everywhere what was found.
+    """Decode every image, divided over the processes; every process gets all results.
 
     Args:
         sets: Name → records.
-        skipped: Name → where to remember images that are skipped; empty where none may be.
-        num_workers: As for `find_bad_images`.
+        skipped: Name → record of the images to skip; empty if bad images are an error.
+        num_workers: See `find_bad_images`.
 
     Raises:
-        BadImageError: Naming all of a set that cannot be decoded, unless they are skipped.
+        BadImageError: Images cannot be decoded and are not skipped; the message names them all.
     """
     for name, records in sets.items():
         share = range(rank(), len(records), world_size())
@@ -90,18 +90,18 @@ def check_all_images(sets: Mapping[str, Records], skipped: Mapping[str, BadImage
             skipped[name].add(index)
 
 
-class _Trials(Dataset[tuple[int, str]]):
-    """Place of an image, and why it cannot be decoded as it was stored; nothing for one that can."""
+class _DecodeCheck(Dataset[tuple[int, str]]):
+    """Index of an image and why it cannot be decoded intact; an empty string if it can."""
 
-    def __init__(self, records: Records, places: Sequence[int]) -> None:
+    def __init__(self, records: Records, indices: Sequence[int]) -> None:
         self.records = records
-        self.places = places
+        self.indices = indices
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.indices)
 
     def __getitem__(self, position: int) -> tuple[int, str]:
-        index = self.places[position]
+        index = self.indices[position]
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error", DamagedImageWarning)
@@ -113,5 +113,5 @@ class _Trials(Dataset[tuple[int, str]]):
         return index, ""
 
 
-def _as_they_are(items: list[tuple[int, str]]) -> list[tuple[int, str]]:
+def _uncollated(items: list[tuple[int, str]]) -> list[tuple[int, str]]:
     return items

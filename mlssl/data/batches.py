@@ -1,4 +1,4 @@
-"""Batches: what the module trains and evaluates on, and the check that they are that."""
+"""The training and evaluation batches of the module, and checks of their contract."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from torch import Tensor
 VIEW_BATCH_CONTRACT = """A training batch is a mapping with
   "views":     uint8 (B, A, K, C, S, S), A branches, K blocks of each image, S × S pixels
   "image_ids": int64 (B,), no id twice
-and, where there are, with
-  "boxes":       float32 (B, A, K, 4): top, left, height, width of what a view shows, as fractions of the image
+and optionally
+  "boxes":       float32 (B, A, K, 4): top, left, height, width of a view, as fractions of the image
   "local_views": uint8 (B, V, C, s, s), V small views of each image
-  "local_boxes": float32 (B, V, 4), what these show
-  "labels":      bool or integer (B, L) of 1 present, 0 absent, -1 unknown"""
+  "local_boxes": float32 (B, V, 4), likewise
+  "labels":      bool or integer (B, L): 1 present, 0 absent, -1 unknown"""
 
 IMAGE_BATCH_CONTRACT = """An evaluation batch is a mapping with
   "image":     uint8 (B, C, H, W), whole images of one size
   "image_ids": int64 (B,), no id twice
-  "labels":    bool or integer (B, L) of 1 present, 0 absent, -1 unknown; leave the key out where there are none"""
+  "labels":    bool or integer (B, L), optional: 1 present, 0 absent, -1 unknown"""
 
 _SLACK = 1e-4
-"""By which boxes may end outside 0–1, for those that were computed in float32; those in less may by their rounding."""
+"""Tolerance for boxes that end above 1: float32 rounding. Lower precisions get their own epsilon."""
 
 
 class _LabelledBatch(TypedDict, total=False):
@@ -37,9 +37,9 @@ class _OptionalViews(_LabelledBatch, total=False):
 
 
 class ViewBatch(_OptionalViews):
-    """What a training step takes; `labels` (B, L) are there only if the images have some.
+    """Batch of a training step; `labels` (B, L) only if the images are labelled.
 
-    How many branches A it needs, the module says.
+    The module decides which number of branches A it needs.
     """
 
     views: Tensor  # uint8 (B, A, K, C, S, S)
@@ -47,22 +47,22 @@ class ViewBatch(_OptionalViews):
 
 
 class ImageBatch(_LabelledBatch):
-    """What an evaluation step takes; `labels` (B, L) are there only if the images have some."""
+    """Batch of an evaluation step; `labels` (B, L) only if the images are labelled."""
 
     image: Tensor  # uint8 (B, C, H, W)
     image_ids: Tensor  # int64 (B,)
 
 
 def check_view_batch(batch: object, num_labels: int | None = None) -> None:
-    """Check that a training batch keeps the contract, which ends every message; meant for the first batch of a run.
+    """Check a training batch against the contract; every message ends with it. Meant for the first batch of a run.
 
     Args:
-        batch: The mapping described by `VIEW_BATCH_CONTRACT`; further keys are ignored.
-        num_labels: L that labels must have where there are some. None: any.
+        batch: Mapping as in `VIEW_BATCH_CONTRACT`; other keys are ignored.
+        num_labels: Expected L of the labels, if any. None: any L.
 
     Raises:
-        TypeError: No mapping, something that is no tensor, or a tensor of another kind of number.
-        ValueError: A missing key, another shape, ids that repeat, boxes outside 0–1, or other label values.
+        TypeError: Not a mapping, not a tensor, or a tensor of another dtype.
+        ValueError: A key is missing, a shape is wrong, ids repeat, boxes lie outside 0–1, or a label is not 1, 0 or −1.
     """
     contract = VIEW_BATCH_CONTRACT
     views = _check(batch, "views", contract, num_labels)
@@ -79,26 +79,26 @@ def check_view_batch(batch: object, num_labels: int | None = None) -> None:
     if len(shape) != 5 or (shape[0], shape[2]) != (views.shape[0], views.shape[3]) or shape[3] != shape[4]:
         raise ValueError(f"'local_views' has shape {tuple(shape)} where 'views' has {tuple(views.shape)}. {contract}")
     if local_views.numel() == 0:
-        raise ValueError(f"'local_views' has shape {tuple(shape)}, which holds no pixel. {contract}")
+        raise ValueError(f"'local_views' has shape {tuple(shape)}, which is empty. {contract}")
     _check_boxes(batch, "local_boxes", (*shape[:2], 4), contract)
 
 
 def check_image_batch(batch: object, num_labels: int | None = None) -> None:
-    """Check that an evaluation batch keeps the contract, which ends every message; meant for the first batch of a run.
+    """Check an evaluation batch against the contract; every message ends with it. Meant for the first batch of a run.
 
     Args:
-        batch: The mapping described by `IMAGE_BATCH_CONTRACT`; further keys are ignored.
-        num_labels: L that labels must have where there are some. None: any.
+        batch: Mapping as in `IMAGE_BATCH_CONTRACT`; other keys are ignored.
+        num_labels: Expected L of the labels, if any. None: any L.
 
     Raises:
-        TypeError: No mapping, something that is no tensor, or a tensor of another kind of number.
-        ValueError: A missing key, another shape, ids that repeat, or other label values.
+        TypeError: Not a mapping, not a tensor, or a tensor of another dtype.
+        ValueError: A key is missing, a shape is wrong, ids repeat, or a label is not 1, 0 or −1.
     """
     _check(batch, "image", IMAGE_BATCH_CONTRACT, num_labels)
 
 
 def _check(batch: object, key: str, contract: str, num_labels: int | None) -> Tensor:
-    """What both kinds of batch have in common; gives the pixels."""
+    """Checks shared by both kinds of batch; returns the pixels."""
     if not isinstance(batch, Mapping):
         raise TypeError(f"a batch of type {type(batch).__name__} was given. {contract}")
     missing = [name for name in (key, "image_ids") if name not in batch]
@@ -110,7 +110,7 @@ def _check(batch: object, key: str, contract: str, num_labels: int | None) -> Te
     if not _is_batch_of_views(pixels) if key == "views" else pixels.ndim != 4:
         raise ValueError(f"{key!r} has shape {tuple(pixels.shape)}. {contract}")
     if pixels.numel() == 0:
-        raise ValueError(f"{key!r} has shape {tuple(pixels.shape)}, which holds no pixel. {contract}")
+        raise ValueError(f"{key!r} has shape {tuple(pixels.shape)}, which is empty. {contract}")
     if not isinstance(image_ids, Tensor) or image_ids.dtype != torch.int64:
         raise TypeError(f"'image_ids' is {_describe(image_ids)}, not int64. {contract}")
     if image_ids.shape != pixels.shape[:1]:
@@ -137,10 +137,10 @@ def _check_boxes(batch: Mapping[Any, Any], key: str, shape: tuple[int, ...], con
         raise ValueError(f"{key!r} has shape {tuple(boxes.shape)} where {shape} was expected. {contract}")
     slack, boxes = max(_SLACK, torch.finfo(boxes.dtype).eps), boxes.float()
     ends = boxes[..., :2] + boxes[..., 2:]
-    # Written so that NaN is outside too.
+    # Written so that NaN counts as outside.
     inside = bool((boxes[..., :2] >= 0).all() and (boxes[..., 2:] > 0).all() and (ends <= 1 + slack).all())
     if not inside:
-        raise ValueError(f"{key!r} holds boxes outside 0-1 or without extent. {contract}")
+        raise ValueError(f"{key!r} has boxes outside 0-1 or without area. {contract}")
 
 
 def _check_batch_labels(labels: object, num_images: int, num_labels: int | None, contract: str) -> None:
@@ -152,7 +152,7 @@ def _check_batch_labels(labels: object, num_images: int, num_labels: int | None,
         raise ValueError(f"'labels' has {labels.shape[1]} columns where L = {num_labels} was expected. {contract}")
     other = sorted(set(labels.flatten().tolist()) - {1, 0, -1})
     if other:
-        raise ValueError(f"'labels' holds {other[0]}{' and others' if other[1:] else ''}. {contract}")
+        raise ValueError(f"'labels' contains {other[0]}{' and others' if other[1:] else ''}. {contract}")
 
 
 def _describe(value: object) -> str:

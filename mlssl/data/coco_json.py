@@ -1,4 +1,4 @@
-"""A JSON file of COCO's format: images, categories, and which of them each image shows."""
+"""Parse a COCO JSON file: images, categories, and which categories each image shows."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ _Ids: TypeAlias = npt.NDArray[np.int64]
 
 
 class CocoFile(NamedTuple):
-    """What such a file says of its n images and L categories."""
+    """Contents of a COCO file with n images and L categories."""
 
     names: list[str]
-    """File names, in the order of the file."""
+    """File names, in file order."""
 
     image_ids: _Ids
     """(n,)"""
 
     labels: npt.NDArray[np.int8]
-    """(n, L), 1 where an annotation, crowds included, is of the category, else 0."""
+    """(n, L), 1 if the image has an annotation of the category, crowds included, else 0."""
 
     classes: list[str]
-    """Names of the categories, in ascending order of their ids."""
+    """Category names, ascending by id."""
 
 
 def read_coco_json(path: Path) -> CocoFile:
-    """Read a file.
+    """Read a COCO file.
 
     Raises:
-        ValueError: It is not JSON or not of COCO's format, lists an image twice, names one outside its folder, or has
-            two categories of one name or one without a name.
+        ValueError: It is not COCO JSON, lists an image twice or outside the folder, or has a category without a name or
+            with the name of another.
         OSError: It cannot be read.
     """
     images, annotations, categories = _parse(path)
@@ -62,7 +62,7 @@ def read_coco_json(path: Path) -> CocoFile:
 
 
 def _without_root(categories: list[dict[str, Any]], annotations: Sequence[tuple[Any, Any]]) -> list[dict[str, Any]]:
-    """The categories without the one that Roboflow adds: of no super-category, that of all others, and never used."""
+    """Drop the root category that Roboflow adds: the unused supercategory of all others."""
     if len(categories) < 2:
         return categories
     used = {category_id for _, category_id in annotations if isinstance(category_id, int)}
@@ -79,7 +79,7 @@ def _without_root(categories: list[dict[str, Any]], annotations: Sequence[tuple[
 
 
 def _parse(path: Path) -> tuple[list[tuple[Any, Any]], list[tuple[Any, Any]], list[dict[str, Any]]]:
-    """Give (id, file name) of the images, (image id, category id) of the annotations, and the categories."""
+    """Return (id, file name) per image, (image id, category id) per annotation, and the categories."""
     try:
         content = json.loads(path.read_bytes(), object_hook=_slim)
     except (ValueError, RecursionError) as error:
@@ -88,7 +88,7 @@ def _parse(path: Path) -> tuple[list[tuple[Any, Any]], list[tuple[Any, Any]], li
     if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in keys):
         found = ", ".join(content) if isinstance(content, dict) else f"a {type(content).__name__}"
         raise ValueError(
-            f"{str(path)!r} holds {found}: expected an object with the lists images, annotations and categories"
+            f"{str(path)!r} contains {found}: expected an object with the lists images, annotations and categories"
         )
     images, annotations, categories = (content[key] for key in keys)
     if not (images and categories):
@@ -132,7 +132,7 @@ class _Annotation(tuple[Any, Any]):
 
 
 def _slim(entry: dict[str, Any]) -> object:
-    # Outlines fill most of the file; dropped while it is parsed, they never lie in memory together.
+    # Outlines fill most of the file: dropping each one as it is parsed keeps them out of memory.
     if "image_id" in entry and "category_id" in entry:
         return _Annotation((entry["image_id"], entry["category_id"]))
     if "file_name" in entry and "id" in entry:
@@ -144,8 +144,8 @@ def _integers(values: Sequence[Any], what: str, path: Path) -> _Ids:
     wrong = [value for value in values if type(value) is not int or not -(2**63) <= value < 2**63]
     if wrong:
         raise ValueError(
-            f"{str(path)!r} has {what} that are no integers, such as {wrong[0]!r}: "
-            "expected COCO's integer ids, of at most 64 bits"
+            f"{str(path)!r} has {what} that are not integers, such as {wrong[0]!r}: "
+            "expected integer ids of at most 64 bits"
         )
     return np.array(values, dtype=np.int64)
 
@@ -161,7 +161,7 @@ def _unique_ids(values: Sequence[Any], what: str, path: Path) -> _Ids:
 
 
 def _positions(values: Sequence[Any], ids: _Ids, what: str, path: Path) -> _Ids:
-    """Where in `ids`, which need not be sorted, each value stands."""
+    """Index in `ids`, which need not be sorted, of each value."""
     wanted = _integers(values, f"annotations of {what}", path)
     order = np.argsort(ids)
     found = order[np.minimum(np.searchsorted(ids, wanted, sorter=order), len(ids) - 1)]
@@ -169,6 +169,6 @@ def _positions(values: Sequence[Any], ids: _Ids, what: str, path: Path) -> _Ids:
     if len(unknown):
         raise ValueError(
             f"{len(unknown)} annotations in {str(path)!r} have a {what} that the file does not list, "
-            f"first {unknown[0]}: drop them or add what they refer to"
+            f"first {unknown[0]}: drop them or add the entries they refer to"
         )
     return np.asarray(found, dtype=np.int64)

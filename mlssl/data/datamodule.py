@@ -1,4 +1,4 @@
-"""From records on disk to the batches that the module trains on and the callbacks evaluate."""
+"""Data module: from records on disk to training and evaluation batches."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,9 +19,9 @@ from mlssl.data.formats import read_sets
 from mlssl.data.loader import PartialLoader, ResumableLoader
 from mlssl.data.option_checks import check_numbers, check_options, height_width
 from mlssl.data.records import Records
-from mlssl.data.set_checks import check_classes, check_own, check_presence, check_same_steps, check_steps, remarks_on
+from mlssl.data.set_checks import check_classes, check_custom, check_presence, check_same_steps, check_steps, remarks_on
 from mlssl.data.set_options import SplitOptions, plain_options
-from mlssl.data.workers import default_workers, loader_of
+from mlssl.data.workers import default_workers, make_loader
 from mlssl.distributed import gather_objects
 from mlssl.views.blocks import BlockViews
 from mlssl.views.branches import plain_branches
@@ -34,61 +34,58 @@ AnyLoader = TypeVar("AnyLoader", ResumableLoader, PartialLoader)
 class MultiLabelDataModule(L.LightningDataModule):
     """Block-wise augmented view groups for training, whole images for evaluation.
 
-    The views of an image depend on (seed, epoch, index) alone: number of workers, devices and a resume change nothing.
-    A run that is resumed in the middle of an epoch goes on with the batch after the last one that was used.
+    Views depend only on (seed, epoch, index). A run resumed in mid-epoch continues with the next unused batch.
 
     Args:
-        dataset: Format of ``root``: ``synthetic`` (drawn, no files), ``folder`` (any photographs), ``coco``,
+        dataset: Format of ``root``: ``synthetic`` (generated, no files), ``folder`` (unlabelled images), ``coco``,
             ``roboflow``, ``voc``, ``corel5k``, ``manifest`` (a table), or ``shards`` (written by ``mlssl pack``).
-        root: Folder that the format's reader describes, of ``shards`` also an address; several are read as one set.
-        batch_size: Images a step on one device.
+        root: Folder in that format, for ``shards`` also a URL; several folders are read as one set.
+        batch_size: Images per step and device.
         size: S, side of a view in pixels ≥ 16 (paper: 224).
         rows: Rows ≥ 1 of the block grid (paper: 2).
         cols: Columns ≥ 1 of the block grid (paper: 2).
-        overlap: γ in 0–0.5, share of the image side by which blocks overlap (paper: 0.2; its COCO run: 0.3).
+        overlap: γ in 0–0.5, overlap of blocks as a fraction of the image side (paper: 0.2; its COCO run: 0.3).
         branches: Augmentation: ``paper``, ``soft``, ``gray`` (X-ray), ``overhead`` (aerial), or a list of branches:
             {numbers of a Recipe}, {class_path, init_args}, a .yaml file of albumentations, or an import path.
-        regions: Function (height, width) -> boxes of the blocks, or its import path; by default the grid.
-        local_views: Small views of the whole image as well: {count, size: 96, area: [0.05, 0.3], branch}.
-        eval_size: Height and width, or one side, that whole images are resized to for evaluation; ``size`` by default.
-        num_workers: Loader processes; by default one less than a device's share of the cores, at least 1 and at most 8.
-        timeout: Seconds ≥ 0 that loader processes may take for a batch; 0 waits for ever, also for a disk that hangs.
+        regions: Function (height, width) -> boxes of the blocks, or its import path; the grid by default.
+        local_views: Additional small views of the whole image: {count, size: 96, area: [0.05, 0.3], branch}.
+        eval_size: Height and width, or one side, of whole images for evaluation; ``size`` by default.
+        num_workers: Loader processes; by default one less than the cores per device, at least 1 and at most 8.
+        timeout: Seconds ≥ 0 to wait for a batch from the workers; 0 waits forever, even if a disk hangs.
         train_split: Split to train on; by default ``train2017`` of COCO, ``2012/trainval`` of VOC, ``train`` of
-            Roboflow, Corel-5K, shards and drawn scenes, the manifest ``train.csv``, the whole of a ``folder``, whose
-            splits are the folders in it. Of CVAT's ``annotations`` a subset.
+            Roboflow, Corel-5K, shards and synthetic scenes, the manifest ``train.csv``, all of a ``folder``, whose
+            splits are its subfolders. For CVAT ``annotations`` a subset.
         val_split: Split to evaluate on, ``""`` for none; by default ``val2017`` of COCO, ``2007/test`` of VOC, ``test``
-            of Corel-5K and the drawn scenes, the manifest ``val.csv``, ``valid`` of Roboflow and ``val`` of shards that
-            have it, none of a ``folder`` and of ``annotations``.
-        val_fraction: In (0, 1), of the images, to hold out and evaluate on: the same ones in every run, by their paths.
-        annotations: In place of ``root``: a file of COCO, Label Studio or CVAT, or a manifest, or several such files.
-        images: Folder of the images of ``annotations``; that of the file by default.
-        val_annotations: Likewise, of the images to evaluate on.
+            of Corel-5K and synthetic scenes, the manifest ``val.csv``, ``valid`` of Roboflow and ``val`` of shards if
+            they exist, none of a ``folder`` and of ``annotations``.
+        val_fraction: Fraction in (0, 1) of the images to hold out for evaluation: the same in every run, by path.
+        annotations: Instead of ``root``: one or more COCO, Label Studio or CVAT files or manifests.
+        images: Folder of the images of ``annotations``; by default the folder of the file.
+        val_annotations: Likewise, for the images to evaluate on.
         val_images: Folder of the images of ``val_annotations``; ``images`` by default.
-        classes: Names of the classes to keep, in the order of the labels; labels of others are left out and counted.
-        min_images_per_class: Keep only classes with at least so many train and so many val images, e.g. (40, 4).
-        separator: Between the names in a field of a manifest, such as ";", or " " for blanks; by default "|".
-        path_column: Column of a manifest, or key of Label Studio's data, that holds the paths; by default ``path`` or a
-            name like it.
-        label_columns: Column of a manifest that holds names of classes, or the columns of 1, 0 and −1 that each
-            stand for a class; by default ``labels``, or all columns if they hold nothing else. Label Studio's controls.
-        absent: What else than 0 means absent in such columns of classes: −1, ``blank``, or both. With 0, a blank among
-            names is an image that nobody labelled.
-        white: Value > 0 that is white in gray images of more than 8 bits, such as 4095 for 12 bits; 65535 by default.
-        seed: Of order and augmentation, at least 0.
-        on_bad_image: ``stop`` at the first image that cannot be decoded, or ``skip`` it: another takes its place in a
-            training batch, evaluation goes on without it, and all of them are counted and named at the end.
-        check_images: Whether to decode every image before anything else, with a progress bar.
-        probe: Labelled set for the probe, where the training set has no labels: options of a set, as for this class.
-            Its training set is what the probe learns from, its val set is what is evaluated on.
-        train: Records of one's own to train on, instead of ``dataset``; labels are optional.
-        val: Records of one's own to evaluate on.
-        probe_train: Labelled records that the probe learns from, where they are not the training set.
+        classes: Names of the classes to keep, in label order; labels of other classes are left out and counted.
+        min_images_per_class: Keep only classes with at least this many train and val images, e.g. (40, 4).
+        separator: Separator of the class names in a manifest field, such as ";", or " " for blanks; "|" by default.
+        path_column: Column of a manifest, or key of Label Studio data, with the paths; ``path`` or similar by default.
+        label_columns: Column of a manifest with class names, or one column of 1, 0 and −1 per class; by default
+            ``labels``, or all columns if they contain only such values. For Label Studio the controls.
+        absent: What else means absent in class columns: −1, ``blank``, or both. With 0, a blank list of names is
+            unlabelled.
+        white: White level > 0 of gray images of more than 8 bits, such as 4095 for 12 bits; 65535 by default.
+        seed: Seed ≥ 0 of order and augmentation.
+        on_bad_image: ``stop`` at the first image that cannot be decoded, or ``skip`` it: training batches use another
+            image instead, evaluation leaves it out, and all skipped images are listed at the end.
+        check_images: Whether to decode every image first, with a progress bar.
+        probe: Options of a labelled set for the probe, which trains on its training set; evaluation uses its val set.
+        train: Custom records to train on instead of ``dataset``; labels are optional.
+        val: Custom records to evaluate on.
+        probe_train: Labelled records that the probe trains on, if not the training set.
 
     Raises:
-        ValueError: On numbers and formats that do not exist, and on arguments and records of one's own that do not fit
-            together; on unknown splits and sets that do not fit together once they are read, in ``setup``.
-        FileNotFoundError: If a file is missing, in ``setup``.
-        TypeError: If ``train``, ``val`` or ``probe_train`` are no ``Records``.
+        ValueError: Invalid numbers, conflicting arguments or records; in ``setup``, unknown splits or sets that do not
+            match.
+        FileNotFoundError: A file is missing, in ``setup``.
+        TypeError: ``train``, ``val`` or ``probe_train`` is not a ``Records``.
     """
 
     def __init__(
@@ -142,7 +139,7 @@ class MultiLabelDataModule(L.LightningDataModule):
             check_options(options, of_probe)
         else:
             of_read = {name: value for name, value in vars(options).items() if name != "dataset"}
-            check_own({"train": train, "val": val, "probe_train": probe_train}, {**of_read, "probe": of_probe})
+            check_custom({"train": train, "val": val, "probe_train": probe_train}, {**of_read, "probe": of_probe})
         channels = 3 if train is None else train.channels
         self.views = BlockViews(size, rows, cols, overlap, branches, regions, local_views, channels)
         custom: dict[str, Any] = {
@@ -162,7 +159,7 @@ class MultiLabelDataModule(L.LightningDataModule):
         self._saved_by: dict[str, int] | None = None
         self._bad: dict[str, BadImages] = {}
         self._is_set_up = False
-        self._num_said = 0
+        self._num_reported = 0
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -176,12 +173,12 @@ class MultiLabelDataModule(L.LightningDataModule):
         return len(self.classes)
 
     def setup(self, stage: str | None = None) -> None:  # noqa: ARG002  Lightning names it
-        """Read the records, once, and check that they fit together; every loader asks for it where nobody did.
+        """Read the records once and check that the sets match; the loaders call it if needed.
 
         Raises:
-            ValueError: If the sets name different classes, none is frequent enough, or no image of a set shows any;
-                with ``check_images`` and without ``skip``, if an image cannot be decoded.
-            FileNotFoundError: If a folder or file is missing.
+            ValueError: The classes of the sets differ, are too rare or never shown; or with ``check_images`` an image
+                is bad.
+            FileNotFoundError: A folder or file is missing.
         """
         if self._is_set_up:
             return
@@ -189,7 +186,7 @@ class MultiLabelDataModule(L.LightningDataModule):
             train, val, probe = read_sets(self._options, self._probe_options)
             check_classes({"train": train, "val": val, "probe_train": probe})
             self.train_records, self.val_records, self.probe_records = train, val, probe
-        else:  # readers have looked for the files already
+        else:  # readers have checked their files already
             for _, records in self._sets():
                 records.check_files()
         for name, records in self._sets():
@@ -201,7 +198,7 @@ class MultiLabelDataModule(L.LightningDataModule):
         self._is_set_up = True
 
     def description(self) -> list[tuple[str, str]]:
-        """What the start of a run prints: name of each set and a sentence on it, then remarks under an empty name."""
+        """Rows printed at the start of a run: (name of a set, sentence about it), then remarks under an empty name."""
         rows = []
         self.setup()
         for name, records in self._sets():
@@ -210,24 +207,24 @@ class MultiLabelDataModule(L.LightningDataModule):
 
     @property
     def skipped_images(self) -> dict[str, list[Path]]:
-        """Images of each set that could not be decoded and were skipped so far, as this machine's processes know."""
+        """Paths per set that this machine's processes could not decode and have skipped so far."""
         sets = dict(self._sets())
         return {name: [sets[name].path(index) for index in bad.indices()] for name, bad in self._bad.items()}
 
     def teardown(self, stage: str | None = None) -> None:  # noqa: ARG002  Lightning names it
-        """Say at the end of a run which images were skipped."""
+        """Report the skipped images at the end of a run."""
         if self._bad:
-            self._say_skipped(gather_objects(self.skipped_images))
+            self._report_skipped(gather_objects(self.skipped_images))
 
     def on_exception(self, exception: BaseException) -> None:  # noqa: ARG002
-        """Say the same of a run that ends otherwise."""
-        self._say_skipped([self.skipped_images])
+        """Report the skipped images of a run that fails."""
+        self._report_skipped([self.skipped_images])
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Batches of views, boxes, image ids and, where there are, labels and local views: see ``ViewBatch``.
+        """Batches of views, boxes, image ids, and optionally labels and local views: see ``ViewBatch``.
 
         Raises:
-            ValueError: If the training set fills no step.
+            ValueError: The training set is smaller than one step.
         """
         train, _ = self._records()
         devices = self.trainer.world_size if self.trainer else 1
@@ -246,31 +243,31 @@ class MultiLabelDataModule(L.LightningDataModule):
         return loader
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
-        """Whole images of the val records, see ``ImageBatch``; nothing where there are none."""
+        """Whole images of the val records, see ``ImageBatch``; empty without val records."""
         return [] if self._records()[1] is None else self.image_dataloader("val")
 
     test_dataloader = val_dataloader
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        """Whole images of the val records, or of the training records where there are none."""
+        """Whole images of the val records, or else of the training records."""
         return self.image_dataloader("train" if self._records()[1] is None else "val")
 
     def image_dataloader(self, split: Literal["train", "val"]) -> DataLoader[Any]:
-        """Whole images of a set in a fixed order without augmentation, as linear evaluation takes them.
+        """Whole images of a set in a fixed order without augmentation, as for linear evaluation.
 
         Raises:
-            ValueError: If there are no such records.
+            ValueError: The set does not exist.
         """
         train, val = self._records()
         records = {"train": train, "val": val}.get(split)
         if records is None:
-            raise ValueError(f"There are no {split!r} images: pass 'train', or 'val' where there is a val set.")
+            raise ValueError(f"There are no {split!r} images: pass 'train', or 'val' if there is a val set.")
         return self._image_loader(ImageDataset(records, self.eval_size, self._bad.get(split)))
 
     def probe_dataloader(self) -> DataLoader[Any] | None:
-        """Whole images of ``probe_train``, all of them on every device; None where it was not given.
+        """Whole images of ``probe_train``, all of them on every device; None without ``probe_train``.
 
-        Their order depends on the seed and on the epoch in which the loader is asked for.
+        Their order depends on the seed and the current epoch.
         """
         self._records()  # set up
         if self.probe_records is None:
@@ -288,11 +285,11 @@ class MultiLabelDataModule(L.LightningDataModule):
         return self.train_records, self.val_records
 
     def state_dict(self) -> dict[str, int]:
-        """What the place in an epoch depends on, kept in checkpoints: images, and those of a step over all devices."""
+        """Images, and images per step over all devices: what a position in an epoch depends on."""
         return {"images": len(self._records()[0]), "images_per_step": self._images_per_step()}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Keep what the checkpoint counted by until it is known whether it ends in the middle of an epoch."""
+        """Keep the checkpoint's values until it is known whether it was saved in mid-epoch."""
         self._saved_by = state_dict
 
     def _images_per_step(self) -> int:
@@ -300,14 +297,14 @@ class MultiLabelDataModule(L.LightningDataModule):
         return batch_size * (self.trainer.world_size if self.trainer else 1)
 
     def _end(self) -> SIGTERMException | None:
-        """What ends a run to which SIGTERM came; the Trainer heard it or, on several devices, its ``RunCheckpoint``."""
+        """Exception to raise after SIGTERM, received by the Trainer or, on several devices, by ``RunCheckpoint``."""
         assert self.trainer is not None
         savers = self.trainer.checkpoint_callbacks
         asked = self.trainer.received_sigterm or any(getattr(saver, "is_asked_to_end", False) for saver in savers)
         return SIGTERMException() if asked else None
 
     def _steps_done(self) -> int:
-        """Steps of this epoch that the Trainer has behind it, more than 0 where it goes on from a checkpoint."""
+        """Steps of this epoch already done; above 0 after a resume in mid-epoch."""
         assert self.trainer is not None
         steps = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
         if steps and self._saved_by is not None:
@@ -315,7 +312,7 @@ class MultiLabelDataModule(L.LightningDataModule):
         return steps
 
     def _sets(self) -> Iterator[tuple[str, Records]]:
-        """The sets that there are, by the names of their arguments."""
+        """The existing sets, by argument name."""
         for name, records in (
             ("train", self.train_records),
             ("val", self.val_records),
@@ -324,10 +321,10 @@ class MultiLabelDataModule(L.LightningDataModule):
             if records is not None:
                 yield name, records
 
-    def _say_skipped(self, parts: Sequence[dict[str, list[Path]]]) -> None:
+    def _report_skipped(self, parts: Sequence[dict[str, list[Path]]]) -> None:
         paths = sorted({path for part in parts for of_set in part.values() for path in of_set})
-        if len(paths) > self._num_said:
-            self._num_said = len(paths)
+        if len(paths) > self._num_reported:
+            self._num_reported = len(paths)
             listed = "".join(f"\n  {path}" for path in paths)
             rank_zero_warn(f"{len(paths)} images could not be decoded and were skipped:{listed}")
 
@@ -347,7 +344,7 @@ class MultiLabelDataModule(L.LightningDataModule):
         **settings: Any,
     ) -> AnyLoader:
         settings |= {"timeout": self.hparams["timeout"], "keep_workers": keep_workers}
-        loader = loader_of(kind, dataset, self.hparams["batch_size"], self._num_workers(), **settings)
+        loader = make_loader(kind, dataset, self.hparams["batch_size"], self._num_workers(), **settings)
         if self.trainer:
             loader.end = self._end
         return loader

@@ -1,4 +1,4 @@
-"""Torch datasets of records: views to train on, whole images to evaluate on, and the order in which they come."""
+"""Torch datasets of records: views for training, whole images for evaluation, and their sampling order."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from mlssl.data.records import Records
 from mlssl.views.blocks import BlockViews
 
 MAX_TRIES = 100
-"""Images in a row that are tried in place of one that cannot be decoded, before nothing is taken to be decodable."""
+"""Consecutive images tried as a substitute for a bad one before giving up."""
 
 Key: TypeAlias = tuple[int, int] | tuple[int, int, int] | int
 """(epoch, index), (epoch, index, size of the views), or the index alone in epoch 0."""
 
 
 class ViewDataset(Dataset[dict[str, Any]]):
-    """Views of an image under a key (epoch, index), which together with the seed fixes all randomness.
+    """Views of an image by key (epoch, index), which together with the seed fixes all randomness.
 
-    A key (epoch, index, size) gives views of that size, where all branches are Recipes.
+    A key (epoch, index, size) gives views of that size if all branches are Recipes.
 
     Args:
-        records: Images, ids and perhaps labels.
-        views: The cutting and augmenting.
-        seed: Of the views.
-        bad: Where images that cannot be decoded are noted. In a loader, the place of such an image is taken by the next
-            one that can be decoded and is not in the batch, so that a step has the same size on every device; all
-            others are as they would be. Another device may have the same image in that step: both are then views of
-            one image, as their ids say. None: such an image raises.
+        records: Images, ids and optional labels.
+        views: Makes the views of an image.
+        seed: Seed of the views.
+        bad: Record of images that cannot be decoded. In a batch, the next image that can be decoded and is not in the
+            batch replaces such an image, so that a step has the same size on every device; the other items do not
+            change. Another device may have the same image in that step; both then share its id. None: a bad image
+            raises.
     """
 
     def __init__(self, records: Records, views: BlockViews, seed: int = 0, bad: BadImages | None = None) -> None:
@@ -55,12 +55,12 @@ class ViewDataset(Dataset[dict[str, Any]]):
         return len(self.records)
 
     def __getitem__(self, key: Key) -> dict[str, Any]:
-        """What `BlockViews.with_boxes` gives, `image_ids` and, where there are, `labels`; an index alone is epoch 0."""
+        """Output of `BlockViews.with_boxes`, `image_ids` and, if any, `labels`; an index alone is epoch 0."""
         epoch, index, size = _parts(key)
         return self._item(index, size, [self.seed, epoch, index])
 
     def __getitems__(self, keys: list[Key]) -> list[dict[str, Any]]:
-        """The items of a batch, all different, as a loader asks for them.
+        """The items of a batch, all different; called by the loader.
 
         Raises:
             BadImageError: An image cannot be decoded and `bad` is None, or none of many in a row can.
@@ -75,14 +75,14 @@ class ViewDataset(Dataset[dict[str, Any]]):
         return items
 
     def _substitute(self, epoch: int, bad_index: int, size: int, taken: set[int]) -> dict[str, Any]:
-        """Another image for a place in a batch, under draws of its own; adds it to those that are taken."""
+        """Another image for this slot of a batch, with its own random stream; adds its index to `taken`."""
         assert self.bad is not None
         tried = 0
         for step in range(1, len(self)):
             index = (bad_index + step) % len(self)
             if index in taken:
                 continue
-            # Never 0 in the last place, which a seed sequence would not tell from its absence.
+            # The last entry is never 0: a seed sequence ignores trailing zeros.
             seed = [self.seed, epoch, index, bad_index + 1]
             item = _unless_bad(partial(self._item, index, size, seed), index, self.bad)
             if item is not None:
@@ -92,8 +92,8 @@ class ViewDataset(Dataset[dict[str, Any]]):
             if tried == MAX_TRIES:
                 break
         raise BadImageError(
-            f"{self.records.path(bad_index)} cannot be decoded, and no other image was found for its place in a batch, "
-            f"{tried} tried: look at the first of them, or pass a smaller batch_size"
+            f"{self.records.path(bad_index)} cannot be decoded, and none of {tried} other images can replace it in the "
+            "batch: check these images, or pass a smaller batch_size"
         )
 
     def _item(self, index: int, size: int, seed: list[int]) -> dict[str, Any]:
@@ -112,10 +112,10 @@ class ImageDataset(Dataset[dict[str, Any]]):
     """Whole images resized to one size, without augmentation.
 
     Args:
-        records: Images, ids and perhaps labels.
+        records: Images, ids and optional labels.
         size: Height and width in pixels.
-        bad: Where images that cannot be decoded are noted, which a batch then lacks, see
-            `mlssl.data.loader.PartialLoader`. None: such an image raises.
+        bad: Record of images that cannot be decoded; batches leave them out, see `mlssl.data.loader.PartialLoader`.
+            None: a bad image raises.
     """
 
     def __init__(self, records: Records, size: tuple[int, int], bad: BadImages | None = None) -> None:
@@ -127,60 +127,60 @@ class ImageDataset(Dataset[dict[str, Any]]):
         return len(self.records)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Image uint8 (C, H, W), image id and, where there are, labels (L,)."""
+        """Image uint8 (C, H, W), image id and, if any, labels (L,)."""
         pixels = torch.from_numpy(self.records.image(index)).permute(2, 0, 1)
         return {"image": _resized(pixels, self.size), **_identity(self.records, index)}
 
     def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
-        """The items of a batch, without those that are bad, as a loader asks for them."""
+        """The items of a batch without bad images; called by the loader."""
         if self.bad is None:
             return [self[index] for index in indices]
         items = (_unless_bad(partial(self.__getitem__, index), index, self.bad) for index in indices)
         return [item for item in items if item is not None]
 
     def image_ids(self) -> list[int]:
-        """Ids of the images, in order, but for those that are known to be bad."""
+        """Ids of the images in order, except known bad ones."""
         bad = set() if self.bad is None else set(self.bad.indices())
         return [int(image_id) for index, image_id in enumerate(self.records.image_ids) if index not in bad]
 
 
 class EpochSampler(DistributedSampler[Any]):
-    """A DistributedSampler that gives (epoch, index), so that a worker knows the epoch whose views it makes.
+    """A DistributedSampler that yields (epoch, index), so that a worker knows which epoch's views to make.
 
-    As a DistributedSampler it is left in place by the Trainer, which also sets its epoch. With a `view_size` it gives
-    (epoch, index, view_size), also to workers that are already running.
+    The Trainer keeps a DistributedSampler and sets its epoch. With a `view_size` it yields (epoch, index, view_size),
+    which also reaches running workers.
     """
 
     view_size: int | None = None
-    """Size of the views of the passes that begin from now on; None for that of the `BlockViews`."""
+    """Size of the views from the next pass on; None for the size of the `BlockViews`."""
 
     _first_epoch, _first = 0, 0
 
-    def start_in(self, epoch: int, first: int) -> None:
-        """Begin `epoch` with the image `first` ≥ 0 of this device, and no earlier epoch: the rest of a stopped run."""
+    def start_at(self, epoch: int, first: int) -> None:
+        """Resume at image `first` ≥ 0 of this device in `epoch`; earlier epochs are done."""
         self._first_epoch, self._first = epoch, first
 
-    def go_on(self) -> tuple[int, int]:
-        """Settle the epoch of the next pass; gives it and the place of its first image on this device."""
-        # A loop that goes on need not have told the epoch yet.
+    def next_position(self) -> tuple[int, int]:
+        """Set the epoch of the next pass; return it and the index of its first image on this device."""
+        # A resumed loop may not have set the epoch yet.
         if self.epoch <= self._first_epoch:
             self.set_epoch(self._first_epoch)
             return self._first_epoch, self._first
         return self.epoch, 0
 
     def __iter__(self) -> Iterator[Any]:
-        epoch, first = self.go_on()
+        epoch, first = self.next_position()
         size = () if self.view_size is None else (self.view_size,)
         return ((epoch, index, *size) for index in islice(super().__iter__(), first, None))
 
 
 def collated(items: list[dict[str, Any]]) -> Any:
-    """A batch of items of an `ImageDataset`; None of no items."""
+    """Collate items of an `ImageDataset`; None for no items."""
     return default_collate(items) if items else None
 
 
 def _parts(key: Key) -> tuple[int, int, int]:
-    """Epoch, index and size; 0 for the usual one."""
+    """Epoch, index and size; size 0 is the default."""
     if isinstance(key, int):
         return 0, key, 0
     return (*key, 0) if len(key) == 2 else key

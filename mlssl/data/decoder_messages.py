@@ -1,4 +1,4 @@
-"""What image decoders written in C print on the standard error, which names no file."""
+"""Capture what image decoders written in C print to stderr, and add the file name."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from contextlib import contextmanager
 
 _STDERR = 2
 _buffers: dict[int, int] = {}
-"""Process → its own file that stands in for the standard error; a forked worker must not share an offset."""
+"""Process → file that replaces its stderr; one per process, because forked workers must not share an offset."""
 
 
 @contextmanager
 def decoder_messages(name: str, kept: tuple[str, ...]) -> Iterator[list[str]]:
-    """Collect the lines that decoders print inside the block; after it, they are printed again behind the file's name.
+    """Collect the lines that decoders print inside the block, and print them after it, prefixed with the file name.
 
-    Only in the main thread: the standard error is one for all threads of a process.
+    Only in the main thread: all threads of a process share stderr.
 
     Args:
-        name: Of the file that is decoded.
-        kept: Beginnings of lines that are not printed again, because the caller says them otherwise.
+        name: Name of the decoded file.
+        kept: Prefixes of lines not printed again, because the caller reports them.
 
     Yields:
-        A list that holds the lines once the block is left.
+        A list, filled with the lines when the block ends.
     """
     lines: list[str] = []
     if threading.current_thread() is not threading.main_thread():
@@ -34,7 +34,7 @@ def decoder_messages(name: str, kept: tuple[str, ...]) -> Iterator[list[str]]:
     try:
         buffer = _buffer()
         saved = os.dup(_STDERR)
-    except OSError:  # no standard error, or no file that could stand in for it
+    except OSError:  # no stderr, or no file to replace it
         yield lines
         return
     try:

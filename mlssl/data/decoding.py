@@ -1,4 +1,4 @@
-"""Image files and Pillow's images, of whatever mode, to RGB pixels of 8 bits."""
+"""Convert image files and Pillow images of any mode to 8-bit RGB pixels."""
 
 from __future__ import annotations
 
@@ -31,80 +31,80 @@ _UPRIGHT = {
 }
 
 WHITE = 0xFFFF
-"""Value that is white in images of more than 8 bits, unless another one is given."""
+"""Default white level of images of more than 8 bits."""
 
 FEW_BITS = 14
-"""Of 16 bits: an image that uses no more keeps a quarter of its 256 grays, or fewer, and a warning says so."""
+"""A 16-bit image that uses at most this many bits keeps a quarter of the 256 grays or fewer, and causes a warning."""
 
-MOST_WARNINGS = 3
-"""Warnings of one process about images that use few of their bits: in such a set all do."""
+MAX_WARNINGS = 3
+"""Warnings per process about images that use few of their bits: usually all images of a set do."""
 
 
 class BadImageError(ValueError):
-    """An image that cannot be decoded. A reader of one's own raises it, so that such images can be skipped.
+    """An image cannot be decoded. A custom reader raises it so that such images can be skipped.
 
     Args:
         message: Which image, why, and what to do.
     """
 
-    def __init__(self, message: str) -> None:  # one argument, by which loader workers hand it on
+    def __init__(self, message: str) -> None:  # a single argument, as pickling in loader workers needs
         super().__init__(message)
 
 
 class DamagedImageWarning(UserWarning):
-    """An image was decoded, and some of its pixels are not those that were once stored."""
+    """An image was decoded, but some of its pixels are not the original ones."""
 
 
 class FewBitsWarning(UserWarning):
-    """An image of 16 bits uses so few of them that little is left of it at 8 bits."""
+    """A 16-bit image uses so few bits that little of it is left at 8 bits."""
 
 
 def readable_extensions() -> tuple[str, ...]:
-    """Ends of names of image files that can be decoded here: AVIF needs Pillow 11.3, HEIC needs pillow-heif."""
+    """Image file extensions that can be decoded here: AVIF needs Pillow 11.3, HEIC needs pillow-heif."""
     missing = [] if _reads_avif() else [".avif"]
     missing += [] if _reads_heif() else [".heic", ".heif"]
     return tuple(one for one in IMAGE_EXTENSIONS if one not in missing)
 
 
 def decode_rgb(path: Path, *, white: float | None = None) -> ImageArray:
-    """Read an image file of any mode that Pillow knows, upright; see `rgb_pixels`.
+    """Read an image file of any Pillow mode, upright; see `rgb_pixels`.
 
-    A `DamagedImageWarning` names a JPEG file whose pixels are not all there.
+    A `DamagedImageWarning` names a JPEG file with missing pixels.
 
     Args:
         path: The file.
-        white: Value that is white in images of more than 8 bits, as for `rgb_pixels`.
+        white: White level of images of more than 8 bits, see `rgb_pixels`.
 
     Returns:
-        RGB pixels (H, W, 3), 0–255, in an array of its own.
+        RGB pixels (H, W, 3), 0–255, in a new array.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        BadImageError: The file is no image, is cut off or is broken, has pixels without a known range, or more of them
-            than Pillow holds for safe (``PIL.Image.MAX_IMAGE_PIXELS``, 89 million unless you set it).
+        FileNotFoundError: The file does not exist.
+        BadImageError: The file is not an image, is truncated or broken, has pixels of unknown range, or more pixels
+            than ``PIL.Image.MAX_IMAGE_PIXELS`` (89 million by default).
     """
     try:
         content = Path(path).read_bytes()
     except (FileNotFoundError, PermissionError):
         raise
-    except (OSError, ValueError) as error:  # a folder, a name that no file can have, a disk that fails
+    except (OSError, ValueError) as error:  # a folder, an invalid name, a failing disk
         raise _not_decoded(str(path), error) from error
     return decode_rgb_bytes(content, str(path), white=white)
 
 
 def decode_rgb_bytes(content: bytes, name: str, *, white: float | None = None) -> ImageArray:
-    """Decode what stands in an image file; `decode_rgb` for files that lie elsewhere than in a folder.
+    """Decode the content of an image file; `decode_rgb` for files that are not in a folder.
 
     Args:
         content: The whole file.
-        name: What to call it in an error or a warning.
-        white: As for `rgb_pixels`.
+        name: Name of the image in errors and warnings.
+        white: See `rgb_pixels`.
 
     Returns:
-        RGB pixels (H, W, 3), 0–255, in an array of its own.
+        RGB pixels (H, W, 3), 0–255, in a new array.
 
     Raises:
-        BadImageError: As for `decode_rgb`.
+        BadImageError: See `decode_rgb`.
     """
     _register_heif(content)
     try:
@@ -112,13 +112,13 @@ def decode_rgb_bytes(content: bytes, name: str, *, white: float | None = None) -
             pixels = _decoded(content, name, white)
     except MemoryError:
         raise
-    except Exception as error:  # a broken file makes Pillow's plugins raise almost anything
+    except Exception as error:  # Pillow's plugins raise almost anything for a broken file
         raise _not_decoded(name, error, content) from error
-    said = next((line for line in messages if line.startswith(_OF_LIBJPEG)), None)
-    if said is not None:
+    message = next((line for line in messages if line.startswith(_OF_LIBJPEG)), None)
+    if message is not None:
         warnings.warn(
-            f"{name!r} is damaged ({said}), and some of its pixels are not the picture's: replace the file or leave it "
-            "out of the data set",
+            f"{name!r} is damaged ({message}), and some of its pixels are wrong: replace the file or leave it out of "
+            "the data set",
             DamagedImageWarning,
             stacklevel=2,
         )
@@ -126,32 +126,31 @@ def decode_rgb_bytes(content: bytes, name: str, *, white: float | None = None) -
 
 
 def rgb_pixels(image: Image.Image, *, white: float | None = None, name: str = "an image") -> ImageArray:
-    """Convert an image of Pillow's.
+    """Convert a Pillow image.
 
-    Its EXIF orientation is applied, transparency is dropped, gray becomes three equal channels, and of 16 bits the
-    upper 8 are kept: 65,535 becomes 255 and 256 becomes 1.
+    Applies the EXIF orientation, drops transparency, repeats gray in three channels, and keeps the upper 8 of 16 bits:
+    65,535 becomes 255 and 256 becomes 1.
 
     Args:
-        image: Of any mode.
-        white: Value > 0 that becomes 255 in gray images of more than 8 bits, 4095 for 12 bits in a 16-bit file; then
-            floating-point numbers and wider integers are read as well. None: 65,535, and a `FewBitsWarning` for an
-            image that does not come near it.
-        name: What to call it in a warning.
+        image: Image of any mode.
+        white: Value > 0 that becomes 255 in gray images of more than 8 bits, 4095 for 12 bits in a 16-bit file; also
+            allows floating-point pixels and wider integers. None: 65,535, with a `FewBitsWarning` for an image that
+            stays far below it.
+        name: Name of the image in a warning.
 
     Returns:
-        RGB pixels (H, W, 3), 0–255, in an array of its own.
+        RGB pixels (H, W, 3), 0–255, in a new array.
 
     Raises:
-        ValueError: A pixel is negative, above `white` or not finite, or has a type without a known white: floating
-            point without `white`.
+        ValueError: A pixel is negative, above `white` or not finite, or a floating-point image comes without `white`.
     """
     upright = ImageOps.exif_transpose(image)
     if upright.mode == "P" and "transparency" in upright.info:
         upright = upright.convert("RGBA")  # Pillow warns when a palette's alpha is dropped in one step
     if upright.mode == "F" and white is None:
         raise ValueError(
-            "its pixels are floating-point numbers of no known range, pass the value that is white (--data.white) or "
-            "read them by a decode of your own"
+            "its pixels are floating-point numbers of unknown range, pass the white level (--data.white) or a custom "
+            "decode"
         )
     if upright.mode == "F" or upright.mode.startswith("I"):  # Pillow would turn all above 255 to white
         upright = Image.fromarray(_eight_bits(np.asarray(upright), white, name))
@@ -162,26 +161,25 @@ def _eight_bits(deep: npt.NDArray[Any], white: float | None, name: str) -> Image
     least, most = float(deep.min()), float(deep.max())
     if not (least >= 0 and most <= (WHITE if white is None else white)):
         raise ValueError(
-            f"its pixels lie outside 0-{WHITE}, pass the value that is white (--data.white) or read them by a decode "
-            "of your own"
+            f"its pixels lie outside 0-{WHITE}, pass the white level (--data.white) or a custom decode"
             if white is None
-            else f"its pixels lie between {least:g} and {most:g} and white={white:g}, pass the highest value there is"
+            else f"its pixels lie between {least:g} and {most:g} and white={white:g}, pass the highest value"
         )
     if white is not None:
         return np.asarray(np.rint(deep.astype(np.float32) * (255 / white)), dtype=np.uint8)
     bits = int(most).bit_length()
-    if 0 < bits <= FEW_BITS and len(_told) < MOST_WARNINGS and name not in _told:
-        _told.add(name)
+    if 0 < bits <= FEW_BITS and len(_warned_about) < MAX_WARNINGS and name not in _warned_about:
+        _warned_about.add(name)
         warnings.warn(
-            f"{name!r} has no value above {most:.0f} of {WHITE}, which leaves it {(int(most) >> 8) + 1} of 256 grays: "
-            f"if the images have {bits} bits, pass white={2**bits - 1} (--data.white {2**bits - 1})",
+            f"{name!r} has no value above {most:.0f} of {WHITE}, which leaves {(int(most) >> 8) + 1} of 256 grays: if "
+            f"the images have {bits} bits, pass white={2**bits - 1} (--data.white {2**bits - 1})",
             FewBitsWarning,
             stacklevel=4,
         )
     return np.asarray(deep >> 8).astype(np.uint8)
 
 
-_told: set[str] = set()
+_warned_about: set[str] = set()
 
 
 def _decoded(content: bytes, name: str, white: float | None) -> ImageArray:
@@ -210,13 +208,13 @@ def _reads_heif() -> bool:
 
 
 def _brand(content: bytes) -> bytes:
-    """Four letters that tell AVIF and HEIC apart; nothing of another format."""
+    """The four-letter brand of AVIF and HEIC files; empty for other formats."""
     return content[8:12] if content[4:8] == b"ftyp" else b""
 
 
 def _register_heif(content: bytes) -> None:
     if _brand(content) in _HEIF and _reads_heif():
-        # It changes what Pillow opens, which nothing but such a file should.
+        # Registering changes what Pillow opens, so do it only for such a file.
         importlib.import_module("pillow_heif").register_heif_opener()
 
 
@@ -226,10 +224,10 @@ _AVIF = (b"avif", b"avis")
 
 def _not_decoded(name: str, error: Exception, content: bytes = b"") -> BadImageError:
     reason: object = error
-    if isinstance(error, UnidentifiedImageError):  # Pillow's own words name the buffer that it read from
-        reason = "it is of no format that Pillow knows"
+    if isinstance(error, UnidentifiedImageError):  # Pillow's message names its buffer
+        reason = "Pillow does not know its format"
         if _brand(content) in _AVIF:
-            reason = "it is AVIF, which Pillow reads from version 11.3 on"
+            reason = "it is AVIF, which needs Pillow 11.3"
         elif _brand(content) in _HEIF and not _reads_heif():
             reason = "it is HEIC, which needs the package pillow-heif"
     return BadImageError(
@@ -247,11 +245,11 @@ def _check_size(image: Image.Image) -> None:
 
 
 def _decoded_jpeg(content: bytes) -> ImageArray | None:
-    """Pillow's own pixels in two thirds of its time, or None for a file that only Pillow should judge.
+    """The same pixels as Pillow's in two thirds of the time, or None for a file that Pillow should check.
 
-    OpenCV fills what a file lacks with gray, so one that does not end as a JPEG does is left to Pillow.
+    OpenCV fills missing data with gray, so a file without JPEG's end marker is left to Pillow.
     """
-    import cv2  # changes the process's environment, which a mere import of the package should not
+    import cv2  # changes the process's environment, which importing the package should not
 
     if not content.endswith(_END_OF_JPEG):
         return None
@@ -261,7 +259,7 @@ def _decoded_jpeg(content: bytes) -> ImageArray | None:
 
 
 def _print_messages_of_libjpeg(content: bytes) -> None:
-    """Decode a small image for the remarks that Pillow keeps to itself."""
+    """Decode at reduced size, to print the warnings that Pillow suppresses."""
     import cv2
 
     cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_REDUCED_GRAYSCALE_8)

@@ -1,4 +1,4 @@
-"""Sets by their options: which reader, which splits, and both sets of a run."""
+"""Read sets from their options: choose the reader and the splits of a run."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from mlssl.data.records import Records
 from mlssl.data.set_options import SetOptions, SplitOptions, as_list
 
 NUM_SCENES = {"train": 2000, "test": 500}
-"""Synthetic scenes of a split: a few minutes of training, and a test set that is read in seconds."""
+"""Synthetic scenes per split: a few minutes of training, and a test set read in seconds."""
 
 
 def read_train(options: SetOptions) -> Records:
     """Read the training set.
 
     Args:
-        options: As `check_options` lets them pass.
+        options: Options that passed `check_options`.
 
     Raises:
-        ValueError: On unknown splits and classes, sets that cannot be joined, and what the readers refuse.
-        FileNotFoundError: If a folder or file is missing.
+        ValueError: A split or class is unknown, sets cannot be joined, or a reader refuses its files.
+        FileNotFoundError: A folder or file is missing.
     """
     if options.annotations is not None:
         files = as_list(options.annotations)
@@ -53,22 +53,22 @@ class Sets(NamedTuple):
 
 
 def read_sets(options: SplitOptions, probe: SplitOptions | None = None) -> Sets:
-    """Read the training set and the validation set, None where the options and the format name none.
+    """Read the training set and the validation set, None if neither options nor format define one.
 
     Args:
-        options: As `check_options` lets them pass.
-        probe: Of a labelled set, whose training set is for the probe and whose val set is the val set.
+        options: Options that passed `check_options`.
+        probe: Options of a labelled set: its training set is for the probe, its val set is the val set.
 
     Raises:
-        ValueError: As `read_train`; if no class is frequent enough; if a set for the probe has no labels or no val set.
-        FileNotFoundError: If a folder or file is missing.
+        ValueError: As `read_train`; also no class is frequent enough, or the probe's set has no labels or no val set.
+        FileNotFoundError: A folder or file is missing.
     """
     if probe is None:
         return Sets(*_read_both(options), None)
     learned, val = _read_both(probe)
     if val is None or learned.labels is None or val.labels is None:
         raise ValueError(
-            "the set of probe has no labels or no images to validate on: pass one with both, or hold some out, "
+            "the probe's set has no labels or no validation images: pass one with both, or hold some out, "
             "probe.val_fraction=0.2 (--data.probe.val_fraction 0.2)"
         )
     return Sets(read_train(options), val, learned)
@@ -86,8 +86,7 @@ def _read_both(options: SplitOptions) -> tuple[Records, Records | None]:
     least_train, least_val = options.min_images_per_class
     if val is None:
         raise ValueError(
-            f"min_images_per_class={options.min_images_per_class} counts val images too, and there are none: leave it "
-            "out."
+            f"min_images_per_class={options.min_images_per_class} needs val images, and there are none: leave it out."
         )
     kept = frequent_labels(train, val, least_train, least_val)
     if not kept:
@@ -99,7 +98,7 @@ def _read_val(options: SplitOptions, classes: Sequence[str] | None) -> Records |
     if options.annotations is not None:
         files, split = as_list(options.val_annotations), options.val_split or None
         images = options.images if options.val_images is None else options.val_images
-        if split is not None:  # of the same files
+        if split is not None:  # a split of the same files
             files, images = as_list(options.annotations), options.images
         sources = [annotation_source(one, images, options, split) for one in files]
     elif options.val_split == "":
@@ -112,7 +111,7 @@ def _read_val(options: SplitOptions, classes: Sequence[str] | None) -> Records |
         if options.val_split is not None or options.annotations is not None:
             raise
         missing, split = str(error).rpartition(": ")[0], _FORMATS[options.dataset or "synthetic"].val(".")
-        raise FileNotFoundError(  # without the reader's advice, which might be the training set
+        raise FileNotFoundError(  # without the reader's advice, which might suggest the training set
             f'there is no validation set {split!r} ({missing}): pass val_split="" (--data.val_split "") to train '
             "without one, val_fraction=0.1 (--data.val_fraction 0.1) to hold images out, or a val_split whose images "
             "are not trained on"
@@ -124,8 +123,8 @@ def _read(sources: Sequence[Source], options: SetOptions, classes: Sequence[str]
 
     Args:
         sources: At least one.
-        options: Whose ``classes`` are kept, if they are given.
-        classes: Of the training set, for a val set.
+        options: Their ``classes``, if given, are the ones to keep.
+        classes: Classes of the training set, for a val set.
     """
     names, chosen = [one.name for one in sources], options.classes
     if chosen is not None:
@@ -140,32 +139,32 @@ def _read(sources: Sequence[Source], options: SetOptions, classes: Sequence[str]
     sets = [one.read(classes, False) for one in sources]
     named = {name for records in sets for name in records.classes}
     if classes is None and len({records.classes for records in sets}) > 1:
-        # An image shows no class of another list, if that is a list of names; one of categories says which it means.
+        # An open list does not show the classes of other lists; a closed one declares its own classes.
         sets = [
             one.read(sorted(named), False) if one.is_open else records
             for one, records in zip(sources, sets, strict=True)
         ]
     order = sets[0].classes if classes is None else tuple(classes)
-    for place, records in enumerate(sets):
+    for index, records in enumerate(sets):
         if records.classes != order and set(records.classes) == set(order):
-            sets[place] = with_classes_named(records, order, names[place])
+            sets[index] = with_classes_named(records, order, names[index])
     return joined(sets, names)
 
 
 class _Format(NamedTuple):
     read: Callable[..., Records]
-    """Root, split, classes of the labels or None, whether to leave out labels of others, and how files are written."""
+    """Takes root, split, classes or None, whether to leave out labels of other classes, and format options."""
 
     train: str
     val: Callable[[str], str | None]
-    """From the root to a split; None for none."""
+    """Default val split of a root; None for none."""
 
     is_open: bool = False
-    """As `Source.is_open`."""
+    """See `Source.is_open`."""
 
 
 def _sources(options: SetOptions, split: str | None, default: Callable[[_Format, str], str | None]) -> list[Source]:
-    """The roots to read a split of: that which was given, or the default where it has one."""
+    """One source per root, for the given split or else the format's default split, if any."""
     dataset = options.dataset or "synthetic"
     kind = _FORMATS[dataset]
     how: dict[str, Any] = {name: getattr(options, name) for name in OF_FORMATS if getattr(options, name) is not None}

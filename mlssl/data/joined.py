@@ -1,4 +1,4 @@
-"""Sets made of other sets: several roots as one, a few of the classes, a fraction that is held out."""
+"""Derive sets from other sets: join roots, select classes, hold out a fraction."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from mlssl.data.set_checks import how_classes_differ
 
 
 def joined(sets: Sequence[Records], sources: Sequence[str]) -> Records:
-    """Several sets of the same classes, or without labels, as one.
+    """Join sets with the same classes, or without labels.
 
     Args:
-        sets: At least one, whose images are files that one function decodes.
-        sources: Where each was read from, for errors.
+        sets: At least one set; all images are files decoded by the same function.
+        sources: Origin of each set, for errors.
 
     Returns:
-        Their images in their order, with paths below the folder that holds all of them. Ids stay where none comes
-        twice; otherwise they are 0 … n − 1.
+        All images in order, with paths relative to their common folder. Ids are kept if they are unique; otherwise they
+        are 0 … n − 1.
 
     Raises:
-        ValueError: Sets of other classes, one without labels among others with some, or an image that two of them hold.
+        ValueError: The sets have different classes, only some have labels, or two contain the same image.
     """
     if len(sets) == 1:
         return sets[0]
@@ -35,21 +35,20 @@ def joined(sets: Sequence[Records], sources: Sequence[str]) -> Records:
     for records, source in zip(sets, sources, strict=True):
         if (records.labels is None) != (first.labels is None):
             raise ValueError(
-                f"{sources[0]!r} and {source!r} are one labelled and one not: label both, or pass the labelled one as "
-                "probe (--data.probe.root)"
+                f"only one of {sources[0]!r} and {source!r} is labelled: label both, or pass the labelled one as probe "
+                "(--data.probe.root)"
             )
         if records.classes != first.classes:
             differ = how_classes_differ(repr(sources[0]), first, repr(source), records)
             raise ValueError(
-                f"{differ}: give all of them the same, or choose those that both have, classes=[…] "
-                "(--data.classes '[…]')"
+                f"{differ}: use the same classes, or select those that both have, classes=[…] (--data.classes '[…]')"
             )
     paths: list[str] = []
     owner: dict[str, str] = {}
     for records, source in zip(sets, sources, strict=True):
         for path in _paths(records):
             if path in owner:
-                raise ValueError(f"{owner[path]!r} and {source!r} both hold the image {path!r}: leave it out of one")
+                raise ValueError(f"{owner[path]!r} and {source!r} both contain the image {path!r}: leave it out of one")
             owner[path] = source
             paths.append(path)
     root = os.path.commonpath([os.path.split(path)[0] for path in paths])
@@ -70,10 +69,10 @@ def joined(sets: Sequence[Records], sources: Sequence[str]) -> Records:
 
 
 def with_classes_named(records: Records, classes: Sequence[str], source: str) -> Records:
-    """Keep classes by their names, in the order of the names, and count the labels of the others as left out.
+    """Select classes by name, in the given order, and count the labels of other classes as left out.
 
     Raises:
-        ValueError: The set has no such class, or no labels.
+        ValueError: A class is unknown, or the set has no labels.
     """
     if records.labels is None:
         raise ValueError(f"classes={list(classes)} were given, and {source!r} has no labels: leave classes out")
@@ -93,20 +92,20 @@ def with_classes_named(records: Records, classes: Sequence[str], source: str) ->
 
 
 def held_out(records: Records, fraction: float) -> tuple[Records, Records]:
-    """Hold out a fraction of the images, always the same ones: those whose paths have the least hash.
+    """Hold out a fraction of the images, always the same ones: the paths with the smallest hashes.
 
-    The rest of the images, the seed and the machine have no influence on which of two images comes first, so that a
-    training run and a later evaluation hold out the same.
+    The order of two images does not depend on other images, the seed or the machine, so a training run and a later
+    evaluation hold out the same images.
 
     Args:
         records: At least two.
-        fraction: In (0, 1), of the images, rounded.
+        fraction: In (0, 1); the number of images is rounded.
 
     Returns:
-        The others, and those held out.
+        The remaining records, and the held-out ones.
 
     Raises:
-        ValueError: One of both would have no image.
+        ValueError: One of the two would be empty.
     """
     names = [
         path if records.root is None else path.relative_to(records.root)
@@ -115,8 +114,8 @@ def held_out(records: Records, fraction: float) -> tuple[Records, Records]:
     count = round(fraction * len(records))
     if not 0 < count < len(records):
         raise ValueError(
-            f"val_fraction={fraction} of {len(records)} images leaves {count} to validate on and "
-            f"{len(records) - count} to train on: pass a fraction that leaves some of both"
+            f"val_fraction={fraction} of {len(records)} images leaves {count} for validation and "
+            f"{len(records) - count} for training: pass a fraction that leaves images for both"
         )
     order = sorted(range(len(records)), key=lambda row: hashlib.sha256(os.fsencode(names[row].as_posix())).digest())
     is_out = np.zeros(len(records), dtype=bool)
@@ -125,7 +124,7 @@ def held_out(records: Records, fraction: float) -> tuple[Records, Records]:
 
 
 def _paths(records: Records) -> list[str]:
-    """Absolute paths without links in those of the root, whatever its spelling."""
+    """Absolute paths; symbolic links are resolved in the root only."""
     root = None if records.root is None else os.path.realpath(records.root)
     rows = map(records.path, range(len(records)))
     if root is None:

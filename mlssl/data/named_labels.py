@@ -1,4 +1,4 @@
-"""Lists of images with the names of what each shows, wherever they are written: from entries to `Records`."""
+"""Build `Records` from lists of images with class names, whatever file they come from."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from mlssl.data.paths import check_files, check_names, first_repeated
 from mlssl.data.records import OTHER_CLASSES, Decode, Records, check_class_names
 
 SEPARATOR = "|"
-"""Between the names in a field, unless another one is given."""
+"""Default separator of the names in a field."""
 
 _IN_LIST = re.compile(r"""\s*(?:'([^']*)'|"([^"]*)"|([^,'"\[\]]+))\s*(?:,|(?=['"])|$)""")
 
 
 class Entry(NamedTuple):
-    """An image of a list."""
+    """An entry of a list of images."""
 
-    place: str
-    """In the file, such as "line 3"."""
+    where: str
+    """Location in the file, such as "line 3"."""
 
     path: Any
-    """Of the image, as the file gives it: it is checked."""
+    """Path of the image as the file gives it, not yet checked."""
 
     labels: Sequence[str] | None
-    """Names of the classes that it shows, in Unicode's form NFC; None where nobody labelled it."""
+    """Names of its classes in Unicode form NFC; None if unlabelled."""
 
     unknown: Sequence[str] = ()
-    """Names of the classes that nobody looked for."""
+    """Names of classes whose presence is unknown."""
 
 
 def records_of_entries(
@@ -50,31 +50,28 @@ def records_of_entries(
     decode: Decode,
     channels: int = 3,
 ) -> Records:
-    """Make records of a list of images, whose files it looks for.
+    """Make records from a list of images and check that the files exist.
 
-    A class that an entry does not name is absent. Where some entries are labelled, all classes are unknown (−1) in
-    those that are not; where none is, the records are unlabelled.
+    A class that an entry does not name is absent. If only some entries are labelled, all classes of the others are
+    unknown (−1); if none is, the records are unlabelled.
 
     Args:
         entries: At least one.
         source: The file, for errors.
-        folder: That the paths start from.
-        classes: The L names, in the order of the labels. None: those that are declared, or else all that are named, in
-            alphabetical order.
-        declared: Names that the file itself declares.
-        leave_out_others: Whether labels of other classes than ``classes`` are left out and counted; they are an error
-            otherwise.
-        left_out: What the reader left out, as for `Records`.
-        decode: As for `Records`.
-        channels: As for `Records`.
+        folder: Folder that the paths are relative to.
+        classes: The L names, in label order. None: the declared names, or else all names in alphabetical order.
+        declared: Names declared by the file.
+        leave_out_others: Whether to leave out and count labels of other classes; otherwise they are an error.
+        left_out: Counts of what the reader left out, see `Records`.
+        decode: See `Records`.
+        channels: See `Records`.
 
     Raises:
         FileNotFoundError: An image is missing.
-        ValueError: A path twice or one that leads out of the folder, a name that is no class, or one that is both
-            present and unknown.
+        ValueError: A path is repeated or leaves the folder, or a name is unknown or both present and unknown.
     """
     names = check_names([entry.path for entry in entries], source)
-    check_repeated(names, [entry.place for entry in entries], source)
+    check_repeated(names, [entry.where for entry in entries], source)
     files = check_files(folder, names, source)
     counts = Counter(files.left_out) + Counter(left_out or {})
     settings: dict[str, Any] = {"root": folder, "decode": decode, "channels": channels}
@@ -83,52 +80,52 @@ def records_of_entries(
     named = sorted({name for entry in entries for name in (*(entry.labels or ()), *entry.unknown)})
     known = [unicodedata.normalize("NFC", name) for name in classes or declared or named]
     if not known:
-        raise ValueError(f"{str(source)!r} has labels, and no image has one: write some, or leave them out")
+        raise ValueError(f"{str(source)!r} has a label field but no labels: fill it, or leave it out")
     check_class_names(known, source)
     labels, num_others = _labels(entries, known, source, leave_out_others=leave_out_others)
     return Records(files.names, labels, known, **settings, left_out=counts + Counter({OTHER_CLASSES: num_others}))
 
 
 def check_repeated(names: Sequence[str], places: Sequence[str], source: Path) -> None:
-    """Refuse a path that comes twice, in whatever spelling.
+    """Refuse a repeated path, in any spelling.
 
     Args:
         names: Paths.
-        places: Of each in the file.
+        places: Location of each in the file.
         source: The file.
 
     Raises:
-        ValueError: Naming both places.
+        ValueError: A path is repeated; names both locations.
     """
     repeated = first_repeated(names)
     if repeated:
         first, again = repeated
         raise ValueError(
-            f"{places[again]} of {str(source)!r} lists {names[again]!r} as {places[first]} does: keep one of them"
+            f"{places[again]} of {str(source)!r} repeats {names[again]!r} of {places[first]}: keep one of them"
         )
 
 
-def with_names(
+def split_names(
     lines: Sequence[tuple[int, Mapping[str, str]]],
     columns: Mapping[str, str],
     separator: str | None,
     classes: Sequence[str] | None,
     path: Path,
 ) -> list[dict[str, list[str]]]:
-    """Split the fields of names of each line of a table.
+    """Split the name fields of each line of a table.
 
     Args:
-        lines: Number of each in the file, and column → text.
-        columns: What names stand for ("labels", "unknown") → column.
-        separator: As for `read_manifest`.
-        classes: As for `read_manifest`.
+        lines: (line number, column → text) of each line.
+        columns: Meaning of the names ("labels", "unknown") → column.
+        separator: See `read_manifest`.
+        classes: See `read_manifest`.
         path: The file, for errors.
 
     Returns:
-        Of each line: what they stand for → names.
+        For each line: meaning → names.
 
     Raises:
-        ValueError: A list is broken, or names seem to be separated by something else.
+        ValueError: A list is malformed, or names seem to use another separator.
     """
     written = [(number, line[one]) for number, line in lines for one in columns.values() if line[one].strip()]
     are_lists = bool(written) and all(text.strip()[0] == "[" and text.strip()[-1] == "]" for _, text in written)
@@ -150,7 +147,7 @@ def with_names(
 def _labels(
     entries: Sequence[Entry], known: Sequence[str], source: Path, *, leave_out_others: bool
 ) -> tuple[npt.NDArray[np.int8], int]:
-    """(n, L) labels, and how many of other classes were left out."""
+    """Labels (n, L), and the number of labels of other classes that were left out."""
     column_of = {name: column for column, name in enumerate(known)}
     labels = np.zeros((len(entries), len(known)), dtype=np.int8)
     num_others = 0
@@ -164,25 +161,25 @@ def _labels(
                 elif leave_out_others:
                     num_others += value == 1
                 else:
-                    raise ValueError(_no_class(name, known, entry.place, source))
+                    raise ValueError(_no_class(name, known, entry.where, source))
         both = set(entry.labels or ()) & set(entry.unknown)
         if both:
             raise ValueError(
-                f"{entry.place} of {str(source)!r} has {sorted(both)[0]!r} as a label and as unknown: keep one"
+                f"{entry.where} of {str(source)!r} has {sorted(both)[0]!r} as a label and as unknown: keep one"
             )
     return labels, num_others
 
 
-def _no_class(name: str, known: Sequence[str], place: str, source: Path) -> str:
+def _no_class(name: str, known: Sequence[str], where: str, source: Path) -> str:
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
     return (
-        f"{place} of {str(source)!r} has the label {name!r}{f' (did you mean {near[0]!r}?)' if near else ''}, "
-        f"which is none of the {len(known)} classes: correct it, or pass all of them, classes=[…] (--data.classes …)"
+        f"{where} of {str(source)!r} has the label {name!r}{f' (did you mean {near[0]!r}?)' if near else ''}, "
+        f"which is not one of the {len(known)} classes: correct it, or pass all of them, classes=[…] (--data.classes …)"
     )
 
 
 def _check_separator(written: list[tuple[int, str]], path: Path) -> None:
-    """Refuse names that look like several, joined by something else than the usual separator."""
+    """Refuse names that look like several names joined by another separator."""
     whole = {text.strip() for _, text in written}
     parts = {part for text in whole for part in text.split()}
     for number, text in written:
@@ -198,13 +195,13 @@ def _check_separator(written: list[tuple[int, str]], path: Path) -> None:
 
 
 def _of_list(text: str, number: int, path: Path) -> list[str]:
-    names, place, inside = [], 0, text[1:-1].strip()
-    while place < len(inside):
-        match = _IN_LIST.match(inside, place)
+    names, position, inside = [], 0, text[1:-1].strip()
+    while position < len(inside):
+        match = _IN_LIST.match(inside, position)
         if not match:
             raise ValueError(
                 f"line {number} of {str(path)!r} has the labels {text!r}: write a list as ['sky', 'sea'], or sky|sea"
             )
         names.append(next(group for group in match.groups() if group is not None))
-        place = match.end()
+        position = match.end()
     return names

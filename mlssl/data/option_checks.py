@@ -1,4 +1,4 @@
-"""Which options of a set go together: what can be refused before a file is opened."""
+"""Check set options against each other before any file is opened."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ OF_FORMATS = {
     **dict.fromkeys(("separator", "path_column", "label_columns", "absent"), ("manifest",)),
     "white": ("coco", "roboflow", "voc", "manifest", "folder", "shards"),
 }
-"""Options that say how files are written → the formats that they are for."""
+"""File options → the formats that they apply to."""
 
 _FORMATS: tuple[str, ...] = get_args(DatasetName)
 
 
 def check_options(options: SetOptions, probe: SplitOptions | None = None) -> None:
-    """Refuse options that are out of range or do not go together.
+    """Refuse options that are out of range or conflict.
 
     Args:
-        options: Of the training set and, where they name one, of the val set.
-        probe: Of a labelled set for the probe.
+        options: Options of the training set and, if any, the val set.
+        probe: Options of a labelled set for the probe.
 
     Raises:
-        ValueError: Naming them.
+        ValueError: Names the options.
     """
     given = {name: value for name, value in vars(options).items() if value is not None}
     absent_values(options.absent)
     if options.white is not None and not 0 < options.white < math.inf:
-        raise ValueError(f"white={options.white} was given: pass the value above 0 that is white.")
+        raise ValueError(f"white={options.white} was given: pass a white level above 0.")
     if options.classes is not None:
         if not options.classes:
             raise ValueError("classes=[] was given: pass at least one name, or leave it out.")
@@ -50,7 +50,8 @@ def check_options(options: SetOptions, probe: SplitOptions | None = None) -> Non
         )
     elif options.dataset not in (None, "synthetic", "coco", "manifest"):
         raise ValueError(
-            f"annotations and dataset={options.dataset!r} were given: the file tells its own format, leave dataset out."
+            f"annotations and dataset={options.dataset!r} were given: the format is read from the file, leave dataset "
+            "out."
         )
     if isinstance(options, SplitOptions):
         _check_val(options)
@@ -59,13 +60,13 @@ def check_options(options: SetOptions, probe: SplitOptions | None = None) -> Non
 
 
 def check_numbers(**numbers: tuple[float | None, int]) -> None:
-    """Refuse numbers below the least that they may be.
+    """Refuse numbers below their minimum.
 
     Args:
-        **numbers: The number, or None, and the least.
+        **numbers: (number or None, minimum) by name.
 
     Raises:
-        ValueError: Naming it.
+        ValueError: Names the number.
     """
     for name, (value, least) in numbers.items():
         if value is not None and value < least:
@@ -73,10 +74,10 @@ def check_numbers(**numbers: tuple[float | None, int]) -> None:
 
 
 def height_width(size: int | tuple[int, int]) -> tuple[int, int]:
-    """Height and width of evaluation images, from both or one side.
+    """Height and width of evaluation images, from a pair or one side.
 
     Raises:
-        ValueError: They are not two numbers of at least 1.
+        ValueError: Not one or two numbers of at least 1.
     """
     both = (size, size) if isinstance(size, int) else tuple(size)
     if len(both) != 2 or min(both) < 1:
@@ -87,7 +88,9 @@ def height_width(size: int | tuple[int, int]) -> tuple[int, int]:
 def _check_probe(options: SplitOptions, probe: SplitOptions) -> None:
     check_options(probe)
     if (probe.dataset or "synthetic") == "synthetic" and probe.annotations is None:
-        raise ValueError("probe names no set: pass dataset and root, or annotations (--data.probe.dataset coco).")
+        raise ValueError(
+            "probe does not name a set: pass dataset and root, or annotations (--data.probe.dataset coco)."
+        )
     if probe.dataset == "folder":
         raise ValueError("probe is a folder, which has no labels: pass a labelled set, or leave probe out.")
     for name in ("val_annotations", "val_fraction", "min_images_per_class"):
@@ -103,14 +106,14 @@ def _check_root(options: SetOptions, given: Mapping[str, object]) -> None:
         if name in given:
             raise ValueError(f"{name}={given[name]!r} was given without annotations: pass annotations too.")
     if not roots and dataset != "synthetic":
-        raise ValueError(f"dataset={dataset!r} needs the folder that holds it: pass root (--data.root FOLDER).")
+        raise ValueError(f"dataset={dataset!r} needs its folder: pass root (--data.root FOLDER).")
     if roots and dataset == "synthetic":
         others = ", ".join(name for name in _FORMATS if name != "synthetic")
         raise ValueError(
-            f"root={options.root!r} was given, and drawn scenes have no files: say which dataset it is, {others}."
+            f"root={options.root!r} was given, and synthetic scenes have no files: pass its dataset, one of {others}."
         )
     if len(roots) > 1 and dataset == "shards":
-        raise ValueError(f"root={options.root!r} are several, and shards have one: pack the sets together.")
+        raise ValueError(f"root={options.root!r} has several folders, and shards take one: pack the sets together.")
     if options.classes is not None and dataset == "folder":
         raise ValueError("classes and dataset='folder' were given: a folder has no labels, leave classes out.")
     for name, formats in OF_FORMATS.items():
@@ -124,9 +127,9 @@ def _check_root(options: SetOptions, given: Mapping[str, object]) -> None:
 def _check_val(options: SplitOptions) -> None:
     ways = [name for name in ("val_split", "val_annotations", "val_fraction") if getattr(options, name) is not None]
     if len(ways) > 1:
-        raise ValueError(f"{' and '.join(ways)} were given: each says what to validate on, keep one of them.")
+        raise ValueError(f"{' and '.join(ways)} were given: each defines the validation set, keep one of them.")
     if options.val_images is not None and options.val_annotations is None:
-        raise ValueError(f"val_images={options.val_images!r} was given without val_annotations: pass these too.")
+        raise ValueError(f"val_images={options.val_images!r} was given without val_annotations: pass both.")
     if options.val_fraction is not None and not 0 < options.val_fraction < 1:
         raise ValueError(
             f"val_fraction={options.val_fraction} was given: pass a fraction between 0 and 1, such as 0.1."

@@ -1,4 +1,4 @@
-"""Packing of data sets into the tar archives that `mlssl.data.readers.shards` reads."""
+"""Pack data sets into tar archives for `mlssl.data.readers.shards`."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from mlssl.data.records import Records
 
 MEGABYTE = 10**6
 ARCHIVE_MEGABYTES = 256
-"""Few enough files for any store, and each small enough to be sent again."""
+"""Large enough to keep the number of files low, small enough to resend one."""
 
 _BLOCK = 512
-"""Bytes of a tar header, and of what a file is filled up to."""
+"""Bytes of a tar header; files are padded to a multiple of it."""
 
 
 def pack_shards(
@@ -33,18 +33,18 @@ def pack_shards(
 ) -> None:
     """Pack the files of data sets, byte for byte, with their labels, classes and ids.
 
-    A bar shows images/s and the time left. The same records give the same bytes.
+    A progress bar shows images/s and the time left. The same records give the same bytes.
 
     Args:
-        sets: Split → its records, whose images are files below their root.
-        folder: Made for the splits. It is whole or not there, and nothing that stands there already is changed.
-        megabytes: Size of an archive in millions of bytes, at least 1; a larger image has one of its own.
+        sets: Split → records; their images are files below the root.
+        folder: New folder for the splits. It is complete or absent; an existing one is not changed.
+        megabytes: Archive size in millions of bytes, at least 1; a larger image gets its own archive.
 
     Raises:
-        FileExistsError: There is something at `folder`.
-        FileNotFoundError: An image is no file.
-        ValueError: `megabytes` is below 1, a path leads out of the root, or two images have the same path.
-        FullDiskError: There is no space.
+        FileExistsError: `folder` exists.
+        FileNotFoundError: An image is not a file.
+        ValueError: `megabytes` is below 1, a path leaves the root, or two images have the same path.
+        FullDiskError: The disk is full.
     """
     check_target(folder, megabytes)
     with folder_written_aside(folder) as aside:
@@ -55,14 +55,14 @@ def pack_shards(
 
 
 def check_target(folder: str | os.PathLike[str], megabytes: int) -> None:
-    """Raise what `pack_shards` would, FileExistsError or ValueError, for who has large sets to read before."""
+    """Raise the FileExistsError or ValueError of `pack_shards` early, before large sets are read."""
     if megabytes < 1:
         raise ValueError(f"megabytes={megabytes} was given: pass the size of an archive, at least 1")
     check_free(folder)
 
 
 class _Plan(NamedTuple):
-    """Names of the members, and the images of each archive."""
+    """Member names, and the images of each archive."""
 
     names: list[str]
     archives: list[range]
@@ -76,7 +76,7 @@ def _planned(records: Records, limit: int) -> _Plan:
         path = records.path(row)
         size = _file_size(path)
         names.append((path if records.root is None else path.relative_to(records.root)).as_posix())
-        size = _BLOCK + _filled_up(size)
+        size = _BLOCK + _padded(size)
         if not starts or filled + size > limit:
             starts.append(row)
             filled = 0
@@ -84,21 +84,21 @@ def _planned(records: Records, limit: int) -> _Plan:
     check_names(names, Path("Records" if records.root is None else records.root))
     if len(set(names)) < len(names):
         (twice, _), *_others = Counter(names).most_common(1)
-        raise ValueError(f"{twice!r} stands twice in {records!r}: leave one of them out")
+        raise ValueError(f"{twice!r} is in {records!r} twice: leave one of them out")
     return _Plan(names, [range(*ends) for ends in zip(starts, [*starts[1:], len(names)], strict=True)])
 
 
 def _file_size(path: Path) -> int:
     try:
         found = path.stat()
-    except (FileNotFoundError, NotADirectoryError):  # the latter in an archive, where a folder is looked for
+    except (FileNotFoundError, NotADirectoryError):  # the latter for a path inside an archive
         found = None
     if found is None or not stat.S_ISREG(found.st_mode):
-        raise FileNotFoundError(f"{str(path)!r} is no file: pack a data set whose images are files")
+        raise FileNotFoundError(f"{str(path)!r} is not a file: pack a data set whose images are files")
     return found.st_size
 
 
-def _filled_up(size: int) -> int:
+def _padded(size: int) -> int:
     return -(-size // _BLOCK) * _BLOCK
 
 
@@ -114,7 +114,7 @@ def _pack(records: Records, plan: _Plan, folder: Path, split: str) -> None:
                     member = tarfile.TarInfo(plan.names[row])
                     member.size = len(content)
                     tar.addfile(member, io.BytesIO(content))
-                    start = file.tell() - _filled_up(len(content))
+                    start = file.tell() - _padded(len(content))
                     lines.append(_line(records, row, plan.names[row], (number, start, len(content))))
                     bar.update()
             archives.append({"name": path.name, "size": path.stat().st_size})
@@ -127,8 +127,8 @@ def _pack(records: Records, plan: _Plan, folder: Path, split: str) -> None:
     (folder / INDEX).write_text("\n".join([json.dumps(head), *lines, ""]), encoding="ascii")
 
 
-def _line(records: Records, row: int, name: str, place: tuple[int, int, int]) -> str:
-    line: dict[str, Any] = {"name": name, **dict(zip(NUMBERS, (*place, int(records.image_ids[row])), strict=True))}
+def _line(records: Records, row: int, name: str, location: tuple[int, int, int]) -> str:
+    line: dict[str, Any] = {"name": name, **dict(zip(NUMBERS, (*location, int(records.image_ids[row])), strict=True))}
     if records.labels is not None:
         line |= {key: np.flatnonzero(records.labels[row] == value).tolist() for key, value in LABELS.items()}
     return json.dumps(line)

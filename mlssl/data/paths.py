@@ -1,4 +1,4 @@
-"""Checks of the image paths that a data set's files list: they stay in their folder, and the files exist."""
+"""Check listed image paths: they stay in their folder, and the files exist."""
 
 from __future__ import annotations
 
@@ -14,66 +14,65 @@ IMAGE_EXTENSIONS = (
     *(".avif", ".bmp", ".gif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff"),
     *(".heic", ".heif", ".webp"),
 )
-"""Ends of the names of image files."""
+"""Extensions of image files."""
 
 
-class Files(NamedTuple):
-    """Images that a file lists, as they are found on the disk."""
+class ListedImages(NamedTuple):
+    """Listed images as found on disk."""
 
     names: list[str]
-    """Paths in their folder, spelled as there: a name may be composed in the list and decomposed on the disk."""
+    """Paths in the folder, spelled as on disk: a list may compose a Unicode name that the disk decomposes."""
 
     left_out: dict[str, int]
-    """Extension → number of image files beside them that are not listed."""
+    """Extension → number of unlisted image files in the same folders."""
 
 
-def check_files(folder: Path, names: Sequence[str], source: Path) -> Files:
-    """Check that images exist, with one listing of a folder instead of one look-up an image: minutes less on a network.
+def check_files(folder: Path, names: Sequence[str], source: Path) -> ListedImages:
+    """Check that images exist with one listing per folder, not one lookup per image: minutes faster on a network.
 
     Args:
-        folder: Where they should lie.
-        names: Paths in it, with "/" between their parts.
-        source: The file that names them, for the message.
+        folder: Folder of the images.
+        names: Paths in it, with "/" as separator.
+        source: The file that lists them, for the message.
 
     Returns:
-        The names in their order, and what else lies beside them.
+        The names in order, and counts of unlisted images.
 
     Raises:
         FileNotFoundError: The folder or an image is missing.
     """
     if not folder.is_dir():
-        raise FileNotFoundError(f"no folder {str(folder)!r}: put the images there that {str(source)!r} names")
+        raise FileNotFoundError(f"no folder {str(folder)!r}: put the images of {str(source)!r} there")
     parts: list[Sequence[str]] = [name.rpartition("/")[::2] for name in names]
     listings = {parent: listing(folder / parent) for parent in {parent for parent, _ in parts}}
-    missing = [place for place, (parent, file) in enumerate(parts) if file not in listings[parent]]
+    missing = [index for index, (parent, file) in enumerate(parts) if file not in listings[parent]]
     found = list(names)
-    if missing:  # perhaps spelled in another of Unicode's normal forms
+    if missing:  # perhaps spelled in another Unicode normal form
         composed = {
             parent: {unicodedata.normalize("NFC", file): file for file in there} for parent, there in listings.items()
         }
-        for place in missing:
-            parent, file = parts[place]
+        for index in missing:
+            parent, file = parts[index]
             there = composed[parent].get(unicodedata.normalize("NFC", file))
             if there is not None:
-                found[place] = f"{parent}/{there}" if parent else there
-                parts[place] = (parent, there)
-        missing = [place for place in missing if parts[place][1] not in listings[parts[place][0]]]
+                found[index] = f"{parent}/{there}" if parent else there
+                parts[index] = (parent, there)
+        missing = [index for index in missing if parts[index][1] not in listings[parts[index][0]]]
     if missing:
-        first = ", ".join(names[place] for place in missing[:3]) + (", …" if len(missing) > 3 else "")
+        first = ", ".join(names[index] for index in missing[:3]) + (", …" if len(missing) > 3 else "")
         raise FileNotFoundError(
-            f"{len(missing)} of {len(names)} images that {str(source)!r} names are not in {str(folder)!r}, "
-            f"first {first}: put them there or drop them from "
-            "that file"
+            f"{len(missing)} of {len(names)} images listed in {str(source)!r} are not in {str(folder)!r}, first "
+            f"{first}: put them there or drop them from that file"
         )
     listed: dict[str, set[str]] = {parent: set() for parent in listings}
     for parent, file in parts:
         listed[parent].add(file)
     others = (file for parent, there in listings.items() for file in there - listed[parent])
-    return Files(found, count_extensions(file for file in others if extension(file) in IMAGE_EXTENSIONS))
+    return ListedImages(found, count_extensions(file for file in others if extension(file) in IMAGE_EXTENSIONS))
 
 
 def extension(name: str) -> str:
-    """End of a name in lower case, with its dot; nothing where there is none.
+    """Extension of a name in lower case, with its dot; empty if there is none.
 
     >>> extension("a/b.JPG"), extension("a.b/c")
     ('.jpg', '')
@@ -87,43 +86,43 @@ def count_extensions(names: Iterable[str]) -> dict[str, int]:
 
 
 def first_repeated(names: Sequence[str]) -> tuple[int, int] | None:
-    """Positions of the first path that comes twice, in whatever spelling, and of its first occurrence before it.
+    """Indices of the first repeated path, in any spelling: its first occurrence and the repeat.
 
     >>> first_repeated(["a.jpg", "b//c.jpg", "./a.jpg"])
     (0, 2)
     """
     seen: dict[str, int] = {}
-    for place, name in enumerate(names):
+    for index, name in enumerate(names):
         spelled = posixpath.normpath(name) if "/" in name else name
         if not spelled.isascii():
             spelled = unicodedata.normalize("NFC", spelled)
-        first = seen.setdefault(spelled, place)
-        if first != place:
-            return first, place
+        first = seen.setdefault(spelled, index)
+        if first != index:
+            return first, index
     return None
 
 
 def check_names(names: Sequence[Any], source: Path) -> list[str]:
-    """Check that names of images are paths below their folder: what a file lists must not lead anywhere else.
+    """Check that image names are paths below their folder.
 
     Args:
-        names: Of images, as `source` gives them.
-        source: The file that names them, for the message.
+        names: Image names from `source`.
+        source: The file that lists them, for the message.
 
     Raises:
-        ValueError: A name that is no string, is empty, is absolute or contains "..".
+        ValueError: A name is not a string, is empty or absolute, or contains "..".
     """
     for name in names:
         if not isinstance(name, str) or _leaves_folder(name):
             raise ValueError(
-                f"{str(source)!r} names the image {name!r}: expected a path inside the folder of the images, without "
-                "'..' and without a leading '/'"
+                f"{str(source)!r} names the image {name!r}: expected a path inside the image folder, without '..' or a "
+                "leading '/'"
             )
     return list(names)
 
 
 def listing(folder: Path) -> set[str]:
-    """Names of all entries of a folder; none where there is no such folder."""
+    """Names of all entries of a folder; empty if it does not exist."""
     if not folder.is_dir():
         return set()
     with os.scandir(folder) as entries:

@@ -1,7 +1,7 @@
-"""Records: where a data set's images lie and what is in them.
+"""Records: the images of a data set and their labels.
 
-One class for every data set: a reader is a function that returns `Records`. It is kept in three arrays and one
-buffer instead of one Python object an image, so that copying it into loader workers costs little.
+One class for every data set: a reader is a function that returns `Records`. Three arrays and one buffer hold
+everything, not one Python object per image, so copying records into loader workers is cheap.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ from mlssl.data.paths import listing
 Decode: TypeAlias = Callable[[Path], ImageArray]
 
 OTHER_CLASSES = "labels of other classes"
-"""What of `left_out` counts labels of classes that were not asked for."""
+"""Key of `left_out` that counts labels of classes not selected."""
 
 
 class Records:
-    """Images of a data set in a fixed order: file, id and labels of each.
+    """Images of a data set in a fixed order, each with file, id and labels.
 
     Args:
-        paths: Where each of the n images lies, relative to `root` if that is given.
+        paths: Paths of the n images, relative to `root` if given.
         labels: (n, L), bool or integer: 1 present, 0 absent, −1 unknown. None: unlabelled.
-        classes: The L class names, in the order of the columns of `labels`; empty if unlabelled.
-        image_ids: (n,), integers, each only once. None: 0 … n − 1.
-        root: Folder in front of each path, stored once.
-        decode: From a path to pixels uint8 (H, W, C). It must be picklable to reach loader workers, and raises
-            `BadImageError` for an image that may be skipped where the user asks for that.
-        channels: C, at least 1, that `decode` gives; three are taken as RGB.
-        left_out: What a reader found and left out → its number: extensions of image files, and kinds of labels. Kept
-            under the same name.
+        classes: The L class names, in column order of `labels`; empty if unlabelled.
+        image_ids: (n,), unique integers. None: 0 … n − 1.
+        root: Folder of all paths, stored once.
+        decode: Function from a path to pixels uint8 (H, W, C). Must be picklable for loader workers; raises
+            `BadImageError` for an image that may be skipped with ``on_bad_image='skip'``.
+        channels: C ≥ 1 of `decode`'s output; three are RGB.
+        left_out: Counts of what the reader left out: extensions of image files, and kinds of labels. Kept as an
+            attribute.
 
     Raises:
-        ValueError: No images, an id or a class twice, a class without a name, labels of another shape or value, class
-            names that do not fit them, or another number of channels than three without a `decode` that gives so many.
-        TypeError: Labels or ids that are neither bool nor integer, or a single path.
+        ValueError: No images, a repeated id or class, a class without a name, labels of a wrong shape or value, class
+            names that do not match them, or channels other than three without a custom `decode`.
+        TypeError: Labels or ids are neither bool nor integer, or `paths` is a single path.
 
     An image without any object is a row of zeros; a class that no image shows is a column of zeros.
 
@@ -64,14 +64,14 @@ class Records:
         left_out: Mapping[str, int] | None = None,
     ) -> None:
         if isinstance(paths, (str, bytes)):
-            raise TypeError(f"the paths are one string, {paths!r}: pass a list of paths, or read_folder(root)")
+            raise TypeError(f"paths is one string, {paths!r}: pass a list of paths, or read_folder(root)")
         names = [os.fsencode(path) for path in paths]
         if not names:
-            raise ValueError("records of no images were given: pass at least one path")
+            raise ValueError("records without images were given: pass at least one path")
         if channels < 1 or (channels != 3 and decode is decode_rgb):
             raise ValueError(
-                f"records of {channels} channels were given, and files are decoded to RGB: "
-                "pass decode=…, a function from a path to uint8 (H, W, channels), too"
+                f"records of {channels} channels were given, and files are decoded to RGB: also pass decode=…, a "
+                "function from a path to uint8 (H, W, channels)"
             )
         self._buffer = b"".join(names)
         self._ends = np.cumsum([len(name) for name in names], dtype=np.int64)
@@ -91,13 +91,13 @@ class Records:
         return f"Records({len(self)} images, {labels}, root={str(self.root)!r})"
 
     def path(self, index: int) -> Path:
-        """Say where an image lies.
+        """Path of an image.
 
         Args:
             index: 0 … n − 1, or negative from the end.
 
         Raises:
-            IndexError: There is no such image.
+            IndexError: The index is out of range.
         """
         name = Path(self._name(index))
         return name if self.root is None else self.root / name
@@ -109,24 +109,24 @@ class Records:
             index: 0 … n − 1, or negative from the end.
 
         Raises:
-            IndexError: There is no such image.
-            BadImageError: It cannot be decoded.
-            TypeError: `decode` returned something else than uint8 (H, W, C).
+            IndexError: The index is out of range.
+            BadImageError: The image cannot be decoded.
+            TypeError: `decode` did not return uint8 (H, W, C).
         """
         path = self.path(index)
         pixels = self.decode(path)
         if not (isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8 and pixels.shape[2:] == (self.channels,)):
             raise TypeError(
-                f"decode gave {_describe(pixels)} for {str(path)!r}: "
-                f"return numpy {'RGB ' if self.channels == 3 else ''}pixels of uint8 (H, W, {self.channels})"
+                f"decode returned {_describe(pixels)} for {str(path)!r}: return numpy "
+                f"{'RGB ' if self.channels == 3 else ''}pixels of uint8 (H, W, {self.channels})"
             )
         return pixels
 
     def check_files(self) -> None:
-        """Check that every file exists, with one listing of each folder; nothing where `decode` reads no files.
+        """Check that every file exists, with one listing per folder; does nothing for a custom `decode`.
 
         Raises:
-            FileNotFoundError: How many do not, and the first of them.
+            FileNotFoundError: Files are missing; gives their number and the first ones.
         """
         if self.decode is not decode_rgb:
             return
@@ -136,18 +136,18 @@ class Records:
         if missing:
             raise FileNotFoundError(
                 f"{len(missing)} of {len(self)} images do not exist, first {_shortened(missing, 3)}: "
-                "correct their paths or the root, or leave them out"
+                "correct the paths or the root, or leave them out"
             )
 
     def subset(self, indices: Sequence[int] | npt.NDArray[Any]) -> Records:
         """Keep some images, with their ids and labels, in the order of `indices`.
 
         Args:
-            indices: Positions 0 … n − 1, each at most once, or a mask (n,) of booleans.
+            indices: Indices 0 … n − 1, each at most once, or a boolean mask (n,).
 
         Raises:
-            IndexError: A position that does not exist.
-            ValueError: No position at all, or one of them twice.
+            IndexError: An index is out of range.
+            ValueError: No index, or a repeated one.
         """
         kept = np.arange(len(self))[indices]
         return Records(
@@ -162,18 +162,18 @@ class Records:
         )
 
     def with_classes(self, indices: Sequence[int] | npt.NDArray[Any]) -> Records:
-        """Keep all images, but only some classes, in the order of `indices`.
+        """Keep all images but only some classes, in the order of `indices`.
 
         Args:
-            indices: Columns of `labels`, 0 … L − 1, or a mask (L,) of booleans.
+            indices: Columns of `labels`, 0 … L − 1, or a boolean mask (L,).
 
         Raises:
-            IndexError: A column that does not exist.
+            IndexError: A column is out of range.
             ValueError: The records are unlabelled, or no column is left.
         """
         if self.labels is None:
             raise ValueError(
-                "these records have no labels to choose classes from: use with_classes on labelled records"
+                "these records have no labels to select classes from: use with_classes on labelled records"
             )
         kept = np.arange(len(self.classes))[indices]
         return Records(
@@ -212,21 +212,21 @@ def _checked_labels(
     check_class_names(classes)
     if array.max() > 1 or array.min() < -1:
         other = np.unique(array[(array < -1) | (array > 1)]).tolist()
-        raise ValueError(f"labels hold the values {_shortened(other)}: use 1 present, 0 absent, -1 unknown alone")
+        raise ValueError(f"labels have the values {_shortened(other)}: use only 1 present, 0 absent, -1 unknown")
     return array.astype(np.int8)
 
 
 def check_class_names(classes: Sequence[str], source: str | os.PathLike[str] | None = None) -> None:
-    """Check that each class has a name of its own; `source` is the file that lists them, for the message.
+    """Check that each class has a unique name; `source` is the file that lists them, for the message.
 
     Raises:
-        ValueError: A name that is empty, no string, or comes twice, in whatever normal form of Unicode.
+        ValueError: A name is empty, not a string, or repeated, in any Unicode normal form.
     """
     where = "" if source is None else f"{os.fspath(source)!r}: "
     composed: dict[str, int] = {}
     for column, name in enumerate(classes):
         if not isinstance(name, str) or not name.strip():
-            raise ValueError(f"{where}class {column} has the name {name!r}: give each class a name that is not empty")
+            raise ValueError(f"{where}class {column} has the name {name!r}: give each class a non-empty name")
         first = composed.setdefault(unicodedata.normalize("NFC", name), column)
         if first != column:
             raise ValueError(
@@ -242,7 +242,7 @@ def _checked_ids(image_ids: npt.ArrayLike | None, num_images: int) -> npt.NDArra
     if array.dtype.kind not in "iu":
         raise TypeError(f"image ids of {array.dtype} were given: pass integers")
     if array.shape != (num_images,):
-        raise ValueError(f"image ids of shape {array.shape} were given for {num_images} images: pass one id an image")
+        raise ValueError(f"image ids of shape {array.shape} were given for {num_images} images: pass one id per image")
     values, counts = np.unique(array, return_counts=True)
     if len(values) < num_images:
         raise ValueError(

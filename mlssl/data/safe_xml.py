@@ -1,4 +1,4 @@
-"""The one reader of XML: elements of a bounded depth, without entities of the file's own and without other files."""
+"""The only XML reader: bounded depth, no custom entities, no external files."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
 MAX_DEPTH = 100
-"""Of elements in each other."""
+"""Maximum nesting of elements."""
 
 _ENCODING = re.compile(rb"""(?:\xef\xbb\xbf)?\s*<\?xml[^>]*?encoding\s*=\s*["']([\w.:-]+)["'][^>]*\?>""")
 
 
 def read_xml(path: Path) -> Element:
-    """The root element of a file. Tags and attributes have their names without namespace.
+    """Root element of a file; tags and attributes are without namespace.
 
     Raises:
-        ValueError: It is not XML, has an encoding that is unknown, declares entities, which could grow without bound,
-            or is nested too deeply; names the file.
+        ValueError: It is not XML, has an unknown encoding, declares entities, which could expand without bound, or is
+            nested too deeply; names the file.
         OSError: It cannot be read.
     """
     content = path.read_bytes()
     try:
         try:
             return _parsed(content)
-        except ValueError:  # expat knows no encoding of several bytes a letter but UTF-8 and UTF-16
+        except ValueError:  # expat knows no multi-byte encodings except UTF-8 and UTF-16
             declared = _ENCODING.match(content)
             if declared is None:
                 raise
@@ -38,7 +38,7 @@ def read_xml(path: Path) -> Element:
 
 
 class _RefusedError(Exception):
-    """What is XML and not read."""
+    """Valid XML that is refused."""
 
 
 def _parsed(content: bytes) -> Element:

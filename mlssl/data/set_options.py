@@ -1,6 +1,6 @@
-"""Where sets of images lie and how they are written: the options that the data module and the commands share.
+"""Options of image sets, their locations and formats, shared by the data module and the commands.
 
-This file imports nothing heavy, so that help comes at once.
+This file has no heavy imports, so that `--help` is fast.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ class SetOptions:
 
     Args:
         dataset: Format of ROOT: synthetic, folder, coco, roboflow, voc, corel5k, manifest or shards.
-        root: Folder that holds the images, or several: '[a, b]'.
-        train_split: Split to read; the format's own by default.
-        annotations: In place of ROOT: a file of COCO, Label Studio or CVAT, or a manifest; or several.
-        images: Folder of the images of ANNOTATIONS; that of the file by default.
-        classes: To keep, in the order of the labels: '[cup, table]'.
-        separator: Between names in a manifest, such as ';'.
-        path_column: Column or key of the images' paths.
+        root: Folder of the images, or several: '[a, b]'.
+        train_split: Split to read; the format's default if not given.
+        annotations: Instead of ROOT: one or more COCO, Label Studio or CVAT files or manifests.
+        images: Folder of the images of ANNOTATIONS; by default the folder of the file.
+        classes: Classes to keep, in label order: '[cup, table]'.
+        separator: Separator of names in a manifest, such as ';'.
+        path_column: Column or key of the image paths.
         label_columns: Columns or keys of the labels.
-        absent: What else means absent: -1, blank, or both; 0 if only 0 does.
-        white: Value that is white in gray images of more than 8 bits.
+        absent: What else means absent: -1, blank, or both; 0 if only 0.
+        white: White level of gray images of more than 8 bits.
     """
 
     dataset: DatasetName | None = None
@@ -50,10 +50,10 @@ class SplitOptions(SetOptions):
     """A training set and a validation set. None: not given.
 
     Args:
-        val_split: Split to validate on, '' for none; the format's own by default.
-        val_annotations: File of the validation set, as ANNOTATIONS.
+        val_split: Split to validate on, '' for none; the format's default if not given.
+        val_annotations: Files of the validation set, as for ANNOTATIONS.
         val_images: Folder of its images; IMAGES by default.
-        val_fraction: Of the images, to hold out as validation set.
+        val_fraction: Fraction of the images to hold out for validation.
         min_images_per_class: Leave out classes with fewer train and val images.
     """
 
@@ -67,17 +67,17 @@ class SplitOptions(SetOptions):
 Options = TypeVar("Options", bound=SetOptions)
 
 COMMON = ("dataset", "root", "train_split", "val_split", "min_images_per_class")
-"""Options that help shows; it only names the others."""
+"""Options that `--help` describes; it only lists the others."""
 
 
 def plain_options(**given: Any) -> SplitOptions:
-    """Options from plain values, with text for paths, which a checkpoint can keep.
+    """Build options from plain values; paths become text, which a checkpoint can store.
 
     Args:
-        **given: By their names.
+        **given: Values by option name.
 
     Raises:
-        ValueError: There is no such option.
+        ValueError: An option is unknown.
     """
     for name in given:
         if name not in SplitOptions.__dataclass_fields__:
@@ -89,34 +89,34 @@ def plain_options(**given: Any) -> SplitOptions:
 
 
 def given_options(options: SetOptions) -> dict[str, Any]:
-    """Options of sets that were given, by their names: arguments of `MultiLabelDataModule`."""
+    """The options given, by name: arguments of `MultiLabelDataModule`."""
     values = {name: getattr(options, name, None) for name in SplitOptions.__dataclass_fields__}
     return {name: value for name, value in values.items() if value is not None}
 
 
 def with_folder(options: Options, folder: str | list[str], dataset: DatasetName = "folder") -> Options:
-    """The options with a folder of images: the root, or where there are annotations the folder of their images.
+    """Add an image folder to the options: the root, or the image folder of the annotations.
 
     Args:
-        options: Without either.
+        options: Options without either.
         folder: The folder, or several.
-        dataset: Format of a root for which none was given.
+        dataset: Default format of the root.
 
     Raises:
-        ValueError: The options have a folder, or several were given for one file of annotations.
+        ValueError: The options have a folder already, or several were given for one annotation file.
     """
     if options.annotations is None:
         return replace(options, root=folder, dataset=options.dataset or dataset)
     if options.images is not None or not isinstance(folder, str):
         raise ValueError(
-            f"{folder!r} and images={options.images!r} were given: with annotations, pass the one folder of their "
-            "images in the first place"
+            f"{folder!r} and images={options.images!r} were given: with annotations, pass one image folder as the "
+            "first argument"
         )
     return replace(options, images=folder)
 
 
 def as_list(value: str | Sequence[str] | None) -> list[str]:
-    """The words of an option that takes one or several.
+    """The values of an option that takes one or several.
 
     >>> as_list("a"), as_list(["a", "b"]), as_list(None)
     (['a'], ['a', 'b'], [])

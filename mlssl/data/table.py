@@ -1,4 +1,4 @@
-"""A CSV table of images: which of its columns hold paths and labels, and labels of one column per class."""
+"""A CSV table of images: find its path and label columns, and read one-column-per-class labels."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from mlssl.data.records import check_class_names
 FIELDS = ("path", "labels", "unknown")
 
 PATH_COLUMNS = ("path", "image", "file", "filename", "filepath", "imagepath", "imagename", "imagefile", "imageindex")
-"""Headers that are taken for the column of paths, whatever their case, blanks, dashes and underscores."""
+"""Headers recognised as the path column, ignoring case, blanks, dashes and underscores."""
 
 LABEL_COLUMNS = ("labels", "label", "tags", "classes", "categories", "findinglabels")
-"""Likewise, for the column of class names."""
+"""Headers recognised as the column of class names."""
 
 Line: TypeAlias = tuple[int, dict[str, str]]
-"""Number in the file, from 1, and column → text."""
+"""Line number, from 1, and column → text."""
 
 _FLAGS = {"1": 1, "1.0": 1, "true": 1, "0": 0, "0.0": 0, "false": 0, "-1": -1, "-1.0": -1, "": None}
 
@@ -34,7 +34,7 @@ def csv_lines(path: Path) -> tuple[list[str], list[Line]]:
     """Header and lines of a file.
 
     Raises:
-        ValueError: It is not CSV in UTF-8, a column comes twice, or a line has another number of fields.
+        ValueError: It is not CSV in UTF-8, a column is repeated, or a line has a wrong number of fields.
         OSError: It cannot be read.
     """
     lines: list[Line] = []
@@ -45,15 +45,15 @@ def csv_lines(path: Path) -> tuple[list[str], list[Line]]:
             twice = next((column for column in header if header.count(column) > 1), None)
             if twice is not None:
                 raise ValueError(
-                    f"the header of {str(path)!r} has the column {twice!r} twice: give each column a name of its own"
+                    f"the header of {str(path)!r} has the column {twice!r} twice: give each column a unique name"
                 )
             for values in reader:
                 if not values:
                     continue
                 if len(values) != len(header):
                     raise ValueError(
-                        f"line {reader.line_num} of {str(path)!r} does not have {len(header)} fields as its header: "
-                        "quote commas in names"
+                        f"line {reader.line_num} of {str(path)!r} does not have the {len(header)} fields of the "
+                        "header: quote commas in names"
                     )
                 line = dict(zip(header, values, strict=True))
                 lines.append((reader.line_num, line))
@@ -63,7 +63,7 @@ def csv_lines(path: Path) -> tuple[list[str], list[Line]]:
 
 
 class Columns(NamedTuple):
-    """Which column holds what: names of classes, or one class each."""
+    """Roles of the columns: class names, or one class each."""
 
     path: str
     names: str | None = None
@@ -74,17 +74,17 @@ class Columns(NamedTuple):
 def chosen_columns(
     header: list[str], lines: list[Line], path_column: str | None, label_columns: Sequence[str] | None, where: str
 ) -> Columns:
-    """Which columns hold what: those that were named, or those whose names and values leave no choice.
+    """Choose columns by the given names, or by header names and values if unambiguous.
 
     Args:
-        header: Names of all columns.
-        lines: Of the file.
-        path_column: As for `read_manifest`.
-        label_columns: As for `read_manifest`, in a list.
-        where: What has this header, for errors.
+        header: All column names.
+        lines: Lines of the file.
+        path_column: See `read_manifest`.
+        label_columns: See `read_manifest`; a list.
+        where: Origin of the header, for errors.
 
     Raises:
-        ValueError: A column that was named is not there, or there is a choice.
+        ValueError: A given column is missing, or the choice is ambiguous.
     """
     for column in [*([path_column] if path_column else []), *(label_columns or ())]:
         if column not in header:
@@ -119,21 +119,21 @@ def labels_of_flags(
     *,
     leave_out_others: bool = False,
 ) -> tuple[npt.NDArray[np.int8], tuple[str, ...], int]:
-    """Labels of columns that each stand for a class.
+    """Labels from one column per class.
 
     Args:
-        lines: Of the file.
-        columns: Of the classes.
-        classes: Names, in the order of the labels; those of the columns by default.
-        absent: As for `read_manifest`.
+        lines: Lines of the file.
+        columns: Columns of the classes.
+        classes: Names, in label order; the column names by default.
+        absent: See `read_manifest`.
         path: The file, for errors.
-        leave_out_others: Whether columns of other classes are left out; they are an error otherwise.
+        leave_out_others: Whether to leave out columns of other classes; otherwise they are an error.
 
     Returns:
         (n, L) labels, the L classes, and the number of present labels of other classes that were left out.
 
     Raises:
-        ValueError: Other columns than classes, a value that is no label, or a blank whose meaning is not known.
+        ValueError: The columns do not match the classes, a value is not a label, or a blank has no defined meaning.
     """
     known = tuple(unicodedata.normalize("NFC", column) for column in columns)
     classes = None if classes is None else [unicodedata.normalize("NFC", one) for one in classes]
@@ -143,14 +143,14 @@ def labels_of_flags(
         differing = sorted(missing if leave_out_others else set(classes) ^ set(known))
         raise ValueError(
             f"{str(path)!r} has {len(known)} columns of classes for {len(classes)} classes (only in one of them: "
-            f"{', '.join(differing[:5])}): give all lists the same columns, or name them by label_columns"
+            f"{', '.join(differing[:5])}): use the same columns in all files, or name them in label_columns"
         )
     check_class_names(known, path)
     by_value = absent_values(absent)
     values = np.zeros((len(lines), len(columns)), dtype=np.int8)
     blank = None
     for row, (number, line) in enumerate(lines):
-        for place, column in enumerate(columns):
+        for index, column in enumerate(columns):
             text = line[column].strip().lower()
             if text not in _FLAGS:
                 raise ValueError(
@@ -160,13 +160,13 @@ def labels_of_flags(
             flag = _FLAGS[text]
             if flag is None:
                 blank = blank or (number, column)
-                values[row, place] = by_value["blank"]
+                values[row, index] = by_value["blank"]
             else:
-                values[row, place] = by_value["-1"] if flag == -1 else flag
+                values[row, index] = by_value["-1"] if flag == -1 else flag
     if blank and absent is None:
         raise ValueError(
-            f"line {blank[0]} of {str(path)!r} is blank in the column {blank[1]!r}, and nothing says whether that "
-            "means absent or unknown: pass absent='blank' (--data.absent blank) for absent, or absent=0 (--data.absent "
+            f"line {blank[0]} of {str(path)!r} is blank in the column {blank[1]!r}, which may mean absent or unknown: "
+            "pass absent='blank' (--data.absent blank) for absent, or absent=0 (--data.absent "
             "0) for unknown"
         )
     order = [known.index(name) for name in classes or known]
@@ -175,12 +175,12 @@ def labels_of_flags(
 
 
 def _by_name(header: Iterable[str], known: tuple[str, ...], option: str, where: str) -> str | None:
-    """The column whose name is the first of `known`, or the only one whose name is like one of them."""
+    """The column named like the first of `known`, or the only one named like any of them."""
     there = [column for column in header if re.sub(r"[\s_-]", "", column).lower() in known]
     if known[0] in there or len(there) == 1:
         return known[0] if known[0] in there else there[0]
     if there:
-        raise ValueError(f"{where} has the columns {', '.join(there)}: say which one to read, {option}={there[0]!r}")
+        raise ValueError(f"{where} has the columns {', '.join(there)}: choose one, {option}={there[0]!r}")
     return None
 
 
@@ -188,15 +188,15 @@ def _check_header(header: Sequence[str], expected: set[str | None], path: str | 
     if path is None:
         raise ValueError(
             f"{where} has no path: expected path, labels and unknown, or pass path_column (--data.path_column), the "
-            "column of the images' paths"
+            "column of the image paths"
         )
     for column in header:
         if column not in expected:
             near = difflib.get_close_matches(column, FIELDS, n=1)
             raise ValueError(
                 f"{where} has the column {column!r}{f' (did you mean {near[0]!r}?)' if near else ''}: "
-                "expected path, labels and unknown, and nothing else, or pass the columns of the labels, such as "
-                f"label_columns=['labels'] (--data.label_columns), to leave out the others"
+                "expected only path, labels and unknown, or pass the label columns, such as label_columns=['labels'] "
+                "(--data.label_columns), to leave out the others"
             )
 
 

@@ -1,4 +1,4 @@
-"""Loaders and their processes: how many there are, and how one begins."""
+"""Loader processes: their number and their initialisation."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from mlssl.data.loader import PartialLoader, ResumableLoader
 AnyLoader = TypeVar("AnyLoader", ResumableLoader, PartialLoader)
 
 MAX_WORKERS = 8
-"""Worker processes at most, where the user does not say, so that a run does not take all of a large machine."""
+"""Default maximum of worker processes, so that a run does not take all of a large machine."""
 
 
 def default_workers(devices: int) -> int:
-    """One less than a device's share of the cores, at least 1 and at most `MAX_WORKERS`."""
+    """One less than the cores per device, at least 1 and at most `MAX_WORKERS`."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(MAX_WORKERS, cores // devices - 1))
 
 
-def loader_of(
+def make_loader(
     kind: type[AnyLoader],
     dataset: Dataset[Any],
     batch_size: int,
@@ -33,16 +33,16 @@ def loader_of(
     keep_workers: bool,
     **settings: Any,
 ) -> AnyLoader:
-    """A loader that draws nothing from the global random state.
+    """A loader that does not use the global random state.
 
     Args:
-        kind: Its class.
-        dataset: What it loads.
-        batch_size: Items of a batch.
+        kind: Class of the loader.
+        dataset: The data set.
+        batch_size: Items per batch.
         num_workers: Processes, 0 for none.
-        timeout: Seconds that they may take for a batch; 0 waits for ever.
-        keep_workers: Whether they live on from one epoch to the next.
-        **settings: Of a DataLoader.
+        timeout: Seconds to wait for a batch; 0 waits forever.
+        keep_workers: Whether to keep the processes between epochs.
+        **settings: Further DataLoader arguments.
     """
     return kind(
         dataset,
@@ -52,7 +52,7 @@ def loader_of(
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_prepare_worker,
         timeout=timeout if num_workers else 0,
-        generator=torch.Generator(),  # else every pass over a loader would draw from the model's random state
+        generator=torch.Generator(),  # else every pass would sample from the model's random state
         **settings,
     )
 
@@ -60,6 +60,6 @@ def loader_of(
 def _prepare_worker(_worker: int) -> None:
     import cv2
 
-    cv2.setNumThreads(0)  # workers are parallel already: threads would fight over the same cores
-    # A terminal's Ctrl-C reaches workers too, and the death of one would be reported in place of the interrupt.
+    cv2.setNumThreads(0)  # workers are parallel already: threads would compete for the same cores
+    # A terminal's Ctrl-C reaches workers too, and their death would be reported instead of the interrupt.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""The figure of an evaluation: the average precision of each class, with its interval and its positives."""
+"""Figure of an evaluation: average precision per class, with interval and number of positives."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from mlssl.evaluation.classes import FEW_POSITIVES, ClassCounts
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MOST_NAMED_CLASSES = 100
-"""Classes whose names are still legible below the bars."""
+MAX_NAMED_CLASSES = 100
+"""Maximum number of classes with legible names below the bars."""
 
 LAST, OTHERS = "#1f4e79", ("#9db8d2", "#e0a458", "#8fb996", "#b08ea2")
-"""The last backbone is what the others are compared with: it is dark, they are lighter."""
+"""The last backbone is the reference: dark; the others are lighter."""
 
 
 class Bars(NamedTuple):
-    """Of one backbone."""
+    """Bars of one backbone."""
 
     legend: str
     heights: Tensor
     """(L,) in 0–1, NaN for a class that has no average precision."""
     ends: Tensor
-    """(L, 2) of the interval of each."""
+    """(L, 2), the interval of each."""
 
 
 def draw_average_precision(path: Path, bars: Sequence[Bars], counts: ClassCounts) -> Figure:
-    """Bars of each class's average precision with its 95 % interval, the backbones side by side, sorted by the last.
+    """Draw the average precision per class with 95 % intervals, backbones side by side, sorted by the last one.
 
     Args:
         path: PNG to write.
-        bars: Of at least one backbone; a class that the last one has no average precision for is left out.
-        counts: Positives, which stand behind the name of a class; a star marks a rare one.
+        bars: Bars of at least one backbone; classes without average precision for the last one are left out.
+        counts: Positives, shown after the name of a class; a star marks a rare class.
 
     Returns:
         The figure, which a notebook shows.
@@ -51,11 +51,11 @@ def draw_average_precision(path: Path, bars: Sequence[Bars], counts: ClassCounts
     axes = figure.subplots()
     width = 0.85 / len(bars)
     for number, one in enumerate(bars):
-        places = [place + (number - (len(bars) - 1) / 2) * width for place in range(len(there))]
+        positions = [position + (number - (len(bars) - 1) / 2) * width for position in range(len(there))]
         color = LAST if number == len(bars) - 1 else OTHERS[number % len(OTHERS)]
-        axes.bar(places, one.heights[there].tolist(), width, color=color, label=plain(one.legend))
-        if len(there) <= MOST_NAMED_CLASSES:
-            axes.vlines(places, *one.ends[there].T.tolist(), color="#808080", linewidth=0.8)
+        axes.bar(positions, one.heights[there].tolist(), width, color=color, label=plain(one.legend))
+        if len(there) <= MAX_NAMED_CLASSES:
+            axes.vlines(positions, *one.ends[there].T.tolist(), color="#808080", linewidth=0.8)
     axes.set_xlim(-0.8, len(there) - 0.2)
     axes.set_ylim(0, 1)
     axes.set_ylabel("average precision")
@@ -63,9 +63,9 @@ def draw_average_precision(path: Path, bars: Sequence[Bars], counts: ClassCounts
     axes.set_axisbelow(True)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    lines = "; lines: 95 % intervals" if len(there) <= MOST_NAMED_CLASSES else ""
-    about = f"behind a class: positives among the test images, * fewer than {FEW_POSITIVES}{lines}"
-    if len(there) <= MOST_NAMED_CLASSES:
+    lines = "; lines: 95 % intervals" if len(there) <= MAX_NAMED_CLASSES else ""
+    about = f"after each class: positives among the test images, * fewer than {FEW_POSITIVES}{lines}"
+    if len(there) <= MAX_NAMED_CLASSES:
         axes.set_xticks(range(len(there)), [plain(counts.label(index)) for index in there], rotation=90, fontsize=8)
     else:
         rare = sum(counts.test[index] < FEW_POSITIVES for index in there)

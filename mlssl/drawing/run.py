@@ -1,4 +1,4 @@
-"""Figures of a run, on matplotlib: pictures for a logger, or SVG that takes its colours from the page around it."""
+"""Matplotlib figures of a run: images for a logger, or SVG that takes its colours from the surrounding page."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 Curve = tuple[Sequence[float], Sequence[float]]
 """x and y of the same length."""
 
-SIZE = (4.4, 2.7)  # inches; on a page 400 pixels wide, letters of 9 points have as many pixels
+SIZE = (4.4, 2.7)  # inches; at 400 pixels wide, 9-point text is 9 pixels
 INK, RULE, MUTED = "#1c1d21", "#d3d5da", "#9a9ca5"
 SERIES = ("#1f6feb", "#d9480f", "#2b8a3e", "#9c36b5", "#0b7285", "#e67700", "#c2255c", "#5c5f66")
-"""Colours told apart also where red and green are not, dark enough for a white page; a dark one has its own."""
+"""Colour-blind-safe colours, dark enough for a white page; a dark page has its own."""
 
-MOST_BARS = 60
-"""Classes that are drawn, one above the other: more would not be read."""
+MAX_BARS = 60
+"""Maximum number of classes drawn."""
 
-MOST_HOVERED = 400
-"""Points of a line that answer to the pointer."""
+MAX_HOVERED = 400
+"""Points of a curve that react to the pointer."""
 
 KINDS = {"same_block": "same block", "same_image": "same image, other block", "other_image": "other image"}
 
@@ -43,14 +43,14 @@ def figure_of_curves(
     *,
     from_zero: bool = False,
 ) -> Figure:
-    """Lines over the steps or epochs of a run, in one panel.
+    """Plot curves over the steps or epochs of a run in one panel.
 
     Args:
         curves: Name → x and y.
-        ylabel: With its unit.
-        xlabel: With its unit.
-        levels: Name → a value to compare with, drawn dashed.
-        from_zero: Whether the y axis begins at 0, as that of a quantity should whose ratios are read.
+        ylabel: Label with unit.
+        xlabel: Label with unit.
+        levels: Name → reference value, drawn dashed.
+        from_zero: Whether the y axis starts at 0, for quantities whose ratios matter.
     """
     figure, axes = _figure()
     for number, (name, curve) in enumerate(curves.items()):
@@ -59,7 +59,7 @@ def figure_of_curves(
         axes.axhline(
             value, color=SERIES[(len(curves) + number) % len(SERIES)], label=name, linestyle="--", linewidth=1.2
         )
-    _whole_numbers(axes, [place for x, _ in curves.values() for place in x])
+    _whole_numbers(axes, [position for x, _ in curves.values() for position in x])
     if from_zero:
         axes.set_ylim(bottom=0)
     axes.set_xlabel(plain(xlabel))
@@ -69,11 +69,11 @@ def figure_of_curves(
 
 
 def figure_of_panels(panels: Mapping[str, Mapping[str, Curve]], xlabel: str = "step") -> Figure:
-    """Lines over the steps of a run, a panel with a scale of its own for each quantity.
+    """Plot curves over the steps of a run, one panel with its own scale per quantity.
 
     Args:
-        panels: Quantity → name → x and y. The names are those of the first panel in all.
-        xlabel: With its unit.
+        panels: Quantity → name → x and y. All panels have the names of the first.
+        xlabel: Label with unit.
     """
     height = 0.6 + 1.25 * len(panels)
     figure, first = _figure(len(panels), (SIZE[0], max(SIZE[1], height)))
@@ -81,7 +81,7 @@ def figure_of_panels(panels: Mapping[str, Mapping[str, Curve]], xlabel: str = "s
         for number, (name, curve) in enumerate(curves.items()):
             _draw_curve(axes, curve, SERIES[number % len(SERIES)], name)
         axes.set_ylabel(plain(quantity))
-    _whole_numbers(first, [place for curves in panels.values() for x, _ in curves.values() for place in x])
+    _whole_numbers(first, [position for curves in panels.values() for x, _ in curves.values() for position in x])
     figure.axes[-1].set_xlabel(plain(xlabel))
     if len(next(iter(panels.values()))) > 1:
         _legend(first)
@@ -89,7 +89,7 @@ def figure_of_panels(panels: Mapping[str, Mapping[str, Curve]], xlabel: str = "s
 
 
 def figure_of_cosines(moments: Mapping[str, Mapping[str, Tensor]]) -> Figure:
-    """Histograms of the cosines of pairs of views, a row for each moment, a colour for each kind of pair.
+    """Plot histograms of the cosines of pairs of views, one row per moment, one colour per kind of pair.
 
     Args:
         moments: Name of the moment → `mlssl.evaluation.geometry.pair_cosines`.
@@ -109,7 +109,7 @@ def figure_of_cosines(moments: Mapping[str, Mapping[str, Tensor]]) -> Figure:
 
 
 def figure_of_spectra(moments: Mapping[str, Tensor]) -> Figure:
-    """How much of the features lies along each direction, from the strongest one down.
+    """Plot the singular values of the features, largest first.
 
     Args:
         moments: Name of the moment → singular values, largest first.
@@ -130,23 +130,26 @@ def figure_of_spectra(moments: Mapping[str, Tensor]) -> Figure:
 
 
 def figure_of_classes(precisions: Mapping[str, Tensor], names: Sequence[str] | None = None) -> Figure:
-    """Average precision of each class, sorted by the last of the backbones; classes without a positive are left out.
+    """Plot average precision per class, sorted by the last backbone; classes without positives are left out.
 
     Args:
         precisions: Name of a backbone → (L,) in 0–1, NaN for a class that is not shown.
-        names: L words beside the bars; beyond `MOST_BARS` classes those in the middle are left out. None draws all,
+        names: L labels of the bars; beyond `MAX_BARS` classes those in the middle are left out. None draws all,
             without names.
     """
     last = list(precisions.values())[-1]
     order = last.nan_to_num(-1).argsort(descending=True)
     order = order[last[order].isfinite()]
-    if names is not None and len(order) > MOST_BARS:
-        order = torch.cat([order[: MOST_BARS // 2], order[-(MOST_BARS // 2) :]])
+    if names is not None and len(order) > MAX_BARS:
+        order = torch.cat([order[: MAX_BARS // 2], order[-(MAX_BARS // 2) :]])
     size = SIZE if names is None else (SIZE[0], 1.0 + 0.17 * len(order))
     figure, axes = _figure(size=size)
     at = range(len(order))
     for number, (name, values) in enumerate(precisions.items()):
-        colour, ends = SERIES[1 - number % 2], ([place - 0.4 for place in at], [place + 0.4 for place in at])
+        colour, ends = (
+            SERIES[1 - number % 2],
+            ([position - 0.4 for position in at], [position + 0.4 for position in at]),
+        )
         lengths = values[order].tolist()
         if number == len(precisions) - 1:
             bars = axes.bar if names is None else axes.barh
@@ -164,7 +167,7 @@ def figure_of_classes(precisions: Mapping[str, Tensor], names: Sequence[str] | N
         axes.set_xlim(0, 1)
         axes.set_ylim(len(order) - 0.4, -0.6)
         axes.set_yticks(at, [plain(word) for word in words])
-        axes.fmt_ydata = lambda place: words[round(place)]
+        axes.fmt_ydata = lambda position: words[round(position)]
         axes.grid(visible=False, axis="y")
         axes.set_xlabel("average precision")
     _legend(axes)
@@ -172,19 +175,19 @@ def figure_of_classes(precisions: Mapping[str, Tensor], names: Sequence[str] | N
 
 
 def figure_of_map(
-    places: Tensor, shares: tuple[float, float] | None, groups: Sequence[int], names: Sequence[str]
+    positions: Tensor, shares: tuple[float, float] | None, groups: Sequence[int], names: Sequence[str]
 ) -> Figure:
-    """Images as points in two dimensions, coloured by a label that they show.
+    """Plot images as points in two dimensions, coloured by one of their labels.
 
     Args:
-        places: (n, 2) of `mlssl.evaluation.geometry.map_2d` or `neighbor_map`.
-        shares: Of the variance along both axes, 0–1; None for a map whose axes mean nothing.
-        groups: (n,): place in `names`, or −1 for none of them.
-        names: At most 8 labels, the first of which an image shows gives its colour.
+        positions: (n, 2), output of `mlssl.evaluation.geometry.map_2d` or `neighbor_map`.
+        shares: Fraction of the variance along each axis, 0–1; None if the axes have no meaning.
+        groups: (n,): index in `names`, or −1 for none of them.
+        names: At most 8 labels; the first one present gives an image its colour.
     """
     figure, axes = _figure(size=(4.4, 4.2))
     colours = [SERIES[group] if group >= 0 else MUTED for group in groups]
-    points = axes.scatter(places[:, 0].tolist(), places[:, 1].tolist(), c=colours, s=13, linewidths=0)
+    points = axes.scatter(positions[:, 0].tolist(), positions[:, 1].tolist(), c=colours, s=13, linewidths=0)
     points.set_gid("points")
     for number, name in enumerate(names):
         axes.scatter([], [], color=SERIES[number], s=16, label=name)
@@ -200,11 +203,11 @@ def figure_of_map(
 
 
 def svg(figure: Figure, name: str) -> str:
-    """A figure as an `<svg>` element whose colours are the variables of the page's style.
+    """Convert a figure to an `<svg>` element with the page's style variables as colours.
 
     Args:
-        figure: Of this module.
-        name: Letters and dashes; goes in front of every id, so that several figures fit on one page.
+        figure: A figure of this module.
+        name: Letters and dashes; prefix of every id, so that ids are unique on a page.
     """
     from matplotlib import rc_context
 
@@ -221,25 +224,25 @@ def svg(figure: Figure, name: str) -> str:
     text = re.sub(r'^(<svg[^>]*?) height="[^"]*"', r"\1", text)
     for colour, variable in _variables().items():
         text = text.replace(colour, f"var({variable})")
-    # Letters take the page's font, whatever matplotlib measured them with.
+    # Text uses the page's font, not the one matplotlib measured.
     return re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", text)
 
 
 def hover_points(figure: Figure) -> list[tuple[float, float, str]]:
-    """What a figure shows at which point, for the pointer: x and y in the units of its SVG, and words.
+    """Tooltips of a figure: x and y in the units of its SVG, and text.
 
     Points are those of lines, bars and steps of histograms that have a name.
 
     Args:
-        figure: That `svg` was made of, which has laid it out.
+        figure: Figure already passed to `svg`, which lays it out.
     """
     found: list[tuple[float, float, str]] = []
     scale, height = 72 / figure.dpi, figure.bbox.height
     for axes in figure.axes:
         for name, x, y, across in _named_points(axes):
-            every = max(1, len(x) // MOST_HOVERED)
-            places = axes.transData.transform(list(zip(x[::every], y[::every], strict=True)))
-            for left, right, (across_page, up) in zip(x[::every], y[::every], places, strict=True):
+            every = max(1, len(x) // MAX_HOVERED)
+            positions = axes.transData.transform(list(zip(x[::every], y[::every], strict=True)))
+            for left, right, (across_page, up) in zip(x[::every], y[::every], positions, strict=True):
                 key, value = (axes.format_ydata(right), left) if across else (axes.format_xdata(left), right)
                 words = f"{key}: {name} {value:.3g}" if across else f"{_label(axes)}{key}: {name} {value:.4g}"
                 found.append((round(across_page * scale, 1), round((height - up) * scale, 1), words))
@@ -252,7 +255,7 @@ def _label(axes: Axes) -> str:
 
 
 def _named_points(axes: Axes) -> Iterator[tuple[str, list[float], list[float], bool]]:
-    """Name, x, y, and whether the value lies along x, of what is drawn with a name."""
+    """Name, x, y, and whether the value is along x, of each named artist."""
     from matplotlib.patches import StepPatch
 
     for line in axes.lines:
@@ -282,7 +285,7 @@ def _draw_curve(axes: Axes, curve: Curve, colour: str, name: str) -> None:
 
 
 def _whole_numbers(axes: Axes, at: Sequence[float]) -> None:
-    """Mark the x axis at whole numbers, also where there is a single one."""
+    """Put ticks at whole numbers on the x axis, even for a single one."""
     from matplotlib.ticker import MaxNLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))

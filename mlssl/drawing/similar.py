@@ -1,4 +1,4 @@
-"""Figures of what a backbone finds similar: blocks of an image, and images or blocks of others."""
+"""Figures of similarities: between blocks of an image, and to other images or their blocks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 MAP_OPACITY = 0.45
-"""Of heat maps, through which the photograph is still seen."""
+"""Opacity of heat maps, so that the image stays visible."""
 
 
 def draw_similarities(
@@ -32,16 +32,16 @@ def draw_similarities(
     path: str | os.PathLike[str] | None = None,
     title: str | None = None,
 ) -> Figure:
-    """Draw the photograph with its blocks, their cosines as a table, and for each block a heat map over it.
+    """Draw the image with its blocks, a table of their cosines, and one heat map per block.
 
     One scale of colours is for all.
 
     Args:
         image: RGB, uint8 (H, W, 3).
         boxes: The K blocks.
-        similarities: Of :func:`block_similarities`.
-        path: PNG to write; None writes nothing.
-        title: A line above the picture.
+        similarities: Output of :func:`block_similarities`.
+        path: PNG to write; None to write nothing.
+        title: Line above the image.
 
     Returns:
         The figure, which a notebook shows.
@@ -65,12 +65,12 @@ def draw_similarities(
     photograph, table = left_part.subplots(2, 1)
     photograph.imshow(image)
     photograph.set_axis_off()
-    for place, box in enumerate(boxes):
+    for index, box in enumerate(boxes):
         photograph.add_patch(
             Rectangle((box.left, box.top), box.width, box.height, fill=False, edgecolor="white", linewidth=1)
         )
-        photograph.text(*_middle(box), str(place), color="w", ha="center", va="center", fontweight="bold")
-    # One scale for all: a colour is one cosine, in the table and on every map.
+        photograph.text(*_middle(box), str(index), color="w", ha="center", va="center", fontweight="bold")
+    # One scale for all: a colour means the same cosine in the table and on every map.
     values = similarities.blocks.cpu().numpy()
     scale = {"cmap": "viridis", "vmin": min(values.min().item(), similarities.maps.min().item()), "vmax": 1}
     table.imshow(values, **scale)
@@ -85,23 +85,23 @@ def draw_similarities(
             )
     grid = maps_part.subplots(rows, columns, squeeze=False)
     gray = image @ np.array([0.299, 0.587, 0.114])
-    for place, axes in enumerate(grid.flat):
+    for index, axes in enumerate(grid.flat):
         axes.set_axis_off()
-        if place >= number:
+        if index >= number:
             continue
         axes.imshow(gray, cmap="gray", vmin=0, vmax=255, extent=(0, width, height, 0))
         drawn = axes.imshow(
-            similarities.maps[place].cpu().numpy(),
+            similarities.maps[index].cpu().numpy(),
             alpha=MAP_OPACITY,
             extent=(0, width, height, 0),
             interpolation="bilinear",
             **scale,
         )
-        box = boxes[place]
+        box = boxes[index]
         axes.add_patch(
             Rectangle((box.left, box.top), box.width, box.height, fill=False, edgecolor="white", linewidth=2)
         )
-        axes.set_title(f"like block {place}", fontsize=9)
+        axes.set_title(f"like block {index}", fontsize=9)
     maps_part.colorbar(drawn, ax=grid, shrink=0.8, label="cosine, also of the table").solids.set_alpha(1)
     _save(figure, path)
     return figure
@@ -116,16 +116,16 @@ def draw_similar(
     title: str = "",
     remarks: Sequence[str] = (),
 ) -> Figure:
-    """Draw an image, and right of a line what was found for it, nearest first; compared blocks are framed.
+    """Draw an image, and to its right the images found, nearest first; compared blocks are framed.
 
     Args:
         image: RGB, uint8 (H, W, 3).
         box: Block of the image that was compared; None for the whole.
-        records: Images that were searched.
-        found: Of :func:`find_similar`.
-        path: PNG to write; None writes nothing.
-        title: Below the image itself.
-        remarks: One for each image that was found, such as "identical file"; empty for none.
+        records: The searched images.
+        found: Output of :func:`find_similar`.
+        path: PNG to write; None to write nothing.
+        title: Line below the image.
+        remarks: One per image found, such as "identical file"; empty for none.
 
     Returns:
         The figure, which a notebook shows.
@@ -154,7 +154,7 @@ def draw_similar(
 def _draw_picture(
     axes: Axes, pixels: ImageArray, frame: Box | None, words: str, remark: str = "", *, bold: bool = False
 ) -> None:
-    """A picture with words above it, and a remark on it."""
+    """An image with text above it and a remark on it."""
     from matplotlib.patches import Rectangle
 
     axes.set_axis_off()

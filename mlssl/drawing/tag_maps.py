@@ -1,4 +1,4 @@
-"""A photograph with where each of its labels comes from."""
+"""Draw an image with a heat map for each of its labels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_LABELS = 11
-"""Labels that a figure has panels for, the most probable ones."""
+"""Maximum number of labels in a figure, the most probable ones."""
 
 
 def draw_tag_maps(
@@ -28,15 +28,15 @@ def draw_tag_maps(
     path: str | os.PathLike[str] | None = None,
     title: str = "",
 ) -> Figure:
-    """Draw a photograph, and for each label its map over it, all on one scale of logits around 0.
+    """Draw an image, and one map per label over it, all on one scale of logits around 0.
 
     Args:
         image: RGB, uint8 (H, W, 3).
         names: k labels, most probable first; more than 11 are left out.
-        probabilities: Of each.
-        maps: (k, h, w), logits of each label at each place.
+        probabilities: Probability of each label.
+        maps: (k, h, w), logits of each label at each position.
         path: PNG to write; None writes nothing.
-        title: Of the photograph.
+        title: Title of the image.
 
     Returns:
         The figure, which a notebook shows.
@@ -59,11 +59,11 @@ def draw_tag_maps(
         )
     largest = maps[:shown].abs().max().item() if shown else 1.0
     gray = image @ np.array([0.299, 0.587, 0.114])
-    for place in range(shown):
-        axes = panels.flat[place + 1]
+    for index in range(shown):
+        axes = panels.flat[index + 1]
         axes.imshow(gray, cmap="gray", vmin=0, vmax=255, extent=(0, width, height, 0))
         drawn = axes.imshow(
-            maps[place].numpy(),
+            maps[index].numpy(),
             cmap="RdBu_r",
             alpha=0.55,
             vmin=-largest,
@@ -71,9 +71,9 @@ def draw_tag_maps(
             extent=(0, width, height, 0),
             interpolation="bilinear",
         )
-        axes.set_title(plain(f"{names[place][:30]}  {probabilities[place]:.2f}"), fontsize=8)
+        axes.set_title(plain(f"{names[index][:30]}  {probabilities[index]:.2f}"), fontsize=8)
     if shown:
-        scale: Any = figure.colorbar(drawn, ax=panels, shrink=0.7, label="logit at the place")
+        scale: Any = figure.colorbar(drawn, ax=panels, shrink=0.7, label="logit at the position")
         scale.solids.set_alpha(1)
     if path is not None:
         with written_aside(path) as aside:

@@ -1,4 +1,4 @@
-"""Draw how an image becomes views."""
+"""Draw an image with its blocks and views."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 Views: TypeAlias = "npt.NDArray[np.uint8] | Tensor"
 
 COLOURS = ("#e6194b", "#0a6cff", "#1f9d2f", "#f07800", "#8b3fd9", "#008f8f", "#d63fb0", "#8c5a2b")
-"""Of the blocks, in order and then from the start again; distinct, and dark enough for white figures."""
+"""Block colours, reused cyclically; distinct, and dark enough for white digits."""
 
-CELL = 160  # all lengths in pixels: side of a view as it is drawn
+CELL = 160  # all lengths in pixels: side of a drawn view
 FRAME = 4  # around a view
 LINE = 3  # of a block's rectangle
 GAP = 14
 TEXT = 15
 ENLARGED = 1.05
-"""From here on a view counts as larger than what it shows."""
+"""Enlargement from which a view is marked as enlarged."""
 
-WIDEST = 2.0  # of the image, in heights of the rows of views
+WIDEST = 2.0  # width of the image, relative to the height of all rows of views
 
 
 def draw_view_grid(
@@ -50,20 +50,19 @@ def draw_view_grid(
 
     Args:
         image: RGB or C other channels, uint8 (H, W, C).
-        views: uint8 (A, K, C, S, S), as `BlockViews` gives them, an array or tensor.
-        boxes: The K blocks of the image, as `BlockViews.boxes` gives them.
-        path: Where the picture is written, in the format of the suffix (.png, .jpg); the folder is made if missing.
-            None writes nothing.
-        title: Lines above the picture; one that is wider than it is cut off.
-        channels: Which are drawn as red, green and blue where C is 3 or more; of fewer the first is drawn gray.
-        local_views: uint8 (V, C, s, s), drawn in further rows of K, smaller than the views but half as large at least.
-        enlarged: (A, K) of `enlargements`, which stands on each view that is larger than what it shows.
+        views: uint8 (A, K, C, S, S) from `BlockViews`, an array or tensor.
+        boxes: The K blocks of the image from `BlockViews.boxes`.
+        path: File to write, in the format of its suffix (.png, .jpg); missing folders are created. None writes nothing.
+        title: Lines above the figure; lines that are too wide are cut off.
+        channels: Channels drawn as red, green and blue if C is 3 or more; otherwise the first is drawn gray.
+        local_views: uint8 (V, C, s, s), drawn in further rows of K, smaller than the views but at least half as large.
+        enlarged: (A, K) from `enlargements`, printed on each enlarged view.
 
     Returns:
         The picture, RGB, uint8 (height, width, 3).
 
     Raises:
-        ValueError: If image, views or boxes have another shape or kind of number, or do not fit together.
+        ValueError: Image, views or boxes have a wrong shape or dtype, or do not match.
 
     Example:
         >>> views = np.zeros((2, 1, 3, 32, 32), np.uint8)
@@ -84,7 +83,7 @@ def draw_view_grid(
     overview = _overview(image, [Box(*box) for box in boxes], colours, (rows, round(WIDEST * rows)))
 
     names = [f"branch {branch}" for branch in range(branches)] + ["local" for _ in range(lines - branches)]
-    above = title.replace("×", "x").split("\n") if title else []  # Pillow's own letters lack it
+    above = title.replace("×", "x").split("\n") if title else []  # missing in Pillow's default font
     top = GAP + (1 + len(above)) * (TEXT + GAP // 2)
     left = GAP + overview.width + 2 * GAP
     first = left + round(max(font.getlength(name) for name in names)) + GAP  # left edge of the first column of views
@@ -116,11 +115,11 @@ def draw_view_grid(
 
 
 def enlargements(shown: npt.NDArray[Any], height: int, width: int, size: int) -> npt.NDArray[np.float64]:
-    """How many times larger each view is than what it shows of the image; below 1 it is smaller.
+    """Enlargement of each view relative to its crop of the image; below 1 it is reduced.
 
     Args:
-        shown: (A, K, 4), top, left, height and width of what views show, as fractions of the image.
-        height: Of the image in pixels.
+        shown: (A, K, 4), top, left, height and width of the views, as fractions of the image.
+        height: Height of the image in pixels.
         width: Likewise.
         size: Side of a view in pixels.
 
@@ -143,7 +142,7 @@ def _draw_tag(draw: ImageDraw.ImageDraw, left: int, bottom: int, words: str, col
 
 
 def _overview(image: ImageArray, boxes: Sequence[Box], colours: Sequence[str], limits: tuple[int, int]) -> Image.Image:
-    """The image, as large as the limits (height, width) allow, with the numbered rectangles of its blocks."""
+    """The image, as large as the limits (height, width) allow, with its numbered blocks."""
     scale = min(limits[0] / image.shape[0], limits[1] / image.shape[1])
     overview = _resized(image, *(max(1, round(side * scale)) for side in image.shape[:2]))
     draw = ImageDraw.Draw(overview)
@@ -151,7 +150,7 @@ def _overview(image: ImageArray, boxes: Sequence[Box], colours: Sequence[str], l
     rows, cols = sorted({box.top for box in boxes}), sorted({box.left for box in boxes})
     corners = []
     for box, colour in zip(boxes, colours, strict=True):
-        # Blocks that share an edge lie in one row or one column of the grid.
+        # Blocks that share an edge are in one row or column of the grid.
         inset = (rows.index(box.top) + cols.index(box.left)) % 4 * (LINE + 1)
         top, left = round(box.top * scale) + inset, round(box.left * scale) + inset
         bottom, right = round((box.top + box.height) * scale) - inset, round((box.left + box.width) * scale) - inset
@@ -170,7 +169,7 @@ def _resized(pixels: ImageArray, height: int, width: int) -> Image.Image:
 
 
 def _drawn(view: npt.NDArray[np.uint8], side: int) -> Image.Image:
-    """A view (3, S, S) at another side."""
+    """A view (3, S, S) at another size."""
     return _resized(view.transpose(1, 2, 0), side, side)
 
 
@@ -182,15 +181,15 @@ def _check(
     channels: tuple[int, int, int],
 ) -> None:
     if image.dtype != np.uint8 or image.ndim != 3 or image.size == 0:
-        raise ValueError(f"the image is {image.dtype} of shape {image.shape}: give its pixels, uint8 (H, W, C)")
+        raise ValueError(f"the image is {image.dtype} of shape {image.shape}: pass its pixels, uint8 (H, W, C)")
     if views.dtype != np.uint8 or views.ndim != 5 or views.shape[2] != image.shape[2] or views.size == 0:
         raise ValueError(
-            f"the views are {views.dtype} of shape {views.shape}: give those of one image, "
+            f"the views are {views.dtype} of shape {views.shape}: pass those of one image, "
             f"uint8 (A, K, {image.shape[2]}, S, S)"
         )
     if local_views.dtype != np.uint8 or local_views.ndim != 4 or local_views.shape[1] != image.shape[2]:
         raise ValueError(
-            f"the local views are {local_views.dtype} of shape {local_views.shape}: give those of one image, "
+            f"the local views are {local_views.dtype} of shape {local_views.shape}: pass those of one image, "
             f"uint8 (V, {image.shape[2]}, s, s)"
         )
     if len(channels) != 3 or (image.shape[2] >= 3 and not all(0 <= one < image.shape[2] for one in channels)):

@@ -1,10 +1,10 @@
-"""Words of a user's on a figure: names of classes, of files and of backbones."""
+"""User text in figures: names of classes, files and backbones."""
 
 from __future__ import annotations
 
 
 def plain(words: str) -> str:
-    r"""The words as matplotlib draws them letter by letter: no formula between two dollars, and only letters of UTF-8.
+    r"""Escape text for matplotlib: no formula between two dollars, and only valid UTF-8.
 
     >>> print(plain("from $5 to $9"), plain("caf\udce9.jpg"))
     from \$5 to \$9 caf\udce9.jpg

@@ -1,1 +1,1 @@
-"""What a network gives for every image of a set, in a stream: embeddings in files, or a tagger's probabilities."""
+"""Stream the images of a set through a network: embeddings in files, or a tagger's probabilities."""

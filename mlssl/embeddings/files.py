@@ -1,4 +1,4 @@
-"""Files of embeddings with their names: safetensors, .npy plus names, CSV and Parquet, written in a stream and read."""
+"""Embedding files with image names: safetensors, .npy plus names, CSV and Parquet; streamed writing, and reading."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from mlssl.atomic import written_aside
 
 SUFFIXES = (".safetensors", ".npy", ".csv", ".parquet")
 _HEADER_BYTES = 4096
-"""Room for the header of a .safetensors file, which is written last, when the number of rows is known."""
+"""Space for the header of a .safetensors file, written last, when the number of rows is known."""
 
 _NPY_HEADER_BYTES = 128
 _TABLES = (".csv", ".parquet")
 
 
 class Embeddings(NamedTuple):
-    """Names of n images, their rows (n, …) float32, and what the file says of how they were made."""
+    """Names of n images, their rows (n, …) float32, and metadata of the file."""
 
     names: list[str]
     rows: Tensor
@@ -35,7 +35,7 @@ class Embeddings(NamedTuple):
 
 
 class EmbeddingWriter(Protocol):
-    """Takes the rows of some images."""
+    """Writes rows of images."""
 
     def write(self, names: Sequence[str], rows: Tensor) -> None:
         """Write the names of n images and their rows (n, …) float32."""
@@ -43,12 +43,12 @@ class EmbeddingWriter(Protocol):
 
 
 def names_file(path: Path) -> Path:
-    """The file of names beside an .npy file, a CSV file with the one column path."""
+    """The names file next to an .npy file, a CSV file with the single column path."""
     return path.with_suffix(".names.csv")
 
 
 def utf8(name: str) -> str:
-    r"""The name with bytes that are not UTF-8 spelled out, for formats that hold no others.
+    r"""The name with non-UTF-8 bytes escaped, for formats that need UTF-8.
 
     >>> print(utf8("caf\udce9.jpg"))
     caf\udce9.jpg
@@ -60,30 +60,30 @@ def check_embedding_file(path: Path, *, patches: bool = False) -> None:
     """Refuse an output that cannot be written, before any image is read.
 
     Raises:
-        ValueError: If its suffix is of no format, or of a table while maps (D, h, w) are asked for.
-        ImportError: If Parquet is asked for without pyarrow.
+        ValueError: The suffix is unknown, or names a table while maps (D, h, w) are requested.
+        ImportError: Parquet is requested without pyarrow.
     """
     if path.suffix not in SUFFIXES:
-        raise ValueError(f"{path} is of no known format: let it end in {', '.join(SUFFIXES)}")
+        raise ValueError(f"{path} has an unknown format: use the suffix {', '.join(SUFFIXES)}")
     if patches and path.suffix in _TABLES:
-        raise ValueError(f"{path} is a table, and the feature maps of patches are no rows: write .safetensors or .npy")
+        raise ValueError(f"{path} is a table, which cannot contain feature maps: write .safetensors or .npy")
     if path.suffix == ".parquet" and find_spec("pyarrow") is None:
         raise ImportError("Parquet needs pyarrow: pip install pyarrow, or write .safetensors, .npy or .csv")
 
 
 @contextmanager
 def embedding_writer(path: Path, about: Mapping[str, str]) -> Iterator[EmbeddingWriter]:
-    """A writer of the format that the suffix names; the files get their names once all is written.
+    """A writer of the suffix's format; the files get their names once they are complete.
 
-    Memory does not grow with the number of rows, but for the names' of a .safetensors file.
+    Memory does not grow with the number of rows, except for the names in a .safetensors file.
 
     Args:
         path: File to write, replaced if it exists.
-        about: Kept in the header of .safetensors and Parquet.
+        about: Metadata for the header of .safetensors and Parquet.
 
     Raises:
-        ValueError: As `check_embedding_file`, and if nothing was written or rows differ in shape.
-        OSError: If a file cannot be written.
+        ValueError: As `check_embedding_file`; also nothing was written, or rows differ in shape.
+        OSError: A file cannot be written.
     """
     check_embedding_file(path)
     with ExitStack() as stack:
@@ -99,28 +99,28 @@ def embedding_writer(path: Path, about: Mapping[str, str]) -> Iterator[Embedding
 
 
 def read_embeddings(path: Path) -> Embeddings:
-    """Read a file of `embedding_writer`, rows of .npy and .safetensors mapped from it; it may be somebody else's.
+    """Read a file of `embedding_writer`, also from untrusted sources; rows of .npy and .safetensors are memory-mapped.
 
     Raises:
-        FileNotFoundError: If it, or the names beside it, are not there.
-        ValueError: If it holds no embeddings, or as many names as rows are not there.
+        FileNotFoundError: The file or its names file does not exist.
+        ValueError: It contains no embeddings, or the numbers of names and rows differ.
         ImportError: As `check_embedding_file`.
     """
     check_embedding_file(path)
     for file in (path, *([names_file(path)] if path.suffix == ".npy" else [])):
         if not file.is_file():
-            raise FileNotFoundError(f"no file {str(file)!r}: pass one that mlssl predict has written")
+            raise FileNotFoundError(f"no file {str(file)!r}: pass a file written by mlssl predict")
     try:
         names, rows, about = _READERS[path.suffix](path)
     except (ValueError, KeyError, IndexError, StopIteration, SafetensorError, EOFError) as error:
-        said = " ".join(str(error).split())
+        reason = " ".join(str(error).split())
         raise ValueError(
-            f"{path} holds no embeddings that can be read ({said}): pass a file of mlssl predict"
+            f"{path} contains no readable embeddings ({reason}): pass a file written by mlssl predict"
         ) from None
     if len(names) != len(rows) or not len(rows) or rows.dtype != torch.float32:
         raise ValueError(
-            f"{path} holds {len(names)} names and {len(rows)} rows of {rows.dtype}, where as many rows of float32 are "
-            "expected: write it again"
+            f"{path} contains {len(names)} names and {len(rows)} rows of {rows.dtype}, expected one float32 row per "
+            "name: write it again"
         )
     return Embeddings(names, rows, about)
 
@@ -144,11 +144,11 @@ class _Csv:
             self.rows.writerow(["path", *(f"f{number}" for number in range(rows.shape[1]))])
             self.has_header = True
         for name, row in zip(names, rows.numpy(), strict=True):
-            self.rows.writerow([name, *(f"{value:.9g}" for value in row)])  # nine digits give a float32 back
+            self.rows.writerow([name, *(f"{value:.9g}" for value in row)])  # nine digits restore a float32 exactly
 
 
 class _Raw:
-    """Rows as bytes, after room for a header that is written once their number is known."""
+    """Rows as bytes, after space for a header that is written once their number is known."""
 
     def __init__(self, file: IO[bytes], room: int) -> None:
         self.file, self.count = file, 0
@@ -158,13 +158,13 @@ class _Raw:
     def append(self, rows: Tensor) -> None:
         shape = tuple(rows.shape[1:])
         if self.shape not in (None, shape):
-            raise ValueError(f"rows of shape {shape} came after rows of shape {self.shape}: give images of one size")
+            raise ValueError(f"rows of shape {shape} followed rows of shape {self.shape}: use images of one size")
         self.shape, self.count = shape, self.count + len(rows)
         self.file.write(rows.contiguous().numpy().astype("<f4", copy=False).tobytes())
 
     def whole_shape(self) -> tuple[int, ...]:
         if self.shape is None:
-            raise ValueError("there is no row to write: check the folder of the images")
+            raise ValueError("there are no rows to write: check the image folder")
         return self.count, *self.shape
 
 
@@ -182,10 +182,10 @@ def _npy(path: Path, names: IO[str]) -> Iterator[EmbeddingWriter]:
     with path.open("wb") as file:
         raw = _Raw(file, _NPY_HEADER_BYTES)
         yield Npy()
-        said = repr({"descr": "<f4", "fortran_order": False, "shape": raw.whole_shape()}).encode()
+        header = repr({"descr": "<f4", "fortran_order": False, "shape": raw.whole_shape()}).encode()
         length = _NPY_HEADER_BYTES - 10
         file.seek(0)
-        file.write(b"\x93NUMPY\x01\x00" + struct.pack("<H", length) + said.ljust(length - 1) + b"\n")
+        file.write(b"\x93NUMPY\x01\x00" + struct.pack("<H", length) + header.ljust(length - 1) + b"\n")
 
 
 @contextmanager
@@ -213,7 +213,7 @@ def _safetensors(path: Path, about: Mapping[str, str]) -> Iterator[EmbeddingWrit
             }
         ).encode()
         if len(header) > _HEADER_BYTES:
-            raise ValueError(f"{len(header)} bytes of header are more than {_HEADER_BYTES}: shorten what it says")
+            raise ValueError(f"{len(header)} bytes of header are more than {_HEADER_BYTES}: shorten the metadata")
         file.seek(0)
         file.write(struct.pack("<Q", _HEADER_BYTES) + header.ljust(_HEADER_BYTES))
 
@@ -240,7 +240,7 @@ def _parquet(path: Path, about: Mapping[str, str]) -> Iterator[EmbeddingWriter]:
 
         yield Parquet()
         if writer is None:
-            raise ValueError("there is no row to write: check the folder of the images")
+            raise ValueError("there are no rows to write: check the image folder")
 
 
 # ---------------------------------------------------------------------- readers

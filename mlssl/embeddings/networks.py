@@ -1,4 +1,4 @@
-"""From images to rows: what a stream runs."""
+"""Network from images to rows, for streaming."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ class FeatureRows(nn.Module):
     """Images uint8 (n, C, H, W) to features (n, D), or to feature maps (n, D, h, w).
 
     Args:
-        model: With the backbone and its normalisation.
-        pooling: Of the last feature map.
-        patches: Whether to give the map itself.
+        model: Model with backbone and normalisation.
+        pooling: Pooling of the last feature map.
+        patches: Whether to return the map instead.
     """
 
     def __init__(self, model: FeatureNetwork, pooling: Pooling = "avg", *, patches: bool = False) -> None:

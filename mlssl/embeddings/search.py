@@ -18,34 +18,34 @@ from mlssl.embeddings.files import Embeddings
 from mlssl.embeddings.networks import FeatureRows
 
 PIECE = 2**14
-"""Rows that are compared at a time, so that embeddings which are mapped from a file are never copied as a whole."""
+"""Rows compared at a time, so that memory-mapped embeddings are never copied as a whole."""
 
 
 class Nearest(NamedTuple):
-    """Places in the embeddings, nearest first, and their cosines."""
+    """Indices of the embeddings, nearest first, and their cosines."""
 
     places: list[int]
     cosines: list[float]
 
 
 def nearest_rows(query: Tensor, rows: Tensor, k: int, leave_out: int | None = None) -> Nearest:
-    """The k rows of the largest cosine with a query, exactly; all there are where these are fewer.
+    """The k rows with the largest cosine to a query, exactly; all rows if there are fewer.
 
     Args:
         query: (D,).
         rows: (n, D).
         k: At least 1.
-        leave_out: Place that is not to be found.
+        leave_out: Index to exclude.
 
     Raises:
-        ValueError: If k is below 1, the widths differ, or nothing is left to search.
+        ValueError: k is below 1, the widths differ, or no row is left to search.
     """
     if k < 1:
-        raise ValueError(f"k={k} images were asked for: pass at least 1.")
+        raise ValueError(f"k={k} images were requested: pass at least 1.")
     if rows.ndim != 2 or rows.shape[1] != len(query):
         raise ValueError(
-            f"the embeddings have shape {tuple(rows.shape)}, and the backbone gives {len(query)} numbers per image: "
-            "pass the backbone that they were made with"
+            f"the embeddings have shape {tuple(rows.shape)}, and the backbone has {len(query)} features: pass the "
+            "backbone of the embeddings"
         )
     direction = F.normalize(query.float(), dim=0)
     cosines = torch.cat([F.normalize(piece.float(), dim=1) @ direction for piece in torch.split(rows, PIECE)])
@@ -53,23 +53,23 @@ def nearest_rows(query: Tensor, rows: Tensor, k: int, leave_out: int | None = No
         cosines[leave_out] = -torch.inf
     count = len(rows) - (leave_out is not None)
     if not count:
-        raise ValueError("the embeddings hold no image but the one to compare with: embed more images")
+        raise ValueError("the embeddings contain only the query image: embed more images")
     best = cosines.topk(min(k, count))
     return Nearest(best.indices.tolist(), best.values.tolist())
 
 
 def embedded_alike(image: ImageArray, model: FeatureNetwork, embeddings: Embeddings, path: Path, size: int) -> Tensor:
-    """The row (D,) of one more image, at the size and by the pooling that the file of the embeddings states.
+    """The row (D,) of another image, with the size and pooling stated in the embedding file.
 
     Args:
         image: RGB, uint8 (H, W, 3).
-        model: Backbone that the embeddings were made with.
-        embeddings: With what the file says.
+        model: Backbone of the embeddings.
+        embeddings: Embeddings with metadata.
         path: The file, for errors.
-        size: Side of images where the file does not tell.
+        size: Side of images if the file does not state it.
 
     Raises:
-        ValueError: If the file holds feature maps, or states a size or pooling that cannot be.
+        ValueError: The file contains feature maps, or states an invalid size or pooling.
     """
     from torchvision.transforms.v2.functional import resize
 
@@ -80,7 +80,7 @@ def embedded_alike(image: ImageArray, model: FeatureNetwork, embeddings: Embeddi
         sides = None
     if pooling == "patches" or embeddings.rows.ndim != 2:
         raise ValueError(
-            f"{path} holds feature maps, and pooled embeddings are searched: run mlssl predict without --patches"
+            f"{path} contains feature maps, but search needs pooled embeddings: run mlssl predict without --patches"
         )
     is_pair = isinstance(sides, list) and len(sides) == 2
     if (

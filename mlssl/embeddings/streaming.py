@@ -1,4 +1,4 @@
-"""Images of any number through a network, on one or several devices, in memory that does not grow with them."""
+"""Stream any number of images through a network on one or several devices, with constant memory."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from itertools import cycle
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
+from mlssl.bars import progress_bar
 from mlssl.data.bad_images import BadImages
 from mlssl.data.datasets import ImageDataset, collated
 from mlssl.data.decoding import BadImageError
@@ -22,7 +22,7 @@ DEVICES_HELP = "devices=('cpu',), ('cuda:0', 'cuda:1') or ('mps',)"
 
 
 class Images:
-    """Whole images of a set in batches, with their places in it; bad images are left out and remembered.
+    """Whole images of a set in batches, with their indices; bad images are left out and recorded.
 
     Args:
         records: The set.
@@ -31,7 +31,7 @@ class Images:
         num_workers: Loader processes.
 
     Raises:
-        ValueError: If `batch_size` is below 1.
+        ValueError: `batch_size` is below 1.
     """
 
     def __init__(self, records: Records, size: tuple[int, int], batch_size: int = 64, num_workers: int = 0) -> None:
@@ -42,35 +42,35 @@ class Images:
         self._loader: DataLoader[Mapping[str, Tensor]] = PartialLoader(
             ImageDataset(records, size, self._bad), batch_size, num_workers=num_workers, collate_fn=collated
         )
-        self._places = {image_id: place for place, image_id in enumerate(records.image_ids.tolist())}
+        self._index_of = {image_id: index for index, image_id in enumerate(records.image_ids.tolist())}
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __iter__(self) -> Iterator[tuple[list[int], Tensor]]:
-        """Places in the records, and images uint8 (n, C, H, W)."""
+        """Indices in the records, and images uint8 (n, C, H, W)."""
         for batch in self._loader:
-            yield [self._places[image_id] for image_id in batch["image_ids"].tolist()], batch["image"]
+            yield [self._index_of[image_id] for image_id in batch["image_ids"].tolist()], batch["image"]
 
-    def name(self, place: int) -> str:
-        """Path of an image from the root of the set; the whole path where there is no root."""
-        path, root = self.records.path(place), self.records.root
+    def name(self, index: int) -> str:
+        """Path of an image relative to the root of the set; the full path without a root."""
+        path, root = self.records.path(index), self.records.root
         return (path.relative_to(root) if root is not None and path.is_relative_to(root) else path).as_posix()
 
     def bad(self) -> list[str]:
         """Names of the images that could not be decoded so far.
 
         Raises:
-            BadImageError: If these are all of the set.
+            BadImageError: No image of the set can be decoded.
         """
-        bad = [self.name(place) for place in self._bad.indices()]
+        bad = [self.name(index) for index in self._bad.indices()]
         if len(bad) == len(self):
             raise BadImageError(f"none of the {len(bad)} images of {self.records.root} can be decoded, first {bad[0]}")
         return bad
 
 
 def left_out(bad: Sequence[str]) -> str:
-    """Say how many images could not be decoded, and the first of them.
+    """Sentence with the number of images that could not be decoded, and the first of them.
 
     >>> left_out(["a.jpg", "b.jpg"])
     '2 images cannot be decoded and are left out: a.jpg, b.jpg'
@@ -86,41 +86,40 @@ def streamed(
     total: int | None = None,
     progress: bool = False,
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """Places and what the network gives for the images there, in their order, on the CPU in float32.
+    """Indices and network outputs of the images, in order, on the CPU in float32.
 
-    Each device has a copy of the network in eval mode and works on every n-th batch, while the next one is sent to the
-    next device; as many batches as there are devices are held at a time.
+    Each of n devices has a copy of the network in eval mode and processes every n-th batch; n batches are in flight.
 
     Args:
-        network: Images uint8 (n, C, H, W) to (n, …).
-        images: Places and images.
-        devices: Names of torch's; None: the first GPU where there is one, else the CPU.
-        total: Of images, for the bar.
+        network: Network from images uint8 (n, C, H, W) to (n, …).
+        images: Indices and images.
+        devices: Torch device names; None: the first GPU if available, else the CPU.
+        total: Number of images, for the bar.
         progress: Whether to show a bar with images per second.
 
     Raises:
-        ValueError: If a device is unknown or not there, or the network gives a number that is not finite.
+        ValueError: A device is unknown or missing, or an output is not finite.
     """
     names = devices or ("cuda" if torch.cuda.is_available() else "cpu",)
     copies = [(device, copy.deepcopy(network).to(device).eval()) for device in map(_checked_device, names)]
     waiting: deque[tuple[list[int], Tensor]] = deque()
-    with tqdm(total=total, disable=not progress, unit=" images") as bar:
+    with progress_bar(total=total, disable=not progress, unit=" images") as bar:
 
         def first() -> tuple[list[int], Tensor]:
-            places, rows = waiting.popleft()
+            indices, rows = waiting.popleft()
             rows = rows.to("cpu", torch.float32)
             wrong = ~rows.flatten(1).isfinite().all(1)
             if wrong.any():
                 raise ValueError(
-                    f"the network gives NaN or infinity for image {places[int(wrong.nonzero()[0])]}: look at its "
+                    f"the network returns NaN or infinity for image {indices[int(wrong.nonzero()[0])]}: check its "
                     "weights"
                 )
-            bar.update(len(places))
-            return places, rows
+            bar.update(len(indices))
+            return indices, rows
 
-        for (places, pixels), (device, one) in zip(images, cycle(copies), strict=False):
+        for (indices, pixels), (device, one) in zip(images, cycle(copies), strict=False):
             with torch.no_grad():
-                waiting.append((places, one(pixels.to(device, non_blocking=True))))
+                waiting.append((indices, one(pixels.to(device, non_blocking=True))))
             if len(waiting) >= len(copies):
                 yield first()
         while waiting:
@@ -132,6 +131,6 @@ def _checked_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        said = str(error).strip().splitlines()[0]
-        raise ValueError(f"there is no device {name!r} ({said}): pass {DEVICES_HELP}") from None
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"there is no device {name!r} ({reason}): pass {DEVICES_HELP}") from None
     return device

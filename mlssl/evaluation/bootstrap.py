@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from mlssl.bars import progress_bar
 from mlssl.evaluation.metrics import average_precision, checked_targets, mean_average_precision
 
 NUM_RESAMPLES = 1000
@@ -87,7 +87,7 @@ def resample(
     estimates = average_precision(scores, targets).cpu()
     intervals = torch.full((scores.shape[1], 2), torch.nan, dtype=torch.float64)
     labels = estimates.isfinite().nonzero().flatten().tolist()
-    for label in tqdm(labels, "bootstrap", delay=1, disable=not progress, unit=" classes"):
+    for label in progress_bar(labels, "bootstrap", delay=1, disable=not progress, unit=" classes"):
         known = (targets[:, label] >= 0).nonzero().flatten()
         positive = known[targets[known, label] == 1]
         # Precision changes recall only at the scores of positives: images are counted between these, best first.

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, SequentialSampler, Subset
-from tqdm import tqdm
 
 from mlssl.backbones import check_image_size
+from mlssl.bars import progress_bar
 from mlssl.choices import Pooling
 from mlssl.contracts import FeatureNetwork
 from mlssl.data.batches import check_image_batch
@@ -110,7 +110,7 @@ def _pass(
     in_parts = InParts()
     with (
         eval_mode(backbone),
-        tqdm(total=total, initial=store.done, disable=not progress, unit=" images", desc=title) as bar,
+        progress_bar(total=total, initial=store.done, disable=not progress, unit=" images", desc=title) as bar,
     ):
         for batch in loader:
             check_image_batch(batch, num_labels)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from mlssl.bars import progress_bar
 from mlssl.choices import PositiveWeight
 from mlssl.evaluation.bootstrap import bootstrap_interval
 from mlssl.evaluation.features import Features
@@ -175,7 +175,7 @@ def _fitted(
     """
     size = max(1, lines.columns_at_once // len(strengths))
     name = "probe, strengths" if len(strengths) > 1 else "probe"
-    with tqdm(total=labels.shape[1], desc=name, delay=1, disable=not progress, unit=" classes") as bar:
+    with progress_bar(total=labels.shape[1], desc=name, delay=1, disable=not progress, unit=" classes") as bar:
         for start in range(0, labels.shape[1], size):
             columns = slice(start, min(start + size, labels.shape[1]))
             solution = logistic_regression(lines, labels[:, columns], strengths, pos_weight=pos_weight)

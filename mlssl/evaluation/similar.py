@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
+from mlssl.bars import progress_bar
 from mlssl.contracts import FeatureNetwork
 from mlssl.data.decoding import ImageArray
 from mlssl.data.records import Records
@@ -120,7 +120,7 @@ def find_similar(
     query = F.normalize(_features(model, _crops(image, [query_box], size)), dim=1)
     cosines = []
     loader = DataLoader(_Blocks(records.subset(lines), grid, size), batch_size, num_workers=num_workers)
-    with tqdm(total=len(lines), disable=not progress, unit=" images", desc="features") as bar:
+    with progress_bar(total=len(lines), disable=not progress, unit=" images", desc="features") as bar:
         for crops in loader:
             f = F.normalize(_features(model, crops.flatten(0, 1)), dim=1)
             cosines.append((f @ query.T).view(crops.shape[:2]))

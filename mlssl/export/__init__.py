@@ -28,12 +28,12 @@ from mlssl.export.networks import (
 )
 from mlssl.export.onnx import load_onnx, write_onnx
 from mlssl.export.program import load_program, write_program
-from mlssl.weights.sources import TIMM_CONFIG, TIMM_WEIGHTS, Backbone, open_source
+from mlssl.weights.sources import TIMM_CONFIG, TIMM_WEIGHTS, Backbone, open_network
 
 MAX_RELATIVE_DIFFERENCE = 1e-4
-"""Largest difference of an exported network's features that is allowed, as a fraction of the largest feature.
+"""Maximum difference of an exported network's features, as a fraction of the largest feature.
 
-Rounding in float32 alone reaches 1e-5: the order of a sum depends on where the tensors lie in memory.
+Float32 rounding alone reaches 1e-5: the order of a sum depends on memory alignment.
 """
 
 EXPORT_SUFFIXES = {
@@ -45,18 +45,18 @@ EXPORT_SUFFIXES = {
     "onnx": (".onnx",),
     "torch.export": (".pt2",),
 }
-"""The formats, with the suffixes that a file of each may have; none for a folder."""
+"""The formats and their file suffixes; "" for a folder."""
 
 
 class ExportReport(NamedTuple):
-    """What was written, and how it was checked; `open`, `pathlib.Path` and the like take it for its path."""
+    """Path, format and check of an export; path-like, so `open` and `pathlib.Path` accept it."""
 
     path: Path
     format: str
     max_difference: float
     """Largest difference from the source's features, as a fraction of the largest feature."""
     check: str
-    """Lines of Python that load the file into `network`, as was done for the comparison."""
+    """Python code that loads the file into `network`, as used for the comparison."""
 
     def __fspath__(self) -> str:
         return str(self.path)
@@ -73,12 +73,12 @@ def export_backbone(
     image_size: int | tuple[int, int] | None = None,
     fixed_size: bool = False,
 ) -> ExportReport:
-    """Write the backbone alone, without projector and predictor, and prove that it gives the same features.
+    """Export the backbone, without projector and predictor, and verify that it has the same features.
 
-    The file is written aside and loaded strictly by the library it is for; its features of random images, of two sizes
-    where the network takes them, are compared with the source's (float32, eval mode, NCHW, CPU). Only then does it get
-    its name: a file is whole and right, or not there. The source keeps its weights, training flags, device and
-    precision, and no random state moves.
+    The file is written under a temporary name and loaded strictly with its target library; its features of random
+    images, of two sizes if the network allows, are compared with the source's (float32, eval mode, NCHW, CPU). Only
+    then does it get its name: a file is complete and correct, or absent. The source and all random states stay
+    unchanged.
 
     ============ ========================  =====================================================================
     format       file                      loads with
@@ -88,59 +88,59 @@ def export_backbone(
                  model.safetensors and     `num_classes=5` for a new head of five classes
                  README.md
     torchvision  .pth, a dict of tensors   `load_state_dict` once the classifier is `nn.Identity()`
-    detectron2   .pkl, and beside it       `MODEL.WEIGHTS`; without Detectron2 the weights are checked in a ResNet
+    detectron2   .pkl, next to it          `MODEL.WEIGHTS`; without Detectron2 the weights are checked in a ResNet
                  configs, head, README     of torchvision that is rebuilt from their names
     safetensors  .safetensors              `load_state_dict(safetensors.torch.load_file(path))`, for any network
     onnx         .onnx                     `onnxruntime.InferenceSession(path)`, for any network that torch exports
     torch.export .pt2                      `torch.export.load(path).module()`, likewise
     ============ ========================  =====================================================================
 
-    A transformer that averages its patch tokens, as ours do, needs the same `global_pool="avg"` in timm's call;
-    `check` of the report is the call with all arguments. timm's folder says it itself, but without `pretrained=True`
-    timm keeps random weights and does not tell. A graph, of ONNX or torch.export, takes any number of images,
-    and images of any size where the network does and `fixed_size` is False.
+    A transformer that averages its patch tokens, like ours, needs `global_pool="avg"` in timm's call; the report's
+    `check` is the full call. A timm folder contains the setting, but without `pretrained=True` timm silently keeps
+    random weights. An ONNX or torch.export graph accepts any number of images, and any size if the network does and
+    `fixed_size` is False.
 
     Args:
-        source: A Lightning checkpoint of a `MultiLabelSSLModule` (of any precision, of DDP, of torch.compile, or the
-            folder of shards that FSDP writes), such a module, or a backbone.
-        path: File to write, or the folder of timm-dir; missing folders are made.
-        format: One of the table; None takes the first with the path's suffix that can hold the backbone (torchvision
-            first for a `torchvision/<name>`).
-        network: Name of the submodule to write, the backbone or another of its architecture, such as "teacher".
+        source: A Lightning checkpoint of a `MultiLabelSSLModule` (any precision, DDP, torch.compile, or an FSDP shard
+            folder), such a module, or a backbone.
+        path: File to write, or folder for timm-dir; missing folders are created.
+        format: A format in the table; None for the first one with the path's suffix that supports the backbone
+            (torchvision first for a `torchvision/<name>`).
+        network: Name of the submodule to export, the backbone or another with its architecture, such as "teacher".
         overwrite: Whether existing files may be replaced; others in the same folder stay.
-        metadata: Entries of the file's header, beside those always there: library version, backbone, its arguments,
-            mean, std and feature width, and from a checkpoint or a fit the steps, the settings of model and data, and
-            the metrics. "license", by the Hugging Face Hub's identifier, such as "cc0-1.0", is that of the model card.
-            The tensors of torchvision's format have no header.
-        image_size: Height and width, or one side, of the images that features are compared on; by default the smallest
-            that the network takes.
-        fixed_size: Whether a graph takes images of `image_size` alone, as some runtimes need it.
+        metadata: Header entries in addition to the standard ones: library version, backbone, its arguments, mean, std
+            and feature width, and from a checkpoint or a fit the steps, the settings of model and data, and the
+            metrics. "license", a Hugging Face Hub identifier such as "cc0-1.0", goes into the model card. Torchvision's
+            format has no header.
+        image_size: Height and width, or one side, of the images for the comparison; by default the smallest that the
+            network accepts.
+        fixed_size: Whether a graph only accepts images of `image_size`, as some runtimes require.
 
     Raises:
-        FileExistsError: If a file that would be written exists and `overwrite` is False.
-        FileNotFoundError: If no checkpoint stands at `source`.
-        ValueError: On an unknown format, a suffix that does not fit it, a format that cannot hold the architecture, a
-            source without such a network, a checkpoint that holds pickled code, an image size that the network does not
-            take, or features that differ after loading.
-        ModuleNotFoundError: If the packages of the extra "onnx" are asked for and missing.
-        OSError: If the file cannot be written; one that stood at `path` is whole then.
+        FileExistsError: A file to write exists and `overwrite` is False.
+        FileNotFoundError: There is no checkpoint at `source`.
+        ValueError: The format is unknown, does not match the suffix or does not support the architecture; the source
+            has no such network; a checkpoint contains pickled code; the network does not accept the image size; or
+            features differ after loading.
+        ModuleNotFoundError: Packages of the extra "onnx" are needed and missing.
+        OSError: The file cannot be written; an existing file at `path` stays intact.
     """
     path = Path(path)
     check_format(format)
     _check_file_name(path, format, metadata)
     _check_free(path, format, overwrite)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        opened = open_source(source, network).plain_copy()
+        opened = open_network(source, network).plain_copy()
         format = _fitting_format(opened, format, path.suffix)
         traced = _FORMATS[format].traced
         if fixed_size and not traced:
             raise ValueError(
-                f"fixed_size was given, and format {format!r} holds weights, which know no size: leave it out, or "
-                "choose 'onnx' or 'torch.export'."
+                f"fixed_size was given, and format {format!r} contains weights, which have no image size: leave it "
+                "out, or choose 'onnx' or 'torch.export'."
             )
         batches = _random_images(opened.backbone, image_size, other_sizes=not fixed_size)
         expected = [opened.backbone(images) for images in batches]
-        header = _header(opened, expected[0].shape[1]) | dict(metadata or {})
+        header = file_header(opened, expected[0].shape[1]) | dict(metadata or {})
         is_folder = format == "timm-dir"
         with files_written_aside(path if is_folder else path.parent, overwrite=overwrite) as aside:
             staged = aside if is_folder else aside / path.name
@@ -148,7 +148,7 @@ def export_backbone(
                 settings = {"images": batches[0], "any_size": len(batches) > 1} if traced else {}
                 _FORMATS[format].write(opened, staged, header, **settings)
             except OSError as error:
-                if error.filename is None:  # as a full disk is reported
+                if error.filename is None:  # a full disk is reported so
                     error.filename = str(path)
                 raise
             loaded, check = _FORMATS[format].load(opened, staged)
@@ -156,34 +156,34 @@ def export_backbone(
             difference = max(_difference(loaded(images), one) for images, one in zip(batches, expected, strict=True))
             if not difference <= MAX_RELATIVE_DIFFERENCE:
                 raise ValueError(
-                    f"The {format!r} export gives features that differ by {difference:.1e} of the largest one, at most "
-                    f"{MAX_RELATIVE_DIFFERENCE:.0e} is allowed, and was not kept: check the weights for NaN, or export "
-                    "as 'safetensors' and load them into the network they come from."
+                    f"The features of the {format!r} export differ by {difference:.1e} of the largest one, above the "
+                    f"maximum of {MAX_RELATIVE_DIFFERENCE:.0e}, and the file was not kept: check the weights for NaN, "
+                    "or export as 'safetensors' and load them into the original network."
                 )
     return ExportReport(path, format, difference, check.replace(str(staged), str(path)))
 
 
 def fitting_format(module: nn.Module, format: str | None = None, network: str = "backbone") -> str:
-    """The format itself where it can hold the backbone, and for None the best one that can; nothing is written.
+    """The format if it supports the backbone, or for None the best one that does; writes nothing.
 
     Args:
         module: A `MultiLabelSSLModule` or a backbone.
-        format: As for :func:`export_backbone`.
-        network: Likewise.
+        format: See :func:`export_backbone`.
+        network: See :func:`export_backbone`.
 
     Raises:
-        ValueError: On an unknown format, or one that cannot hold the backbone.
+        ValueError: The format is unknown or does not support the backbone.
     """
     check_format(format)
     with torch.random.fork_rng(devices=[]):
-        return _fitting_format(open_source(module, network), format)
+        return _fitting_format(open_network(module, network), format)
 
 
 def check_format(format: str | None) -> None:
-    """Refuse a format that is not known.
+    """Refuse an unknown format.
 
     Raises:
-        ValueError: Naming the known ones.
+        ValueError: Names the known ones.
     """
     if format is not None and format not in EXPORT_SUFFIXES:
         raise ValueError(f"Unknown export format {format!r}: choose {', '.join(map(repr, EXPORT_SUFFIXES))}.")
@@ -194,11 +194,11 @@ def check_format(format: str | None) -> None:
 
 class _Format(NamedTuple):
     write: Callable[..., None]
-    """Takes the source, the path, the header, and for a graph the images to trace, and whether others may be larger."""
+    """Takes source, path and header, and for a graph the images to trace and whether sizes may vary."""
     load: Callable[[Backbone, Path | None], tuple[nn.Module, str]]
-    """Builds the network by the library of the format, loads the file strictly where there is one, and tells how."""
+    """Builds the network with the format's library, loads the file strictly if given, and returns the code."""
     traced: bool = False
-    """Whether it is a graph."""
+    """Whether the format is a graph."""
 
 
 _FORMATS = {
@@ -222,21 +222,23 @@ def _fitting_format(source: Backbone, format: str | None, suffix: str | None = N
         obstacle = _obstacle(source, candidate)
         if obstacle is None:
             return candidate
-        obstacles.append(f"format {candidate!r} cannot hold it: {obstacle}")
+        obstacles.append(f"format {candidate!r} does not support it: {obstacle}")
     given = "This network" if source.name is None else f"The backbone {source.name!r}"
     holding = [repr(other) for other in _FORMATS if _FORMATS[other].traced or _obstacle(source, other) is None]
-    raise ValueError(f"{given} cannot be exported, {'; '.join(obstacles)}. Formats that hold it: {', '.join(holding)}.")
+    raise ValueError(
+        f"{given} cannot be exported, {'; '.join(obstacles)}. Formats that support it: {', '.join(holding)}."
+    )
 
 
 def _obstacle(source: Backbone, format: str) -> str | None:
-    """Why the format's library does not build a network with weights of the same names and shapes; None if it does."""
+    """Why the format's library cannot build a network with the same weight names and shapes; None if it can."""
     if source.name is None and format in _BUILT_BY_NAME:
         return "it was not built by name"
     try:
         network, _ = _FORMATS[format].load(source, None)
     except (ValueError, TypeError, RuntimeError) as error:
         return f"{format} does not build it ({error})"
-    return None if same_weights(source, network) else f"{format} builds it with weights of other names or shapes"
+    return None if same_weights(source, network) else f"{format} builds it with other weight names or shapes"
 
 
 # ---------------------------------------------------------------------- files
@@ -246,11 +248,11 @@ def _check_file_name(path: Path, format: str | None, metadata: Mapping[str, str]
     of_files = [suffix for suffixes in EXPORT_SUFFIXES.values() for suffix in suffixes if suffix]
     if format == "timm-dir":
         if path.suffix in of_files:
-            raise ValueError(f"{path} ends like a file, and format 'timm-dir' is a folder: leave {path.suffix} out.")
+            raise ValueError(f"{path} has a file suffix, and format 'timm-dir' is a folder: leave {path.suffix} out.")
     elif path.suffix not in (suffixes := EXPORT_SUFFIXES[format] if format else tuple(dict.fromkeys(of_files))):
-        raise ValueError(f"{path} does not end in {' or '.join(suffixes)}, by which its format is known: rename it.")
+        raise ValueError(f"{path} does not end in {' or '.join(suffixes)}, which selects the format: rename it.")
     if metadata and path.suffix in EXPORT_SUFFIXES["torchvision"]:
-        raise ValueError(f"{path} will hold tensors alone: leave metadata out, or write a .safetensors file.")
+        raise ValueError(f"{path} can only contain tensors: leave metadata out, or write a .safetensors file.")
 
 
 def _check_free(path: Path, format: str | None, overwrite: bool) -> None:
@@ -267,7 +269,7 @@ def _check_free(path: Path, format: str | None, overwrite: bool) -> None:
 
 
 def _random_images(network: nn.Module, image_size: int | tuple[int, int] | None, *, other_sizes: bool) -> list[Tensor]:
-    """Two of one size, and one of another where that is asked for and the network takes it."""
+    """Two images of one size, and one of another if requested and supported."""
     shape = image_shape(network)
     if image_size is not None:
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
@@ -281,7 +283,8 @@ def _random_images(network: nn.Module, image_size: int | tuple[int, int] | None,
     return images
 
 
-def _header(source: Backbone, width: int) -> dict[str, str]:
+def file_header(source: Backbone, width: int) -> dict[str, str]:
+    """What the header of an exported file says of a backbone whose features are `width` wide."""
     return {
         "library": f"mlssl {_library_version()}",
         "backbone": source.name or type(source.backbone).__name__,
@@ -296,12 +299,12 @@ def _header(source: Backbone, width: int) -> dict[str, str]:
 def _library_version() -> str:
     try:
         return version("mlssl")
-    except PackageNotFoundError:  # run from a checkout that is not installed
+    except PackageNotFoundError:  # run from a checkout without installation
         return "unknown"
 
 
 def _difference(features: Tensor, expected: Tensor) -> float:
-    """Largest difference as a fraction of the largest feature; 0 for features that are all 0 on both sides."""
+    """Largest difference as a fraction of the largest feature; 0 if all features are 0."""
     largest = expected.abs().max().item()
     difference = (features - expected).abs().max().item()
     return difference / largest if largest else difference

@@ -1,8 +1,8 @@
-"""Detectron2: weights under its names, its configs, and the head and the commands to train with them.
+"""Detectron2 export: weights under its names, configs, and the head and script to train with them.
 
-Names after Detectron2's documentation and `BasicStem`, `BasicBlock`, `BottleneckBlock` of its `ResNet`: `stem.conv1`,
-`res2.0.conv1`, …, `res5.2.conv3`, each with `weight` and `norm.{weight,bias,running_mean,running_var}`; `shortcut`
-where a block changes its width.
+Names as in Detectron2's documentation and `BasicStem`, `BasicBlock`, `BottleneckBlock` of its `ResNet`: `stem.conv1`,
+`res2.0.conv1`, …, `res5.2.conv3`, each with `weight` and `norm.{weight,bias,running_mean,running_var}`; `shortcut` in
+blocks that change the width.
 """
 
 from __future__ import annotations
@@ -30,9 +30,12 @@ _BLOCKS: dict[tuple[object, ...], int] = {
     ("bottleneck", 3, 4, 23, 3): 101,
     ("bottleneck", 3, 8, 36, 3): 152,
 }
-"""Kind and number of blocks in each stage → depth, as `build_resnet_backbone` knows them."""
+"""Kind and number of blocks per stage → depth for `build_resnet_backbone`."""
 
-_HOLDS = "it holds ResNet-18, 34, 50, 101 and 152, ResNeXt and wide ResNets of torchvision and timm, of three channels"
+_SUPPORTED = (
+    "Detectron2 supports ResNet-18, 34, 50, 101 and 152, ResNeXt and wide ResNets of torchvision and timm, with three "
+    "channels"
+)
 
 
 class _Settings(NamedTuple):
@@ -49,7 +52,7 @@ class _Settings(NamedTuple):
 
 
 def write_detectron2(source: Backbone, path: Path, header: Mapping[str, str]) -> None:
-    """Weights as a pickle of numpy arrays, and beside it configs, head, training script and README."""
+    """Weights as a pickle of numpy arrays, with configs, head, training script and README next to it."""
     weights = {
         _to_detectron2(name): value.numpy()
         for name, value in tensors_of(source.backbone).items()
@@ -61,7 +64,7 @@ def write_detectron2(source: Backbone, path: Path, header: Mapping[str, str]) ->
 
 
 def load_detectron2(source: Backbone, path: Path | None) -> tuple[nn.Module, str]:
-    """The file's weights in Detectron2's own network where it is installed, else in torchvision's; and how."""
+    """The file's weights in Detectron2's network if installed, else in torchvision's; and the code."""
     if path is None:
         names = {_to_detectron2(name): value for name, value in source.backbone.state_dict().items()}
         return _torchvision_network(names), ""
@@ -73,15 +76,15 @@ def load_detectron2(source: Backbone, path: Path | None) -> tuple[nn.Module, str
 def torchvision_resnet(path: Path | str) -> nn.Module:
     """A torchvision ResNet, its classifier the identity, with the weights of a file in Detectron2's naming.
 
-    Number and kind of blocks, groups and widths are read off the names and shapes in the file, and every weight must
-    find its place: this proves names, shapes and values without Detectron2. Open only files of your own, for a pickle
-    can run code.
+    Number and kind of blocks, groups and widths are derived from the names and shapes in the file, and every weight
+    must match: this verifies names, shapes and values without Detectron2. Open only your own files: a pickle can run
+    code.
 
     Args:
         path: Written by :func:`mlssl.export_backbone` with format "detectron2".
 
     Raises:
-        ValueError: If the names are not those of a ResNet that Detectron2 builds.
+        ValueError: The names are not those of a ResNet that Detectron2 can build.
     """
     weights = _weights(Path(path))
     network = _torchvision_network(weights)
@@ -114,7 +117,7 @@ _WELL_FORMED = re.compile(
 def _to_detectron2(name: str) -> str:
     renamed = _renamed(name, _TO_DETECTRON2)
     if not _WELL_FORMED.fullmatch(renamed):
-        raise ValueError(f"{name!r} has no name there: {_HOLDS}")
+        raise ValueError(f"{name!r} has no counterpart: {_SUPPORTED}")
     return renamed
 
 
@@ -129,16 +132,16 @@ def _renamed(name: str, rules: Any) -> str:
 
 
 def _settings(weights: Mapping[str, Tensor]) -> _Settings:
-    """Read off names and shapes."""
+    """Derive the settings from names and shapes."""
     kind = "bottleneck" if "res2.0.conv3.weight" in weights else "basic"
-    places = (re.match(r"res([2-5])\.(\d+)\.", name) for name in weights)
+    matches = (re.match(r"res([2-5])\.(\d+)\.", name) for name in weights)
     last = dict.fromkeys("2345", -1)
-    for place in filter(None, places):
-        last[place[1]] = max(last[place[1]], int(place[2]))
+    for match in filter(None, matches):
+        last[match[1]] = max(last[match[1]], int(match[2]))
     depth = _BLOCKS.get((kind, *(number + 1 for number in last.values())))
     stem = weights.get("stem.conv1.weight", torch.empty(0))
     if depth is None or stem.shape != (64, 3, 7, 7):
-        raise ValueError(_HOLDS)
+        raise ValueError(_SUPPORTED)
     middle = weights["res2.0.conv2.weight"]
     groups = weights["res2.0.conv1.weight"].shape[0] // middle.shape[1]
     out = weights["res2.0.conv3.weight" if kind == "bottleneck" else "res2.0.conv2.weight"].shape[0]
@@ -165,7 +168,7 @@ def _torchvision_network(weights: Mapping[str, Tensor]) -> nn.Module:
 
 
 def _detectron2_network(path: Path) -> nn.Module:
-    with warnings.catch_warnings():  # Detectron2 0.6 decorates by torch.cuda.amp, which torch has deprecated
+    with warnings.catch_warnings():  # Detectron2 0.6 uses torch.cuda.amp, which is deprecated
         warnings.simplefilter("ignore", FutureWarning)
         from detectron2.config import get_cfg
         from detectron2.layers import ShapeSpec
@@ -183,7 +186,7 @@ def _detectron2_network(path: Path) -> nn.Module:
 
 
 class _Pooled(nn.Module):
-    """Features (n, D) of a network that gives maps by name."""
+    """Features (n, D) of a network that returns named maps."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -194,11 +197,11 @@ class _Pooled(nn.Module):
         return features
 
 
-# ---------------------------------------------------------------------- files beside the weights
+# ---------------------------------------------------------------------- files next to the weights
 
 
 def _write_companions(source: Backbone, path: Path, header: Mapping[str, str]) -> None:
-    """R-CNN C4, as backbones are compared by; FPN for networks of basic blocks, which have no C4 head there."""
+    """R-CNN C4, the usual comparison of backbones; FPN for basic blocks, for which Detectron2 has no C4 head."""
     settings = _settings({_to_detectron2(name): value for name, value in source.backbone.state_dict().items()})
     mean, std = ([round(255 * value, 4) for value in values] for values in (source.mean, source.std))
     kind = "c4" if settings.has_bottlenecks else "fpn"

@@ -1,11 +1,11 @@
-"""Files of weights under the network's own names: timm's file and folder, torchvision's, and safetensors for any."""
+"""Weight files under the network's own names: timm's file and folder, torchvision's, and safetensors."""
 
 from __future__ import annotations
 
 import copy
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,49 +21,56 @@ from mlssl.weights.sources import DIGEST, TIMM_CONFIG, TIMM_WEIGHTS, Backbone, d
 
 
 def write_safetensors(source: Backbone, path: Path, header: Mapping[str, str]) -> None:
-    """Tensors, and the header that says what they are, with a checksum."""
+    """Tensors, header and checksum."""
     tensors = tensors_of(source.backbone)
     path.write_bytes(save(tensors, {**header, DIGEST: digest(tensors)}))
 
 
-def write_state_dict(source: Backbone, path: Path, header: Mapping[str, str]) -> None:  # noqa: ARG001  holds none
-    """Tensors alone, as `torch.load` with `weights_only=True` opens them."""
-    buffer = io.BytesIO()  # written by Python, because torch does not say that a disk is full
+def write_state_dict(source: Backbone, path: Path, header: Mapping[str, str]) -> None:  # noqa: ARG001  the format has no header
+    """Tensors only, readable by `torch.load` with `weights_only=True`."""
+    buffer = io.BytesIO()  # written by Python, because torch does not report a full disk
     torch.save(tensors_of(source.backbone), buffer)
     path.write_bytes(buffer.getbuffer())
 
 
-def write_timm_folder(source: Backbone, path: Path, header: Mapping[str, str]) -> None:
-    """Weights and `config.json`, as timm's `local-dir:` and `hf-hub:` read them, and the model card."""
+def write_timm_folder(source: Backbone, path: Path, header: Mapping[str, str], classes: Sequence[str] = ()) -> None:
+    """Weights and `config.json` for timm's `local-dir:` and `hf-hub:`, and the model card.
+
+    Args:
+        source: Network, with a classifier if there are classes.
+        path: Folder to write to.
+        header: Header of the weights file.
+        classes: Names of the classifier's outputs.
+    """
     mean, std = source.mean, source.std
     architecture = _bare_name(source).partition(".")[0]
     own = getattr(source.backbone, "pretrained_cfg", None) or _timm_config(architecture)
     config = {
         "architecture": architecture,
-        "num_classes": 0,
+        "num_classes": len(classes),
         "num_features": int(header["features"]),
         "model_args": source.arguments | _image_size(source.backbone),
         "pretrained_cfg": {
-            "num_classes": 0,
+            "num_classes": len(classes),
             "input_size": own.get("input_size") or image_shape(source.backbone),
             "fixed_input_size": bool(own.get("fixed_input_size")),
             "interpolation": own.get("interpolation", "bilinear"),
             "crop_pct": own.get("crop_pct", 0.875),
             "mean": list(mean),
             "std": list(std),
-            # timm looks these up to put in a new head, or to take another number of channels.
+            # timm reads these to add a new head or to change the number of channels.
             "classifier": own.get("classifier"),
             "first_conv": own.get("first_conv"),
         },
         "mlssl": dict(header),
-    }
+    } | ({"label_names": list(classes)} if classes else {})
     (path / TIMM_CONFIG).write_text(json.dumps(config, indent=2))
-    (path / CARD).write_text(model_card(header), encoding="utf-8")
+    (path / CARD).write_text(model_card(header, classes), encoding="utf-8")
     write_safetensors(source, path / TIMM_WEIGHTS, header)
 
 
 def _timm_config(architecture: str) -> dict[str, Any]:
-    """Of a network of torchvision's that timm builds too."""
+    """Config of a torchvision network that timm can also build."""
     import timm
 
     config = timm.get_pretrained_cfg(architecture)
@@ -71,13 +78,13 @@ def _timm_config(architecture: str) -> dict[str, Any]:
 
 
 def _image_size(network: nn.Module) -> dict[str, list[int]]:
-    """Of a transformer: timm would build one of its default size, with another number of position embeddings."""
+    """Image size of a transformer: for its default size timm would build other position embeddings."""
     size = getattr(getattr(network, "patch_embed", None), "img_size", None)
     return {"img_size": list(size)} if size else {}
 
 
 def tensors_of(network: nn.Module) -> dict[str, Tensor]:
-    """Weights and statistics by name; cloned, because safetensors takes no two names for one tensor."""
+    """Weights and statistics by name; cloned, because safetensors refuses two names for one tensor."""
     return {name: value.clone(memory_format=torch.contiguous_format) for name, value in network.state_dict().items()}
 
 
@@ -85,7 +92,7 @@ def tensors_of(network: nn.Module) -> dict[str, Tensor]:
 
 
 def load_timm(source: Backbone, file: Path | None) -> tuple[nn.Module, str]:
-    """Build by `timm.create_model`, with the file's weights where there is one; and the line that does it."""
+    """Build with `timm.create_model` and the file's weights, if given; returns the network and the code."""
     import timm
 
     name = _bare_name(source)
@@ -95,7 +102,7 @@ def load_timm(source: Backbone, file: Path | None) -> tuple[nn.Module, str]:
 
 
 def load_timm_folder(source: Backbone, folder: Path | None) -> tuple[nn.Module, str]:
-    """The same from a folder, which says all but that the weights are wanted."""
+    """The same from a folder, which needs no further arguments."""
     import timm
 
     if folder is None:
@@ -106,10 +113,10 @@ def load_timm_folder(source: Backbone, folder: Path | None) -> tuple[nn.Module, 
 
 
 def load_torchvision(source: Backbone, file: Path | None) -> tuple[nn.Module, str]:
-    """Build by `torchvision.models.get_model`, without the classifier."""
+    """Build with `torchvision.models.get_model`, without the classifier."""
     from torchvision import models
 
-    name = _bare_name(source).partition(".")[0]  # without timm's tag of the weights
+    name = _bare_name(source).partition(".")[0]  # without timm's weight tag
     network: nn.Module = models.get_model(name, **source.arguments)
     classifier = [name for name, layer in network.named_modules() if isinstance(layer, nn.Linear)][-1]
     network.set_submodule(classifier, nn.Identity())
@@ -123,7 +130,7 @@ def load_torchvision(source: Backbone, file: Path | None) -> tuple[nn.Module, st
 
 
 def load_own(source: Backbone, file: Path | None) -> tuple[nn.Module, str]:
-    """A copy of the network itself, with the file's weights."""
+    """A copy of the network with the file's weights."""
     network = copy.deepcopy(source.backbone)
     if file is not None:
         network.load_state_dict(load_file(file))
@@ -131,7 +138,7 @@ def load_own(source: Backbone, file: Path | None) -> tuple[nn.Module, str]:
 
 
 def same_weights(source: Backbone, network: nn.Module) -> bool:
-    """Whether the names and shapes of all weights are the same."""
+    """Whether all weight names and shapes are equal."""
     own, built = ({name: value.shape for name, value in one.state_dict().items()} for one in (source.backbone, network))
     return own == built
 

@@ -1,4 +1,4 @@
-"""ONNX: a graph of any network, for batches of any number and, where the network takes them, images of any size."""
+"""ONNX export: a graph of any network, for any batch size and, if the network allows, any image size."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
 def check_packages() -> None:
-    """Refuse to go on without the packages that write and run a graph.
+    """Check for the packages that write and run a graph.
 
     Raises:
-        ModuleNotFoundError: Saying what to install.
+        ModuleNotFoundError: Packages are missing; names the extra.
     """
     missing = [name for name in _PACKAGES if find_spec(name) is None]
     if missing:
@@ -35,17 +35,17 @@ def check_packages() -> None:
 
 
 def write_onnx(source: Backbone, path: Path, header: Mapping[str, str], images: Tensor, *, any_size: bool) -> None:
-    """The graph in torch's own opset, the header as its metadata; arguments as of `write_program`."""
+    """Write the graph in torch's default opset, with the header as metadata; arguments as for `write_program`."""
     write_graph(source.backbone, path, header, images, OUTPUT, any_size=any_size)
 
 
 def write_graph(
     network: nn.Module, path: Path, header: Mapping[str, str], images: Tensor, output: str, *, any_size: bool
 ) -> None:
-    """The same of any network from images to one tensor, which the graph calls `output`."""
+    """The same for any network from images to one tensor, named `output` in the graph."""
     import onnx
 
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # torch's remarks on its own progress
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # torch reports its progress
         warnings.simplefilter("ignore")
         program: Any = torch.onnx.export(
             network,
@@ -62,7 +62,7 @@ def write_graph(
 
 
 def load_onnx(source: Backbone, file: Path | None) -> tuple[nn.Module, str]:
-    """The graph under onnxruntime, as a module that gives features; and the lines that run it."""
+    """The graph in onnxruntime as a module, and the code that runs it."""
     check_packages()
     if file is None:
         return source.backbone, ""
@@ -84,9 +84,9 @@ class _Session(nn.Module):
 
 
 def _name_sizes(model: Any, sizes: tuple[str, ...]) -> None:
-    """Give the free dimensions of the images the names of what they are, everywhere in the graph."""
+    """Name the free dimensions of the images throughout the graph."""
     dims = model.graph.input[0].type.tensor_type.shape.dim
-    names = {dims[place].dim_param: name for place, name in zip((2, 3), sizes, strict=False)}
+    names = {dims[index].dim_param: name for index, name in zip((2, 3), sizes, strict=False)}
     for value in [*model.graph.input, *model.graph.output, *model.graph.value_info]:
         for dim in value.type.tensor_type.shape.dim:
             for old, new in names.items():

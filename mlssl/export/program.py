@@ -1,4 +1,4 @@
-"""Graphs of any network, for batches of any number: torch.export's program, from which the ONNX graph is made too."""
+"""torch.export programs of any network, for any batch size; also the source of the ONNX graph."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ HEADER = "mlssl.json"
 
 
 def dynamic_shapes(*, any_size: bool) -> tuple[dict[int, Any]]:
-    """Which dimensions of the images are free: their number, and where asked for height and width."""
+    """Free dimensions of the images: the batch size, and on request height and width."""
     sizes = {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC} if any_size else {}
     return ({0: torch.export.Dim("batch"), **sizes},)
 
 
 def write_program(source: Backbone, path: Path, header: Mapping[str, str], images: Tensor, *, any_size: bool) -> None:
-    """The program that `torch.export.load` reads, with the header as an extra file.
+    """Write a program for `torch.export.load`, with the header as an extra file.
 
     Args:
         source: Network to trace.
         path: File to write, .pt2.
-        header: What it says of itself.
-        images: Normalised (2, C, H, W); their height and width are those of a program of fixed size.
-        any_size: Whether it takes images of other heights and widths too.
+        header: Metadata.
+        images: Normalised (2, C, H, W); define the size of a fixed-size program.
+        any_size: Whether the program accepts other heights and widths.
     """
-    with warnings.catch_warnings():  # torch's remarks on its own progress
+    with warnings.catch_warnings():  # torch reports its progress
         warnings.simplefilter("ignore")
         program = torch.export.export(source.backbone, (images,), dynamic_shapes=dynamic_shapes(any_size=any_size))
         torch.export.save(program, path, extra_files={HEADER: json.dumps(dict(header))})
 
 
 def load_program(source: Backbone, file: Path | None) -> tuple[nn.Module, str]:
-    """The program as a module that gives features; and the line that loads it."""
+    """The program as a module, and the code that loads it."""
     if file is None:
         return source.backbone, ""
     program = torch.export.load(file)
@@ -48,7 +48,7 @@ def load_program(source: Backbone, file: Path | None) -> tuple[nn.Module, str]:
 
 
 class _Program(nn.Module):
-    """A program's module, which has no eval mode: what it does was fixed when it was exported."""
+    """Module of a program, without an eval mode: its behaviour was fixed at export."""
 
     def __init__(self, traced: nn.Module) -> None:
         super().__init__()

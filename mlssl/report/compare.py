@@ -21,7 +21,7 @@ from mlssl.report.facts import as_text, facts_of
 from mlssl.report.measure import features_of, some_images, usable_pooling
 from mlssl.report.networks import network_at_end
 from mlssl.report.page import Page, Plot, Table, write_page
-from mlssl.report.run import plain_settings, reason_not_to_look, versions, words_of_images, workers
+from mlssl.report.run import plain_settings, reason_not_to_look, words_of_images, workers
 from mlssl.run_folder import Log, last_checkpoint, read_config, read_log
 from mlssl.weights.checkpoints import check_content, load_checkpoint
 
@@ -141,7 +141,7 @@ def _opened(folder: Path) -> _Run:
 
 
 def _facts(runs: Mapping[str, _Run]) -> Table:
-    facts = [facts_of(run.folder, run.config, run.log, versions(run.content)) for run in runs.values()]
+    facts = [facts_of(run.folder, run.config, run.log) for run in runs.values()]
     names = list(dict.fromkeys(name for one in facts for name in one))
     return Table("The runs", "", ["", *runs], [[name, *(one.get(name, "–") for one in facts)] for name in names])
 

@@ -55,7 +55,6 @@ def build_page(
     log: dict[str, Log],
     looked: Looked | None,
     notes: Sequence[str] = (),
-    versions: str = "",
 ) -> Page:
     """Put the page together.
 
@@ -65,12 +64,10 @@ def build_page(
         log: Quantity → its values over the run.
         looked: What was seen of the network; None shows the log alone.
         notes: Sentences on how the network was looked at.
-        versions: Of what the run was made with, in words.
     """
     settings: dict[str, Any] = {
         "title": folder.resolve().name,
-        "facts": facts_of(folder, config, log, versions)
-        | (images_of(looked.all_train, looked.all_val) if looked else {}),
+        "facts": facts_of(folder, config, log) | (images_of(looked.all_train, looked.all_val) if looked else {}),
         "curves": _curves(log),
         "view_grids": _view_grids(folder),
         "version": version("mlssl"),
@@ -174,8 +171,8 @@ def _classes(start: Snapshot, end: Snapshot) -> list[Plot]:
         "Average precision of each class by the linear probe; bars: the end of the run, strokes: its start. Behind a "
         f"class: val images that show it; {rare} of {len(order)} have fewer than {FEW_POSITIVES} (*), and say little."
     )
-    if len(order) > figures.MOST_BARS:
-        half = figures.MOST_BARS // 2
+    if len(order) > figures.MAX_BARS:
+        half = figures.MAX_BARS // 2
         caption += f" Drawn are the best and the worst {half}; all {len(order)} stand under Numbers."
     figure = figures.figure_of_classes(precisions, [counts.label(place) for place in range(len(positives))])
     return [plot_of("classes", "Each class", caption, figure, table)]

@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import json
-import re
+import warnings
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from mlssl.data.records import Records
+from mlssl.durations import in_words
 from mlssl.run_folder import Log
+from mlssl.run_record import DONE, RUN_RECORD, RUNNING, Session, read_record, versions_of
 
 MAX_TEXT = 300
 """Characters of a setting that are shown."""
 
-_TIME = re.compile(r"-(\d{8}-\d{6})(-\d+)?$")
-"""At the end of the name of a run's folder."""
+MAX_COMMAND = 3000
+"""Likewise, of a command line."""
 
 
-def facts_of(folder: Path, config: dict[str, Any], log: dict[str, Log], versions: str) -> dict[str, str]:
+def facts_of(folder: Path, config: dict[str, Any], log: dict[str, Log]) -> dict[str, str]:
     """Settings and numbers of a run, by the words that stand before them; no code that they name is run.
 
     Args:
-        folder: Of the run, whose name tells its date.
+        folder: Of the run, with its ``run.json``; one that is damaged is said to be, and the rest is told.
         config: Its settings.
         log: Its log.
-        versions: In words.
     """
     data, model, trainer = config["data"], config["model"], config["trainer"]
     loss = log.get("train/loss", Log([], [], []))
@@ -33,14 +35,12 @@ def facts_of(folder: Path, config: dict[str, Any], log: dict[str, Log], versions
     if trainer.get("max_epochs"):
         epochs += f" of {trainer['max_epochs']}"
     facts = {
-        "started": _started(folder),
-        "training time": _training_time(log),
+        **recorded(folder),
         "to run it again": f"mlssl fit --config {folder / 'config.yaml'}",
-        "versions": versions,
+        "this page by": words_of_versions(versions_of()),
         "model": str(config.get("model_class") or "mlssl.MultiLabelSSLModule"),
         "backbone": backbone_name(config),
     }
-    facts = {name: words for name, words in facts.items() if words}
     if config.get("data_class"):
         facts["data"] = str(config["data_class"])
     if data.get("dataset"):
@@ -74,6 +74,60 @@ def as_text(value: object) -> str:
     return text if len(text) <= MAX_TEXT else text[:MAX_TEXT] + "…"
 
 
+def recorded(folder: Path) -> dict[str, str]:
+    """What the run.json of a run tells; where it is missing or damaged, a sentence that says so."""
+    try:
+        sessions = read_record(folder)
+    except ValueError as error:
+        warnings.warn(str(error), stacklevel=2)
+        return {"record": as_text(str(error))}
+    if not sessions:
+        return {"record": f"no {RUN_RECORD}: command, versions, hardware and duration are not known"}
+    first, last = sessions[0], sessions[-1]
+    facts = {
+        "started": f"{datetime.fromisoformat(first.started):%Y-%m-%d %H:%M}",
+        "duration": _duration(sessions),
+        "command": _cut(first.command, MAX_COMMAND),
+        "continued by": _cut("; ".join(one.command for one in sessions[1:]), MAX_COMMAND),
+        "versions": words_of_versions(last.versions),
+        "code": _code(last),
+        "hardware": words_of_hardware(last.hardware),
+    }
+    facts |= {f"{name} set at the start": _set(counts) for name, counts in last.data.items()}
+    return {name: words for name, words in facts.items() if words}
+
+
+def words_of_versions(versions: dict[str, str]) -> str:
+    """Packages and their versions.
+
+    >>> words_of_versions({"python": "3.12.1", "torch": "2.9.0"})
+    'python 3.12.1, torch 2.9.0'
+    """
+    return as_text(", ".join(f"{name} {number}" for name, number in versions.items()))
+
+
+def words_of_hardware(hardware: dict[str, Any]) -> str:
+    """Devices, processor and system, as far as they are recorded.
+
+    >>> words_of_hardware({"device": "cpu", "devices": 1, "processor": "EPYC", "cores": 2, "threads": 1})
+    '1 × cpu; EPYC, 2 cores, 1 thread'
+    """
+    count = hardware.get("devices", 1)
+    nodes = hardware.get("nodes", 1)
+    device = f"{count} × {hardware.get('device', 'device')}{_gigabytes(hardware.get('device_memory_bytes'))}"
+    device += f" on {nodes} machines" if nodes != 1 else ""
+    device += f", precision {hardware['precision']}" if hardware.get("precision") else ""
+    threads = hardware.get("threads")
+    processor = [
+        str(hardware.get("processor") or "unknown processor"),
+        f"{hardware['cores']} cores" if hardware.get("cores") else "",
+        "" if threads is None else f"{threads} thread{'s' if threads != 1 else ''}",
+        _gigabytes(hardware.get("memory_bytes")).strip(" ()"),
+    ]
+    parts = [device, ", ".join(one for one in processor if one), str(hardware.get("system") or "")]
+    return as_text("; ".join(part for part in parts if part))
+
+
 def images_of(train: Records, val: Records | None) -> dict[str, str]:
     """How many images and labels a run has."""
     return {
@@ -88,16 +142,34 @@ def steps_taken(log: dict[str, Log]) -> int:
     return int(max(log["train/loss"].steps, default=-1)) + 1 if "train/loss" in log else 0
 
 
-def _started(folder: Path) -> str:
-    found = _TIME.search(folder.resolve().name)
-    return "" if found is None else f"{datetime.strptime(found[1], '%Y%m%d-%H%M%S'):%Y-%m-%d %H:%M}"
+def _duration(sessions: Sequence[Session]) -> str:
+    seconds = sum(one.seconds for one in sessions)
+    words = f"{in_words(seconds)} for {sessions[-1].last_step:,} steps"
+    words += f", in {len(sessions)} sessions" if len(sessions) > 1 else ""
+    outcome = sessions[-1].outcome
+    if outcome == RUNNING:
+        return f"{words} up to its last epoch; it has not ended, or was killed"
+    return words if outcome == DONE else f"{words}; {as_text(outcome)}"
 
 
-def _training_time(log: dict[str, Log]) -> str:
-    """Mean seconds per step, by all of them: what a log tells wherever it was copied, without validation."""
-    if not {"time/data", "time/step"} <= log.keys():
+def _code(session: Session) -> str:
+    if session.commit is None:
         return ""
-    values = [sum(pair) for pair in zip(log["time/data"].values, log["time/step"].values, strict=False)]
-    seconds = steps_taken(log) * sum(values) / max(len(values), 1)
-    shown = f"{seconds / 3600:.1f} h" if seconds >= 5400 else f"{seconds / 60:.0f} min" if seconds >= 90 else ""
-    return f"about {shown or f'{seconds:.0f} s'}, without validation"
+    changed = session.changed_files
+    state = "nothing changed" if not changed else f"{changed} file{'s' if changed > 1 else ''} changed"
+    return f"commit {as_text(session.commit)} of {as_text(session.directory)}, {state}"
+
+
+def _set(counts: dict[str, Any]) -> str:
+    words = f"{counts.get('images', 'unknown')} images"
+    if "classes" in counts:
+        words += f", {counts['classes']} classes, {counts.get('labels_per_image', 'unknown')} labels per image"
+    return as_text(words)
+
+
+def _gigabytes(number: object) -> str:
+    return f" ({number / 1e9:.1f} GB)" if isinstance(number, (int, float)) else ""
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else text[:most] + "…"

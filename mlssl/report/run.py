@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -74,16 +73,8 @@ def write_report(
         how = {"num_workers": num_workers, "progress": progress, "eval_size": eval_size, "pooling": pooling}
         looked, notes = _look(config, content, checkpoint, max_images, trust, how)
     path = Path(output) if output is not None else folder / "report.html"
-    write_page(build_page(folder, config, read_log(folder), looked, notes, versions(content)), path)
+    write_page(build_page(folder, config, read_log(folder), looked, notes), path)
     return path
-
-
-def versions(checkpoint: Mapping[str, Any]) -> str:
-    """Of Lightning in the run, and of what reads it now."""
-    made = checkpoint.get("pytorch-lightning_version")
-    of_run = f"Lightning {made} in the run; " if isinstance(made, str) else ""
-    names = ("mlssl", "torch", "timm", "lightning")
-    return f"{of_run}this page by {', '.join(f'{name} {version(name)}' for name in names)}"
 
 
 def reason_not_to_look(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mlssl.atomic import check_free
 from mlssl.choices import Pooling, PositiveWeight
@@ -65,19 +65,6 @@ def fit_tagger(
     held = held_out_logits(train, strength, pos_weight=pos_weight, seed=seed, device=device)
     lines = Lines(train.features, device=device)
     solution = logistic_regression(lines, labels, [strength], pos_weight=pos_weight)
-    learned = (labels == 1).any(0) & (labels == 0).any(0)
-    calibration = calibrate(held[:, learned], labels[:, learned])
-    thresholds = choose_thresholds(calibration(held), labels, precision=precision, seed=seed)
-    thresholds.values[~learned] = NEVER
-    network = LabelNetwork(
-        model,
-        solution.mean.cpu(),
-        solution.scale.cpu(),
-        solution.weights[0].T.cpu(),
-        solution.bias[0].cpu(),
-        calibration,
-        pooling,
-    )
     about = {
         "images": len(labels),
         "strength": strength,
@@ -85,6 +72,73 @@ def fit_tagger(
         "thresholds": "best F1" if precision is None else f"precision {precision:g}",
         "seed": seed,
     }
+    classifier = nn.Linear(train.features.shape[1], labels.shape[1])
+    with torch.no_grad():
+        classifier.weight.copy_(solution.weights[0].T)
+        classifier.bias.copy_(solution.bias[0])
+    return tagger_of(
+        model,
+        classifier,
+        held,
+        labels,
+        classes,
+        size=size,
+        pooling=pooling,
+        standardised_by=(solution.mean.cpu(), solution.scale.cpu()),
+        precision=precision,
+        seed=seed,
+        about=about,
+    )
+
+
+def tagger_of(
+    model: Backbone,
+    classifier: nn.Linear,
+    logits: Tensor,
+    labels: Tensor,
+    classes: Sequence[str],
+    *,
+    size: tuple[int, int],
+    pooling: Pooling = "avg",
+    standardised_by: tuple[Tensor, Tensor] | None = None,
+    precision: float | None = None,
+    seed: int = 0,
+    about: Mapping[str, Any] | None = None,
+) -> Tagger:
+    """A tagger of a backbone and its classifier, such as a fine-tuned network's, from the logits of held-out images.
+
+    Args:
+        model: Backbone; frozen from now on.
+        classifier: From features (n, D) to logits (n, L); not copied into, not kept.
+        logits: (n, L) of images that neither was trained on, before calibration.
+        labels: (n, L) of these images, 1, 0 and −1 for unknown. A label that they do not both show and lack is never
+            given.
+        classes: L names.
+        size: Height and width of the images.
+        pooling: Of the last feature map.
+        standardised_by: (D,) each, what the classifier's features had subtracted and were multiplied by; None: nothing.
+        precision: As for :func:`fit_tagger`.
+        seed: Of the thresholds' draws.
+        about: What else the file says.
+
+    Raises:
+        ValueError: If `precision` is out of range.
+    """
+    learned = (labels == 1).any(0) & (labels == 0).any(0)
+    calibration = calibrate(logits[:, learned], labels[:, learned])
+    thresholds = choose_thresholds(calibration(logits), labels, precision=precision, seed=seed)
+    thresholds.values[~learned] = NEVER
+    width = classifier.in_features
+    mean, scale = standardised_by or (torch.zeros(width), torch.ones(width))
+    network = LabelNetwork(
+        model.frozen(),
+        mean,
+        scale,
+        classifier.weight.detach().cpu(),
+        classifier.bias.detach().cpu(),
+        calibration,
+        pooling,
+    )
     return Tagger(network, classes, thresholds, size, about)
 
 

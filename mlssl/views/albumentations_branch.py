@@ -1,4 +1,4 @@
-"""Branches that are albumentations pipelines; the only file that imports albumentations."""
+"""Albumentations pipelines as branches; the only file that imports albumentations."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import numpy.typing as npt
 
 
 class AlbumentationsBranch:
-    """A pipeline that is called with a block and seeded per view, from the view's generator.
+    """Call a pipeline on a block, seeded per view from the view's generator.
 
-    A pipeline that ends in `ToTensorV2` works as well.
+    A pipeline may end in `ToTensorV2`.
 
     Args:
-        pipeline: A Compose or a single transform, for images alone.
-        name: What errors call it.
+        pipeline: A Compose or a single transform, for images only.
+        name: Its name in errors.
 
     Raises:
-        ValueError: If it has processors or steps for boxes, keypoints, masks or other inputs.
+        ValueError: The pipeline has processors or steps for boxes, keypoints, masks or other inputs.
     """
 
     def __init__(self, pipeline: Any, name: str) -> None:
@@ -31,12 +31,12 @@ class AlbumentationsBranch:
         if others:
             raise ValueError(
                 f"{name} is an albumentations pipeline with steps for {', '.join(sorted(set(others)))}, and a branch "
-                "has images alone: leave these steps out"
+                "only has images: leave these steps out"
             )
         self.pipeline = pipeline
 
     def __call__(self, block: npt.NDArray[np.uint8], generator: np.random.Generator) -> Any:
-        """Give (C, S, S) of a block (H, W, C)."""
+        """Return the view (C, S, S) of a block (H, W, C)."""
         self.pipeline.set_random_state(generator, random.Random(int(generator.integers(2**63))))
         pixels = self.pipeline(image=block)["image"]
         if not isinstance(pixels, np.ndarray):  # a tensor is (C, S, S) already
@@ -45,24 +45,24 @@ class AlbumentationsBranch:
 
 
 def read_pipeline(path: str, name: str) -> AlbumentationsBranch:
-    """Read a pipeline that `albumentations.save(pipeline, path, data_format="yaml")` has written.
+    """Read a pipeline written by `albumentations.save(pipeline, path, data_format="yaml")`.
 
     Raises:
-        ValueError: If the file cannot be read, is no such file, or its pipeline is not for images alone.
+        ValueError: The file cannot be read, is not a pipeline, or its pipeline is not for images only.
     """
     try:
         pipeline = _albumentations().load(path, data_format="yaml")
-    except Exception as error:  # of a broken file, albumentations raises almost anything
-        said = " ".join(str(error).split()) or type(error).__name__
+    except Exception as error:  # albumentations raises almost anything for a broken file
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
-            f"{name} is {path!r}, which cannot be read as an albumentations pipeline ({said}): write it by "
+            f"{name} is {path!r}, which cannot be read as an albumentations pipeline ({reason}): write it with "
             "albumentations.save(pipeline, path, data_format='yaml')"
         ) from error
     return AlbumentationsBranch(pipeline, name)
 
 
 def _steps(pipeline: Any) -> list[Any]:
-    """Transforms, also those of OneOf and the like."""
+    """Transforms, including those inside OneOf and similar."""
     if not hasattr(pipeline, "transforms"):
         return [pipeline]
     return [step for part in pipeline.transforms for step in _steps(part)]

@@ -24,7 +24,7 @@ MIN_SIZE = 16
 
 
 class _Tools(NamedTuple):
-    """What a process makes at its first image, and does not send to another process."""
+    """Objects a process creates at its first image; never sent to other processes."""
 
     streams: Streams
     branches: list[Painter]
@@ -35,27 +35,26 @@ class BlockViews:
     """Cut an image into K overlapping blocks, and augment each block once with each of A branches.
 
     A branch is a `Recipe`, an albumentations pipeline, or any function (block, generator) -> pixels: see
-    `mlssl.views.branches`. A call takes one number from the generator that it is given and uses no other random state.
-    That number, the branch and the block fix the random numbers of a view, so a branch cannot change what another one
-    samples. Copies sent to other processes carry the arguments only. Two threads must not call one object at once.
+    `mlssl.views.branches`. A call takes one number from the given generator and uses no other random state. That
+    number, the branch and the block determine the random numbers of a view, so a branch cannot change the samples of
+    another. Copies sent to other processes contain only the arguments. Not thread-safe.
 
     Args:
         size: Side S of a view in pixels, at least 16.
         rows: Blocks from top to bottom, at least 1.
         cols: Blocks from left to right, at least 1.
-        overlap: Fraction of the image's side that a block is longer than 1/rows and 1/cols of it, 0 to 0.5; see
-            `block_grid`.
+        overlap: Fraction of the image side added to a block's 1/rows and 1/cols of it, 0 to 0.5; see `block_grid`.
         branches: Name of a preset (`paper`, `soft`, `gray`, `overhead`), or a list of A ≥ 1 branches.
-        regions: Function (height, width) -> boxes of the blocks, of which there are as many for every size, in place of
-            the grid of rows, cols and overlap; its import path; or {class_path, init_args}.
-        local_views: V small views of the whole image as well: {"count": V, "size": s, "area": (0.05, 0.3), "branch": a
-            branch}; s is 96 by default, and the branch the first of `branches`.
-        channels: C, at least 1. With three, taken as RGB, all operations of a Recipe apply. With any other number
-            saturation, hue and gray are left out, and contrast is taken about each channel's own mean.
+        regions: Function (height, width) -> boxes of the blocks, the same number for every size, instead of the grid;
+            its import path; or {class_path, init_args}.
+        local_views: V additional small views of the whole image: {"count": V, "size": s, "area": (0.05, 0.3), "branch":
+            a branch}; by default s is 96 and the branch is the first of `branches`.
+        channels: C, at least 1. Three channels are RGB, and all operations of a Recipe apply. For any other number
+            saturation, hue and gray are skipped, and contrast is relative to each channel's mean.
 
     Raises:
-        ValueError: If an argument lies outside its range, a name is misspelt, or a branch does not give (C, S, S).
-        TypeError: If an argument, or what a branch gives, is of another type.
+        ValueError: An argument is out of range, a name is misspelt, or a branch does not return (C, S, S).
+        TypeError: An argument or the output of a branch has the wrong type.
 
     Example:
         >>> views = BlockViews(size=32)
@@ -111,7 +110,7 @@ class BlockViews:
         return len(self.branches)
 
     def boxes(self, height: int, width: int) -> list[Box]:
-        """Give the K blocks of an image of this height and width; those of the grid row by row."""
+        """The K blocks of an image of this size; grid blocks are row-major."""
         if self.regions is None:
             return block_grid(height, width, self.rows, self.cols, self.overlap)
         return self.regions(height, width)
@@ -120,36 +119,36 @@ class BlockViews:
         """Augment every block with every branch.
 
         Args:
-            image: RGB or C other channels, uint8 (H, W, C), at least one pixel; left as it is.
-            generator: The source of all randomness: the same state gives the same views. None takes fresh entropy.
+            image: RGB or C other channels, uint8 (H, W, C), at least one pixel; not modified.
+            generator: Source of all randomness: the same state gives the same views. None uses fresh entropy.
 
         Returns:
             uint8 (A, K, C, S, S), contiguous; blocks in the order of `boxes`.
 
         Raises:
-            TypeError: If the image is not a uint8 array, or a branch gives no uint8 pixels.
-            ValueError: If the image's shape is not (H, W, C), or a branch gives another shape than (C, S, S).
+            TypeError: The image is not a uint8 array, or a branch does not return uint8 pixels.
+            ValueError: The image's shape is not (H, W, C), or a branch does not return (C, S, S).
         """
         import torch
 
         return torch.from_numpy(self._of_blocks(image, _root(image, generator, self.channels))[0])
 
     def with_boxes(self, image: np.ndarray, generator: np.random.Generator | None = None) -> dict[str, torch.Tensor]:
-        """Give the views and what they show.
+        """Return the views and their boxes.
 
-        Arguments and errors are those of a call.
+        Arguments and errors as for a call.
 
         Returns:
-            `views` uint8 (A, K, C, S, S), and `boxes` float32 (A, K, 4): top, left, height and width of what each view
-            shows, as fractions of the image; flips and turns do not change them. With `local_views` also `local_views`
-            uint8 (V, C, s, s) and `local_boxes` float32 (V, 4).
+            `views` uint8 (A, K, C, S, S), and `boxes` float32 (A, K, 4): top, left, height and width of each view's
+            crop, as fractions of the image; flips and rotations do not change them. With `local_views` also
+            `local_views` uint8 (V, C, s, s) and `local_boxes` float32 (V, 4).
         """
         import torch
 
         return {name: torch.from_numpy(array) for name, array in self.arrays(image, generator).items()}
 
     def arrays(self, image: np.ndarray, generator: np.random.Generator | None = None) -> dict[str, np.ndarray]:
-        """Give what `with_boxes` gives as NumPy arrays, without importing torch."""
+        """The output of `with_boxes` as NumPy arrays, without importing torch."""
         root = _root(image, generator, self.channels)
         views, boxes = self._of_blocks(image, root)
         given = {"views": views, "boxes": boxes}
@@ -158,17 +157,17 @@ class BlockViews:
         return given
 
     def with_size(self, size: int) -> BlockViews:
-        """Give the same views at another size; local views keep theirs.
+        """The same views at another size; local views keep theirs.
 
         Raises:
-            ValueError: If the size is below 16, or a branch is not a Recipe: only a Recipe is rendered at any size.
+            ValueError: The size is below 16, or a branch is not a Recipe: only a Recipe can be rendered at any size.
         """
         _check_size(size)
         for index, branch in enumerate(self.branches):
             if not isinstance(branch, Recipe):
                 raise ValueError(
-                    f"{branch_name(index, branch)} is not a Recipe and gives views of {self.size} pixels, and "
-                    f"{size} was asked for: keep the size, or use Recipes alone"
+                    f"{branch_name(index, branch)} is not a Recipe and returns views of {self.size} pixels, but {size} "
+                    "was requested: keep the size, or use only Recipes"
                 )
         other = copy.copy(self)
         other.size, other._tools = size, None
@@ -202,7 +201,7 @@ class BlockViews:
         return views, boxes
 
     def _make_tools(self) -> _Tools:
-        from mlssl.views.painters import CustomPainter, RecipePainter  # import OpenCV, which changes the environment
+        from mlssl.views.painters import CustomPainter, RecipePainter  # imports OpenCV, which changes the environment
         from mlssl.views.pixels import Renderer
 
         renderer = Renderer(self.size, self.channels)
@@ -238,7 +237,7 @@ class BlockViews:
         return {**self.__dict__, "_tools": None}
 
 
-_LOCAL_BRANCH = "the branch of local_views (the first branch where none is given)"
+_LOCAL_BRANCH = "the branch of local_views (the first branch by default)"
 
 
 def _check_size(size: int) -> None:
@@ -250,7 +249,7 @@ def _check_size(size: int) -> None:
 
 
 def _root(image: object, generator: np.random.Generator | None, channels: int) -> int:
-    """The number that fixes all streams of an image, once the image is checked."""
+    """Check an image and return the number that determines all its random streams."""
     remedy = "np.asarray(pil_image.convert('RGB'))" if channels == 3 else "pixels scaled to 0-255"
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
         given = f"dtype {image.dtype}" if isinstance(image, np.ndarray) else type(image).__name__

@@ -6,24 +6,24 @@ import numpy as np
 import numpy.typing as npt
 
 _REACH = 3.5
-"""Standard deviations that a kernel reaches to each side."""
+"""Radius of a kernel in standard deviations."""
 
 _SAMPLED_FROM = 0.6
-"""σ in pixels from which samples of the bell have its variance, within 2.5 %."""
+"""Smallest σ in pixels at which a sampled Gaussian has the right variance, within 2.5 %."""
 
 
 def gaussian_kernel(sigma: float) -> npt.NDArray[np.float64]:
-    """Weights of a Gaussian of this standard deviation, with a variance of σ² also where σ is less than a pixel.
+    """Weights of a Gaussian with variance σ², even for σ below one pixel.
 
-    The bell at whole pixels, which OpenCV and torchvision take, loses it there: 15 % of it at σ = 0.5, 91 % at 0.3, all
-    of it below 0.2, so that a small view, whose σ is scaled down, would hardly be blurred. Pillow, with which the
-    recipe was made, keeps it.
+    A Gaussian sampled at whole pixels, as in OpenCV and torchvision, loses variance there: 15 % at σ = 0.5, 91 % at
+    0.3, all of it below 0.2. A small view, whose σ is scaled down, would hardly be blurred. Pillow, used for the
+    original recipe, keeps the variance.
 
     Args:
         sigma: σ in pixels, above 0.
 
     Returns:
-        An odd number of weights that add up to 1.
+        An odd number of weights that sum to 1.
     """
     if sigma < _SAMPLED_FROM:
         side = sigma * sigma / 2

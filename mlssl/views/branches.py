@@ -1,4 +1,4 @@
-"""Branches of the augmentation: what users may give as one, as objects and as plain settings."""
+"""Augmentation branches: resolve user settings to objects, and objects to plain settings."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from mlssl.views.recipe import PRESETS, Recipe
 Block: TypeAlias = npt.NDArray[np.uint8]
 
 Branch: TypeAlias = Recipe | Callable[[Block, np.random.Generator], Any]
-"""A `Recipe`, or a function of a block, uint8 (H, W, C), and a generator. It gives uint8 (C, S, S), an array or tensor,
-or that and the box that the view shows: top, left, height and width as fractions of the block."""
+"""A `Recipe`, or a function of a block, uint8 (H, W, C), and a generator. It returns uint8 (C, S, S), an array or
+tensor, or a pair of that and the view's box: top, left, height and width as fractions of the block."""
 
 BranchSetting: TypeAlias = Any
-"""A branch, an albumentations pipeline, a mapping of a Recipe's numbers, {class_path, init_args}, or a string: one that
-ends in .yaml is the file of an albumentations pipeline, any other the import path of a branch."""
+"""A branch, an albumentations pipeline, a mapping of a Recipe's numbers, {class_path, init_args}, or a string: a .yaml
+file of an albumentations pipeline, or else the import path of a branch."""
 
 CUSTOM = "custom "
-"""Begins the text that stands for a user's function or object in hyper-parameters; nothing imports it."""
+"""Prefix of the text that represents a custom function or object in hyper-parameters; never imported."""
 
 
 def resolve_branches(branches: str | Sequence[BranchSetting]) -> tuple[Branch, ...]:
-    """Give the A ≥ 1 branches of a preset, or of a list of settings.
+    """Resolve a preset or a list of settings to A ≥ 1 branches.
 
     Raises:
-        ValueError: If there is no such preset, the list is empty, or a setting of it is no branch.
-        TypeError: If `branches` is neither a name nor a list.
+        ValueError: The preset is unknown, the list is empty, or a setting is not a branch.
+        TypeError: `branches` is neither a name nor a list.
     """
     remedy = "pass branches='paper' or a list of branches"
     if isinstance(branches, str):
@@ -45,7 +45,7 @@ def resolve_branches(branches: str | Sequence[BranchSetting]) -> tuple[Branch, .
             )
         return PRESETS[branches]
     if isinstance(branches, Mapping) or not isinstance(branches, Iterable):
-        raise TypeError(f"got branches of type {type(branches).__name__}: {remedy}, also where there is only one")
+        raise TypeError(f"got branches of type {type(branches).__name__}: {remedy}, even for a single branch")
     resolved = tuple(resolve_branch(one, f"branch {index}") for index, one in enumerate(branches))
     if not resolved:
         raise ValueError(f"got an empty list of branches, expected at least one: {remedy}")
@@ -53,11 +53,11 @@ def resolve_branches(branches: str | Sequence[BranchSetting]) -> tuple[Branch, .
 
 
 def resolve_branch(setting: BranchSetting, name: str) -> Branch:
-    """Give the branch that a setting stands for; `name` is what errors call it.
+    """Resolve a setting to a branch; `name` is its name in errors.
 
     Raises:
-        ValueError: If the setting misspells a number or a path, or cannot be imported or read.
-        TypeError: If it is nothing that can be a branch.
+        ValueError: The setting misspells a number or a path, or cannot be imported or read.
+        TypeError: It cannot be a branch.
     """
     if isinstance(setting, Recipe):
         return setting
@@ -84,10 +84,10 @@ def resolve_branch(setting: BranchSetting, name: str) -> Branch:
 
 
 def resolve_object(setting: str | Mapping[str, Any], name: str) -> Any:
-    """Import what a string names, or build what {class_path, init_args} describes.
+    """Import the object that a string names, or build it from {class_path, init_args}.
 
     Raises:
-        ValueError: If there is no such name, or the mapping has other keys.
+        ValueError: The name does not exist, or the mapping has other keys.
     """
     if isinstance(setting, str):
         if setting.startswith(CUSTOM):
@@ -95,24 +95,26 @@ def resolve_object(setting: str | Mapping[str, Any], name: str) -> Any:
         return _imported(setting, name)
     unknown = [str(key) for key in setting if key not in ("class_path", "init_args")]
     if unknown:
-        raise ValueError(f"{name} has the key {unknown[0]!r} beside class_path: pass class_path and init_args alone")
+        raise ValueError(
+            f"{name} has the key {unknown[0]!r} in addition to class_path: pass only class_path and init_args"
+        )
     return _imported(str(setting["class_path"]), name)(**(setting.get("init_args") or {}))
 
 
 def check_keys(given: Mapping[str, Any], known: Iterable[str], name: str) -> None:
-    """Raise ValueError for a key that is not known, and name the nearest one."""
+    """Raise ValueError for an unknown key, and suggest the nearest one."""
     for key in given:
         if key not in known:
             raise ValueError(f"{name} has no {key!r}{_nearest(str(key), known)}: it takes {', '.join(known)}")
 
 
 def plain_branches(branches: str | Sequence[BranchSetting]) -> str | list[Any]:
-    """Settings of the same branches as plain values, for hyper-parameters and reports; see `plain_branch`."""
+    """The same settings as plain values, for hyper-parameters and reports; see `plain_branch`."""
     return branches if isinstance(branches, str) else [plain_branch(one) for one in branches]
 
 
 def plain_branch(setting: BranchSetting) -> Any:
-    """A Recipe as a mapping of its numbers, a file as its path, anything else as text that nothing imports."""
+    """A Recipe as a mapping of its numbers, a file as its path, anything else as text that is never imported."""
     if isinstance(setting, Recipe):
         setting = asdict(setting)
     if isinstance(setting, Mapping):
@@ -125,7 +127,7 @@ def plain_branch(setting: BranchSetting) -> Any:
 
 
 def branch_name(index: int, branch: Branch) -> str:
-    """What errors call a branch."""
+    """Name of a branch in errors."""
     return f"branch {index} ({_path(getattr(branch, 'pipeline', branch))})"
 
 
@@ -137,10 +139,10 @@ def _recipe(numbers: Mapping[str, Any], name: str) -> Recipe:
 def _imported(path: str, name: str) -> Any:
     module, _, attribute = path.rpartition(".")
     if not module:
-        preset = f", and the preset {path!r} is not in a list: branches={path}" if path in PRESETS else ""
+        preset = f" (the preset {path!r} does not go into a list: branches={path})" if path in PRESETS else ""
         raise ValueError(
-            f"{name} is {path!r}, expected an import path, such as my_package.{path or 'branch'}, or a file that ends "
-            f"in .yaml{preset}"
+            f"{name} is {path!r}, expected an import path, such as my_package.{path or 'branch'}, or a .yaml "
+            f"file{preset}"
         )
     try:
         return getattr(import_module(module), attribute)
@@ -162,6 +164,6 @@ def _nearest(given: str, known: Iterable[str]) -> str:
 
 def _pass_again(text: str, name: str) -> str:
     return (
-        f"{name} is {text!r}, the name of a function or object that hyper-parameters do not hold: pass the function or "
-        "object again"
+        f"{name} is {text!r}, the name of a function or object, which hyper-parameters do not store: pass the function "
+        "or object again"
     )

@@ -12,40 +12,40 @@ from mlssl.views.recipe import REFERENCE_SIZE, Recipe
 Jitter = Literal["brightness", "contrast", "saturation", "hue"]
 
 CROP_ATTEMPTS = 10
-"""Samples of a crop before the largest one in the middle is taken; torchvision's number."""
+"""Samples of a crop before falling back to the largest centre crop; as in torchvision."""
 
 CROP_UNIFORMS = 2 * CROP_ATTEMPTS + 2
-"""Numbers that a crop is sampled from."""
+"""Uniform numbers per crop."""
 
 _FIRST_EXTRA = CROP_UNIFORMS + 11
 _NUM_EXTRA = 8
 
 NUM_UNIFORMS = _FIRST_EXTRA + _NUM_EXTRA + CROP_UNIFORMS
-"""Numbers that one view is sampled from. Each has one meaning, whatever the others are, and the numbers of a new
-operation go to the end, so that it changes no sample of the others."""
+"""Uniform numbers per view. Each has a fixed meaning, and a new operation appends its numbers, so that existing samples
+do not change."""
 
 _SEEDS = 2**53
-"""Different values of a uniform number."""
+"""Number of distinct values of a uniform number."""
 
 _ORDERS: tuple[tuple[Jitter, ...], ...] = tuple(permutations(("brightness", "contrast", "saturation", "hue")))
 
 
 class Operations(NamedTuple):
-    """The operations of one view, in their order.
+    """The operations of one view, in order.
 
     Attributes:
         top: First row of the crop in the block.
         left: First column.
         height: Rows of the crop, at least 1.
         width: Columns, at least 1.
-        jitters: Operations in their order, each with its factor; of the hue, its shift in turns of the colour circle.
-        gray: Whether the colours are removed.
-        blur_sigma: In pixels of the view; 0 for none.
+        jitters: Operations in order, each with its factor; for hue the shift in turns of the colour circle.
+        gray: Whether to convert to gray.
+        blur_sigma: σ in pixels of the view; 0 for none.
         solarize_from: Values of at least this are inverted; None for none.
         noise_std: Standard deviation of the noise as a fraction of 255; 0 for none.
-        noise_seed: Of the noise.
-        erased: Top, left, height and width of the rectangle of the view that is filled; None for none.
-        erase_seed: Of the pixels that fill it.
+        noise_seed: Seed of the noise.
+        erased: Top, left, height and width of the erased rectangle of the view; None for none.
+        erase_seed: Seed of its pixels.
         flip: Whether left and right are swapped.
         vertical_flip: Whether top and bottom are swapped.
         turns: Quarter turns clockwise, 0 to 3.
@@ -72,11 +72,11 @@ def draw_operations(recipe: Recipe, height: int, width: int, size: int, uniforms
     """Sample the operations of a view of a block.
 
     Args:
-        recipe: Of the branch.
-        height: Of the block in pixels, at least 1.
-        width: Of the block in pixels, at least 1.
-        size: Side S of the view, which the blur's σ scales with.
-        uniforms: `NUM_UNIFORMS` numbers, each in 0–1 without 1.
+        recipe: Recipe of the branch.
+        height: Height of the block in pixels, at least 1.
+        width: Width of the block in pixels, at least 1.
+        size: Side S of the view; the blur's σ scales with it.
+        uniforms: `NUM_UNIFORMS` numbers in [0, 1).
     """
     values = uniforms[CROP_UNIFORMS:_FIRST_EXTRA]
     jittered, order, brightness, contrast, saturation, hue, grayed, blurred, sigma, solarized, flipped = values
@@ -112,14 +112,14 @@ def draw_operations(recipe: Recipe, height: int, width: int, size: int, uniforms
 def draw_crop(
     areas: tuple[float, float], aspects: tuple[float, float], height: int, width: int, uniforms: Sequence[float]
 ) -> tuple[int, int, int, int]:
-    """Sample crops and take the first that fits, else the largest of an allowed aspect in the middle, like torchvision.
+    """Sample crops and return the first that fits, else the largest centre crop of an allowed aspect, like torchvision.
 
     Args:
-        areas: Smallest and largest, as fractions of the image.
-        aspects: Smallest and largest width ÷ height, log-uniform.
-        height: Of the image in pixels, at least 1.
-        width: Of the image in pixels, at least 1.
-        uniforms: At least `CROP_UNIFORMS` numbers, each in 0–1 without 1.
+        areas: Minimum and maximum area, as fractions of the image.
+        aspects: Minimum and maximum width ÷ height, log-uniform.
+        height: Height of the image in pixels, at least 1.
+        width: Width of the image in pixels, at least 1.
+        uniforms: At least `CROP_UNIFORMS` numbers in [0, 1).
 
     Returns:
         Top, left, height and width.

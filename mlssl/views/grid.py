@@ -1,4 +1,4 @@
-"""Where the overlapping blocks of an image lie: integers in, integers out."""
+"""Positions of the overlapping blocks of an image: integers in, integers out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ MAX_OVERLAP = 0.5
 
 
 class Box(NamedTuple):
-    """A rectangle of pixels: rows `top` to `top + height`, columns `left` to `left + width`, ends excluded."""
+    """A pixel rectangle: rows `top` to `top + height`, columns `left` to `left + width`, ends excluded."""
 
     top: int
     left: int
@@ -18,24 +18,24 @@ class Box(NamedTuple):
 
 
 def block_grid(height: int, width: int, rows: int = 2, cols: int = 2, overlap: float = 0.2) -> list[Box]:
-    """Cut an image in rows × cols blocks of one size that overlap (arXiv 2506.23156, block-wise augmentation).
+    """Cut an image into rows × cols overlapping blocks of one size (arXiv 2506.23156, block-wise augmentation).
 
     A block is (1/rows + overlap) of the height and (1/cols + overlap) of the width, rounded half up, at least one pixel
-    and at most the whole side. The first block starts at 0, the last ends at the image's edge, those between are evenly
-    spaced. 1 × 1 is the whole image, whatever the overlap. An image with fewer pixels than blocks gives equal blocks.
+    and at most the whole side. The first block starts at 0, the last ends at the image's edge, the others are evenly
+    spaced. 1 × 1 is the whole image for any overlap. An image with fewer pixels than blocks gives identical blocks.
 
     Args:
-        height: Pixels, at least 1.
-        width: Pixels, at least 1.
+        height: Image height in pixels, at least 1.
+        width: Image width in pixels, at least 1.
         rows: At least 1; 2 in the paper.
         cols: At least 1; 2 in the paper.
-        overlap: Fraction of the image's side, 0 to 0.5; 0.2 in the paper, 0.3 in its author's run on COCO.
+        overlap: Fraction of the image side, 0 to 0.5; 0.2 in the paper, 0.3 in its author's run on COCO.
 
     Returns:
-        The K = rows · cols blocks, row by row; for 2 × 2 top-left, top-right, bottom-left, bottom-right.
+        The K = rows · cols blocks, row-major; for 2 × 2 top-left, top-right, bottom-left, bottom-right.
 
     Raises:
-        ValueError: If an argument lies outside its range.
+        ValueError: An argument is out of range.
 
     Example:
         >>> block_grid(10, 20)[-1]
@@ -43,8 +43,8 @@ def block_grid(height: int, width: int, rows: int = 2, cols: int = 2, overlap: f
     """
     if height < 1 or width < 1:
         raise ValueError(
-            f"got an image of height {height} and width {width}, expected at least one pixel each way: "
-            "pass block_grid(height, width) in pixels"
+            f"got an image of height {height} and width {width}, expected at least one pixel each: pass "
+            "block_grid(height, width) in pixels"
         )
     if rows < 1 or cols < 1:
         raise ValueError(

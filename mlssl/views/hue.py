@@ -1,4 +1,4 @@
-"""Turning the hue of 8-bit RGB images without a way through HSV."""
+"""Rotate the hue of 8-bit RGB images without converting to HSV."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ Pixels = npt.NDArray[np.uint8]
 
 
 class HueTurner:
-    """Turn the hue of images of one size, in buffers that it keeps.
+    """Rotate the hue of images of one size, in reused buffers.
 
-    The result is that of HSV in real numbers, rounded once to 8 bits. (Pillow's operator, which torchvision calls,
-    rounds hue and saturation to 256 steps on the way, and is off by up to six.)
+    The result equals HSV in real numbers, rounded once to 8 bits. (Pillow's operator, used by torchvision, rounds hue
+    and saturation to 256 steps in between, with errors up to six.)
 
-    A turn leaves the largest channel's value V and the smallest one's m as they are. By up to a sixth of the circle, d
-    of it, it takes a channel x, which y and z follow on the circle, to x - max(0, y - z - e) + max(0, z - y - e), cut
-    to m–V, with e = (1 - d)·(V - m): x falls where y is the largest, rises where z is. The other way round y and z
-    change places. By thirds of the circle, channels change their names.
+    A rotation keeps the largest channel value V and the smallest m. A rotation by d sixths of the circle, d ≤ 1, maps a
+    channel x, followed by y and z on the circle, to x - max(0, y - z - e) + max(0, z - y - e), clipped to m–V, with e =
+    (1 - d)·(V - m): x falls where y is the largest and rises where z is. In the other direction y and z swap. A
+    rotation by thirds of the circle permutes the channels.
 
     Args:
         size: Side S of the images in pixels.
@@ -28,12 +28,12 @@ class HueTurner:
         self._planes = list(np.empty((13, size, size), np.uint8))
 
     def __call__(self, image: Pixels, turns: float, out: Pixels) -> Pixels:
-        """Turn by a part of the colour circle; a third makes red green.
+        """Rotate by a fraction of the colour circle; a third turns red to green.
 
         Args:
             image: RGB (S, S, 3).
             turns: -1 to 1.
-            out: RGB (S, S, 3), overwritten; may be the image itself.
+            out: RGB (S, S, 3), overwritten; may be the image.
 
         Returns:
             out.
@@ -51,7 +51,7 @@ class HueTurner:
             cv2.add(channel, rest, dst=sum_)
         for x, channel in enumerate(turned):
             y, z = ((x + 1) % 3, (x + 2) % 3) if sixths > 0 else ((x + 2) % 3, (x + 1) % 3)
-            # OpenCV's differences stop at 0 and its sums at 255: no max(0, ·) is needed, and no wider number.
+            # OpenCV saturates at 0 and 255: neither max(0, ·) nor a wider type is needed.
             cv2.subtract(given[y], plus_rest[z], dst=channel)
             cv2.subtract(given[z], plus_rest[y], dst=rise)
             cv2.add(cv2.subtract(given[x], channel, dst=channel), rise, dst=channel)

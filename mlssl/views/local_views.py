@@ -11,7 +11,7 @@ from mlssl.views.recipe import Recipe
 
 MIN_LOCAL_SIZE = 8
 CROP_ASPECT = Recipe().crop_aspect
-"""Smallest and largest width / height of the crop that a branch without a crop of its own gets."""
+"""Minimum and maximum width / height of the crop for a branch that does not crop itself."""
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,10 @@ class LocalViews:
 
     Attributes:
         count: V, at least 1.
-        branch: How they look. The crop of a Recipe is `area`; any other branch gets a random crop of that area.
+        branch: Their augmentation. `area` replaces the crop area of a Recipe; any other branch gets a random crop of
+            that area.
         size: Side s in pixels, at least 8.
-        area: Smallest and largest crop, as fractions of the image's area.
+        area: Minimum and maximum crop, as fractions of the image area.
     """
 
     count: int
@@ -32,11 +33,11 @@ class LocalViews:
 
 
 def resolve_local_views(setting: Mapping[str, Any], first_branch: Branch) -> LocalViews:
-    """Read the settings `count`, `size`, `area` and `branch`; the branch is by default the first of the blocks'.
+    """Read the settings `count`, `size`, `area` and `branch`; the default branch is the first one of the blocks.
 
     Raises:
-        ValueError: If a key is misspelt, count is missing, or a number is outside its range.
-        TypeError: If the settings are not a mapping, or the branch cannot be one.
+        ValueError: A key is misspelt, count is missing, or a number is out of range.
+        TypeError: The settings are not a mapping, or the branch is not a branch.
     """
     if not isinstance(setting, Mapping):
         raise TypeError(
@@ -44,7 +45,7 @@ def resolve_local_views(setting: Mapping[str, Any], first_branch: Branch) -> Loc
         )
     check_keys(setting, [field.name for field in fields(LocalViews)], "local_views")
     if "count" not in setting:
-        raise ValueError("local_views has no count: pass how many, such as {'count': 4, 'size': 96}")
+        raise ValueError("local_views has no count: pass the number of views, such as {'count': 4, 'size': 96}")
     wanted = setting.get("branch")
     branch = first_branch if wanted is None else resolve_branch(wanted, "the branch of local_views")
     given = LocalViews(**{**setting, "branch": branch})

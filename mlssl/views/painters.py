@@ -1,4 +1,4 @@
-"""One branch at one size: the call that fills a view, and the check of what a user's branch gives."""
+"""Render one branch at one size, and check the output of custom branches."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from mlssl.views.streams import Streams
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 
 Shown: TypeAlias = tuple[float, float, float, float]
-"""Top, left, height and width of what a view shows, as fractions of its block."""
+"""Top, left, height and width of a view's crop, as fractions of its block."""
 
 WHOLE: Shown = (0.0, 0.0, 1.0, 1.0)
 
 _SLACK = 1e-6
-"""By which fractions may leave 0–1, for those that were computed."""
+"""Tolerance for computed fractions outside 0–1."""
 
 
 class RecipePainter:
-    """Fills views with a Recipe at the size of a renderer."""
+    """Renders views of a Recipe at the renderer's size."""
 
     def __init__(self, recipe: Recipe, renderer: Renderer) -> None:
         self.recipe = recipe
         self.renderer = renderer
 
     def randomness(self, streams: Streams, root: int, branch: int, blocks: int) -> list[list[float]]:
-        """What each block of a branch is sampled from."""
+        """Uniform numbers for each block of a branch."""
         return streams.uniforms(root, branch, blocks, NUM_UNIFORMS)
 
     def __call__(self, block: Pixels, randomness: Any, out: Pixels) -> Shown:
-        """Fill a view (C, S, S) from a block (H, W, C), and give what it shows."""
+        """Render a view (C, S, S) of a block (H, W, C), and return its crop."""
         height, width = block.shape[:2]
         operations = draw_operations(self.recipe, height, width, self.renderer.size, randomness)
         self.renderer(block, operations, out)
@@ -44,12 +44,12 @@ class RecipePainter:
 
 
 class CustomPainter:
-    """Fills views with any other branch, which gets a copy of the block and cannot disturb other views.
+    """Renders views of any other branch, which gets a copy of the block and cannot affect other views.
 
     Args:
         branch: A function of block and generator.
-        name: What errors call it.
-        crop: Areas and aspects of a random crop that the branch gets in place of the block; None for the block itself.
+        name: Its name in errors.
+        crop: Areas and aspects of a random crop passed to the branch instead of the block; None for the block.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class CustomPainter:
         return [streams.generator(root, branch, block) for block in range(blocks)]
 
     def __call__(self, block: Pixels, randomness: Any, out: Pixels) -> Shown:
-        """Fill a view (C, S, S) from a block (H, W, C), and give what it shows."""
+        """Render a view (C, S, S) of a block (H, W, C), and return its crop."""
         part, shown_part = block, WHOLE
         if self.crop is not None:
             rows, columns = block.shape[:2]
@@ -84,13 +84,13 @@ Painter: TypeAlias = RecipePainter | CustomPainter
 
 
 def try_branch(branch: Callable[[Pixels, np.random.Generator], Any], name: str, size: int, channels: int) -> None:
-    """Call a branch that is no Recipe once, on a blank block, and check what it gives.
+    """Call a branch that is not a Recipe once, on a blank block, and check its output.
 
     Raises:
-        ValueError: If it fails, or gives another shape, or a box outside 0–1.
-        TypeError: If it gives no pixels or pixels of another type.
+        ValueError: It fails, or returns a wrong shape or a box outside 0–1.
+        TypeError: It returns no pixels, or pixels of the wrong type.
     """
-    # Neither square nor of the size of a view, so that a branch that resizes nothing does not pass.
+    # Not square and not the size of a view, so that a branch that does not resize fails.
     blank = np.zeros((size + 16, size + 32, channels), np.uint8)
     try:
         given = branch(blank, np.random.default_rng(0))
@@ -103,21 +103,23 @@ def try_branch(branch: Callable[[Pixels, np.random.Generator], Any], name: str, 
 
 
 def within(outer: Shown, inner: Shown) -> Shown:
-    """Where a part of a part lies in the whole, as fractions."""
+    """Box of `inner`, relative to `outer`, in the whole, as fractions."""
     top, left, height, width = outer
     return top + inner[0] * height, left + inner[1] * width, inner[2] * height, inner[3] * width
 
 
 def _checked(given: Any, name: str, shape: tuple[int, ...]) -> tuple[Pixels, Shown]:
-    """Pixels and box of what a branch gave."""
+    """Checked pixels and box of a branch's output."""
     pixels, shown = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
     if not hasattr(pixels, "dtype") or not hasattr(pixels, "shape"):
-        raise TypeError(f"{name} gives {_said(given)}, expected uint8 {shape}: return the view's pixels (C, S, S)")
+        raise TypeError(
+            f"{name} returns {_described(given)}, expected uint8 {shape}: return the view's pixels (C, S, S)"
+        )
     if str(pixels.dtype).removeprefix("torch.") != "uint8":
-        raise TypeError(f"{name} gives {pixels.dtype}, expected uint8 {shape}: do not normalise the pixels")
+        raise TypeError(f"{name} returns {pixels.dtype}, expected uint8 {shape}: do not normalise the pixels")
     if tuple(pixels.shape) != shape:
         raise ValueError(
-            f"{name} gives pixels of shape {tuple(pixels.shape)}, expected {shape}: end it with a resize to the size "
+            f"{name} returns pixels of shape {tuple(pixels.shape)}, expected {shape}: end it with a resize to the size "
             "of the views, channels first"
         )
     return np.asarray(pixels), WHOLE if shown is None else _checked_box(shown, name)
@@ -128,17 +130,18 @@ def _checked_box(given: Any, name: str) -> Shown:
         top, left, height, width = (float(value) for value in given)
     except (TypeError, ValueError):
         raise TypeError(
-            f"{name} gives {_said(given)} as the box of its view, expected four numbers: top, left, height and width "
+            f"{name} returns {_described(given)} as the box of its view, expected four numbers: top, left, height and "
+            "width "
             "as fractions of the block"
         ) from None
     inside = top >= 0 and left >= 0 and top + height <= 1 + _SLACK and left + width <= 1 + _SLACK
     if not (inside and height > 0 and width > 0):
         raise ValueError(
-            f"{name} gives the box {(top, left, height, width)}, expected top, left, height and width of what the view "
-            "shows as fractions of the block, inside 0–1: divide pixels by the block's sides"
+            f"{name} returns the box {(top, left, height, width)}, expected top, left, height and width of the view's "
+            "crop as fractions of the block, inside 0–1: divide pixels by the block's sides"
         )
     return top, left, height, width
 
 
-def _said(given: object) -> str:
+def _described(given: object) -> str:
     return "nothing" if given is None else f"an object of type {type(given).__name__}"

@@ -1,4 +1,4 @@
-"""Render a view of a block: operations that are sampled already, on 8-bit pixels, in few passes of OpenCV."""
+"""Render a view of a block: apply sampled operations to 8-bit pixels in few OpenCV passes."""
 
 from __future__ import annotations
 
@@ -14,20 +14,19 @@ from mlssl.views.resizing import resized
 Pixels = npt.NDArray[np.uint8]
 
 LUMA = (0.299, 0.587, 0.114)
-"""Shares of red, green and blue in gray (ITU-R BT.601), as Pillow and torchvision have them."""
+"""Weights of red, green and blue in gray (ITU-R BT.601), as in Pillow and torchvision."""
 
 _TURNS = {1: cv2.ROTATE_90_CLOCKWISE, 2: cv2.ROTATE_180, 3: cv2.ROTATE_90_COUNTERCLOCKWISE}
 
 
 class Renderer:
-    """Render views of one size and number of channels, in buffers that it keeps.
+    """Render views of one size and number of channels, in reused buffers.
 
-    Brightness, contrast and saturation are a·x + b·luma(x) + c each, and so is one after another as long as no value
-    can leave 0–255, that is, for factors up to 1: such operations are applied in one pass, and rounded once.
+    Brightness, contrast and saturation each have the form a·x + b·luma(x) + c, and so does their composition while no
+    value can leave 0–255, that is, for factors up to 1: such operations are applied in one pass and rounded once.
 
-    For how crops are resized, hue turns and views are blurred see `mlssl.views.resizing`, `mlssl.views.hue` and
-    `mlssl.views.blurring`. Saturation, hue and gray exist for three channels alone, taken as RGB; for any other number
-    they are left out, and contrast is taken about each channel's own mean.
+    See `mlssl.views.resizing`, `mlssl.views.hue` and `mlssl.views.blurring` for crops, hue and blur. Saturation, hue
+    and gray need three channels (RGB); otherwise they are skipped, and contrast is relative to each channel's mean.
 
     Args:
         size: Side S of a view in pixels.
@@ -37,7 +36,7 @@ class Renderer:
     def __init__(self, size: int, channels: int = 3) -> None:
         self.size = size
         self.channels = channels
-        # Fresh memory of this size would be mapped page by page at every operation.
+        # New memory of this size would be mapped page by page in every operation.
         self._colour = np.empty((2, size, size, channels), np.uint8)
         self._gray = np.empty((2, size, size), np.uint8)
         self._turn_hue = HueTurner(size)
@@ -46,13 +45,13 @@ class Renderer:
         """Render a view.
 
         Args:
-            block: (H, W, C), left as it is.
-            operations: Those of the view.
+            block: (H, W, C), not modified.
+            operations: Operations of the view.
             out: (C, S, S), each channel contiguous; overwritten.
         """
         top, left, height, width = operations[:4]
         view = resized(block[top : top + height, left : left + width], self.size, self.size)
-        if self.channels == 1:  # OpenCV knows such an image by two axes
+        if self.channels == 1:  # OpenCV represents such an image with two axes
             view = view[:, :, 0]
         if self.channels == 3:
             view = self._jittered(view, operations.jitters)
@@ -76,18 +75,18 @@ class Renderer:
         else:
             cv2.split(view, list(out))
         if operations.turns:
-            for channel in out:  # cv2.rotate knows few numbers of channels
+            for channel in out:  # cv2.rotate supports few numbers of channels
                 channel[:] = cv2.rotate(channel, _TURNS[operations.turns])
 
     def _other(self, view: Pixels) -> Pixels:
-        """The buffer of the view's shape that the view does not lie in."""
+        """The buffer of the view's shape that does not contain the view."""
         first, second = self._gray if view.ndim == 2 else self._colour
         other: Pixels = second if np.may_share_memory(view, first) else first
         return other
 
     def _jittered(self, view: Pixels, jitters: tuple[tuple[Jitter, float], ...]) -> Pixels:
         a, b, c = 1.0, 0.0, 0.0  # pending: x → a·x + b·luma(x) + c
-        luma: float | None = None  # mean of the view, without what is pending
+        luma: float | None = None  # mean of the view, without pending operations
         for name, factor in jitters:
             if name == "brightness":
                 a, b, c = factor * a, factor * b, factor * c
@@ -106,7 +105,7 @@ class Renderer:
     def _mapped(self, view: Pixels, a: float, b: float, c: float) -> Pixels:
         if (a, b, c) == (1.0, 0.0, 0.0):
             return view
-        red, green, blue = (b * share for share in LUMA)
+        red, green, blue = (b * weight for weight in LUMA)
         matrix = np.array([[a + red, green, blue, c], [red, a + green, blue, c], [red, green, a + blue, c]])
         mapped: Pixels = cv2.transform(view, matrix, dst=self._other(view))
         return mapped
@@ -146,4 +145,4 @@ def _erase(view: Pixels, box: tuple[int, int, int, int], seed: int) -> None:
 
 
 def _mean_luma(view: Pixels) -> float:
-    return sum(share * mean for share, mean in zip(LUMA, cv2.mean(view), strict=False))
+    return sum(weight * mean for weight, mean in zip(LUMA, cv2.mean(view), strict=False))

@@ -1,11 +1,11 @@
-"""The numbers of an augmentation branch, and named pairs of them."""
+"""The numbers of an augmentation branch, and named presets."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 
 REFERENCE_SIZE = 224
-"""Side of a view in pixels that `Recipe.blur_sigma` refers to."""
+"""Side of a view in pixels for which `Recipe.blur_sigma` is defined."""
 
 _RANGES: dict[str, tuple[float, float]] = {
     "crop_area": (0.001, 1),
@@ -29,7 +29,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "erase_area": (0.001, 1),
     "erase_aspect": (0.01, 100),
 }
-"""Least and greatest value of each number."""
+"""Minimum and maximum of each number."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,36 +37,36 @@ class Recipe:
     """The numbers of one branch; the defaults are those of branch 0 of the paper (arXiv 2506.23156).
 
     The operations run in this order: crop, colour jitter, gray, blur, solarize, noise, erasing, flips, turn. The
-    numbers that both branches of the paper share are those of SimSiam (arXiv 2011.10566, appendix A), the threshold is
-    that of BYOL (arXiv 2006.07733, appendix B). The paper uses none of vertical flip, turn, noise and erasing.
+    numbers shared by both branches of the paper come from SimSiam (arXiv 2011.10566, appendix A), the threshold from
+    BYOL (arXiv 2006.07733, appendix B). The paper does not use vertical flip, turn, noise or erasing.
 
     Attributes:
-        crop_area: Smallest and largest crop, as fractions of the block's area, 0.001 to 1.
-        crop_aspect: Smallest and largest width / height of a crop, sampled log-uniformly, 0.01 to 100.
-        jitter_probability: Of the four jitters together, 0 to 1; their order is random.
+        crop_area: Minimum and maximum crop, as fractions of the block area, 0.001 to 1.
+        crop_aspect: Minimum and maximum width / height of a crop, sampled log-uniformly, 0.01 to 100.
+        jitter_probability: Probability of the four jitters together, 0 to 1; their order is random.
         brightness: The factor is uniform in 1 ± brightness, 0 to 1.
         contrast: The factor is uniform in 1 ± contrast, 0 to 1.
         saturation: The factor is uniform in 1 ± saturation, 0 to 1.
         hue: The shift is uniform in ± hue, in turns of the colour circle, 0 to 0.5.
-        gray_probability: 0 to 1.
-        blur_probability: Of the Gaussian blur, 0 to 1.
-        blur_sigma: Smallest and largest σ, 0 to 224, in pixels of a view of 224; scaled with the side of the view.
-        solarize_probability: 0 to 1.
+        gray_probability: Probability of gray, 0 to 1.
+        blur_probability: Probability of Gaussian blur, 0 to 1.
+        blur_sigma: Minimum and maximum σ, 0 to 224, in pixels for a view of 224; scales with the side of the view.
+        solarize_probability: Probability of solarizing, 0 to 1.
         solarize_threshold: Values of at least this are inverted, 1 to 255.
-        flip_probability: Of the horizontal flip, 0 to 1.
-        vertical_flip_probability: 0 to 1.
-        turn_probability: Of a turn by 90°, 180° or 270°, each equally likely, 0 to 1; with 0.75 all four orientations
-            are equally likely.
-        noise_probability: Of Gaussian noise, independent per pixel and channel, 0 to 1.
-        noise_std: Smallest and largest standard deviation of the noise, as fractions of 255, 0 to 1. The default ends
-            at that of torchvision's `GaussianNoise`.
-        erase_probability: Of random erasing (arXiv 1708.04896), 0 to 1: a rectangle is filled with uniform random
-            values, the paper's RE-R.
-        erase_area: Smallest and largest rectangle, as fractions of the view's area, 0.001 to 1; torchvision's default.
-        erase_aspect: Smallest and largest width / height of the rectangle, 0.01 to 100; torchvision's default.
+        flip_probability: Probability of a horizontal flip, 0 to 1.
+        vertical_flip_probability: Probability of a vertical flip, 0 to 1.
+        turn_probability: Probability of a rotation by 90°, 180° or 270°, equally likely, 0 to 1; with 0.75 all four
+            orientations are equally likely.
+        noise_probability: Probability of Gaussian noise, independent per pixel and channel, 0 to 1.
+        noise_std: Minimum and maximum standard deviation of the noise, as fractions of 255, 0 to 1. The default maximum
+            is that of torchvision's `GaussianNoise`.
+        erase_probability: Probability of random erasing (arXiv 1708.04896), 0 to 1: fills a rectangle with uniform
+            random values, the paper's RE-R.
+        erase_area: Minimum and maximum rectangle, as fractions of the view area, 0.001 to 1; torchvision's default.
+        erase_aspect: Minimum and maximum width / height of the rectangle, 0.01 to 100; torchvision's default.
 
     Raises:
-        ValueError: If a number is outside its range, or the smallest of two is above the largest.
+        ValueError: A number is out of range, or a minimum is above its maximum.
     """
 
     crop_area: tuple[float, float] = (0.2, 1.0)
@@ -98,7 +98,7 @@ class Recipe:
                 expected = "two numbers, the smaller first, each" if pair else "a number"
                 raise ValueError(f"got {field.name}={given}, expected {expected} from {least} to {greatest}")
             if pair:
-                object.__setattr__(self, field.name, tuple(given))  # a list of YAML
+                object.__setattr__(self, field.name, tuple(given))  # YAML gives a list
 
 
 def _is_within(given: object, least: float, greatest: float, pair: bool) -> bool:
@@ -121,5 +121,5 @@ PRESETS: dict[str, tuple[Recipe, ...]] = {
     ),
     "overhead": tuple(replace(one, vertical_flip_probability=0.5, turn_probability=0.75) for one in _SOFT),
 }
-"""Branches by name: `paper`, the method's; `soft`, for images whose colours matter; `gray`, for X-ray or infrared,
-whose values are no colours; `overhead`, for aerial images and microscopy, which have no upper side."""
+"""Branches by name: `paper`; `soft`, for images whose colours matter; `gray`, for X-ray or infrared, whose values are
+not colours; `overhead`, for aerial images and microscopy, which have no upright orientation."""

@@ -9,21 +9,21 @@ from mlssl.views.branches import CUSTOM, plain_branch, resolve_object
 from mlssl.views.grid import Box
 
 Regions: TypeAlias = Callable[[int, int], Sequence[Box | tuple[int, int, int, int]]]
-"""A function of height and width that gives the boxes of the K blocks."""
+"""A function of height and width that returns the boxes of the K blocks."""
 
 _TRIED_SIZES = ((480, 640), (640, 480), (64, 64))
-"""Heights and widths that a function is tried with: two of photographs, and a small one."""
+"""Heights and widths to test a function with: two typical images and a small one."""
 
 
 class CheckedRegions:
-    """A user's regions, whose boxes are checked at every image.
+    """Custom regions; their boxes are checked for every image.
 
     Args:
         regions: The function.
 
     Raises:
-        ValueError: If it gives no box, boxes outside the image, or another number of boxes for another size.
-        TypeError: If it gives anything else.
+        ValueError: It returns no box, a box outside the image, or a number of boxes that depends on the size.
+        TypeError: It returns anything else.
     """
 
     def __init__(self, regions: Regions) -> None:
@@ -43,31 +43,32 @@ class CheckedRegions:
             exact = False
         if not exact:
             raise TypeError(
-                f"regions gives {given!r} for {size}, expected a list of boxes of four integers: top, left, height and "
+                f"regions returns {given!r} for {size}, expected a list of boxes of four integers: top, left, height "
+                "and "
                 "width in pixels"
             )
         if not boxes or (self.number is not None and len(boxes) != self.number):
             expected = f"the {self.number} of another size" if self.number else "at least one"
             raise ValueError(
-                f"regions gives {len(boxes)} boxes for {size}, expected {expected}: return the same number of boxes "
+                f"regions returns {len(boxes)} boxes for {size}, expected {expected}: return the same number of boxes "
                 "for every size"
             )
         for box in boxes:
             inside = box.top >= 0 and box.left >= 0 and box.top + box.height <= height and box.left + box.width <= width
             if not inside or box.height < 1 or box.width < 1:
                 raise ValueError(
-                    f"regions gives {box} for {size}, which is not inside it: return boxes of at least one pixel "
+                    f"regions returns {box} for {size}, which is not inside it: return boxes of at least one pixel "
                     "within height and width"
                 )
         return boxes
 
 
 def resolve_regions(setting: Any) -> CheckedRegions:
-    """Give the regions of a function, of its import path, or of {class_path, init_args}.
+    """Resolve a function, its import path or {class_path, init_args} to regions.
 
     Raises:
-        ValueError: If it cannot be imported, or its boxes are wrong.
-        TypeError: If it is not a function.
+        ValueError: It cannot be imported, or its boxes are wrong.
+        TypeError: It is not a function.
     """
     regions = resolve_object(setting, "regions") if isinstance(setting, (str, Mapping)) else setting
     if not callable(regions) or isinstance(regions, type):
@@ -79,7 +80,7 @@ def resolve_regions(setting: Any) -> CheckedRegions:
 
 
 def plain_regions(setting: Any) -> str | None:
-    """Text that stands for a user's regions in hyper-parameters, which nothing imports; None for the grid."""
+    """Text that represents custom regions in hyper-parameters, never imported; None for the grid."""
     if setting is None:
         return None
     return setting if isinstance(setting, str) and setting.startswith(CUSTOM) else str(plain_branch(setting))

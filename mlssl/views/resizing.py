@@ -1,4 +1,4 @@
-"""Resizing as Pillow does it."""
+"""Resize like Pillow."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ Pixels = npt.NDArray[np.uint8]
 
 
 def resized(pixels: Pixels, height: int, width: int) -> Pixels:
-    """Interpolate bilinearly, and where pixels become fewer, average over all that fall into one.
+    """Resize bilinearly with antialiasing.
 
-    Pillow and torchvision's transforms of its images do that too: the result is theirs within 1 of 255. Interpolation
-    that looks at four pixels alone would leave a view sharper, and noisier, than the recipe intends.
+    Equals Pillow and torchvision's transforms of Pillow images within 1 of 255. Interpolation from only four pixels
+    would leave a view sharper and noisier than the recipe intends.
 
-    A process that has imported torch takes its kernel, which is about three times faster than Pillow's; another takes
-    Pillow's, because importing torch takes seconds.
+    If torch is imported, its kernel is used, about three times faster than Pillow's; otherwise Pillow's, because
+    importing torch takes seconds.
 
     Args:
-        pixels: (H, W, C), also a part of a larger image.
-        height: Of the result, at least 1.
-        width: Of the result, at least 1.
+        pixels: (H, W, C), may be a slice of a larger image.
+        height: Height of the result, at least 1.
+        width: Width of the result, at least 1.
 
     Returns:
         (height, width, C), writable.
@@ -42,7 +42,7 @@ def resized(pixels: Pixels, height: int, width: int) -> Pixels:
 def _resized_by_torch(torch: Any, pixels: Pixels, height: int, width: int) -> Pixels:
     if not pixels.flags.writeable:  # torch would warn
         pixels = pixels.copy()
-    # In this order torch takes its fast path for pixels whose channels lie side by side, and keeps them so.
+    # In this layout torch takes its fast path for interleaved channels, and keeps the layout.
     images = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
     result: Pixels = (
         torch.nn.functional.interpolate(images, (height, width), mode="bilinear", antialias=True)[0]

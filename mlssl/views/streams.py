@@ -7,17 +7,16 @@ from typing import Any
 import numpy as np
 
 LOCAL_VIEWS = 2**32
-"""Stands for the branch in the streams of local views; no image has so many branches."""
+"""Branch index of local views in the streams; larger than any real branch."""
 
 RESERVED = 128
-"""Uniform numbers per block in the stream of a Recipe, more than it uses, so that an operation can be added."""
+"""Uniform numbers per block in the stream of a Recipe; more than used, so that operations can be added."""
 
 
 class Streams:
-    """Streams of Philox (Salmon et al., SC 2011), whose key is `root` and whose counter starts at (branch, block).
+    """Philox streams (Salmon et al., SC 2011) with key `root` and a counter that starts at (branch, block).
 
-    The counter's other two words count, so that no two streams overlap and a stream does not depend on how much was
-    sampled from another.
+    The counter's other two words count, so that streams do not overlap and do not depend on each other.
     """
 
     def __init__(self) -> None:
@@ -25,9 +24,9 @@ class Streams:
         self._generator = np.random.Generator(self._philox)
 
     def uniforms(self, root: int, branch: int, blocks: int, number: int) -> list[list[float]]:
-        """The first numbers of each block, up to `RESERVED`, for a Recipe: a tenth of the time of new generators.
+        """The first numbers of each block, up to `RESERVED`, for a Recipe; ten times faster than new generators.
 
-        The blocks of a branch share a stream, in which each has its own part.
+        The blocks of a branch share a stream, each with its own part.
         """
         self._philox.state = _state(root, branch, 0)
         numbers: list[list[float]] = self._generator.random((blocks, RESERVED))[:, :number].tolist()
@@ -35,7 +34,7 @@ class Streams:
 
     @staticmethod
     def generator(root: int, branch: int, block: int) -> np.random.Generator:
-        """A new generator for any other branch; its children (`spawn`) depend on root, branch and block as well."""
+        """A new generator for any other branch; its children (`spawn`) also depend on root, branch and block."""
         philox = np.random.Philox(np.random.SeedSequence([root, branch, block]))
         philox.state = _state(root, branch, 1 + block)
         return np.random.Generator(philox)

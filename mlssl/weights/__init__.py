@@ -1,1 +1,1 @@
-"""Backbones and their weights: opened from checkpoints, exported files and names."""
+"""Open backbones and their weights from checkpoints, exported files and names."""

@@ -1,4 +1,4 @@
-"""Checkpoints and files of weights, opened without running code: contents, plain names, and one network's part."""
+"""Open checkpoints and weight files without running code: contents, plain names, and the weights of one network."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from mlssl.received import check_downloads_nothing, check_names_no_code, check_s
 from mlssl.weights.sharded import SHARDS, sharded_weights
 
 BACKBONE_KEY = "backbone"
-"""Entry of a checkpoint: {"name", "arguments", "mean", "std"} of a backbone that was built by name."""
+"""Checkpoint entry: {"name", "arguments", "mean", "std"} of a backbone built by name."""
 
 _WRAPPERS = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-"""What torch.compile, FSDP and activation checkpointing put in front of or into the names of weights."""
+"""Parts that torch.compile, FSDP and activation checkpointing add to weight names."""
 
 _REST_OF_SHARDS = "meta.pt"
-"""File of Lightning beside the shards, with all of a checkpoint but its weights."""
+"""Lightning's file next to the shards, with everything except the weights."""
 
 _OF_A_RUN = ("loops", "callbacks", "optimizer_states", "lr_schedulers")
-"""Entries of a checkpoint that a run goes on with, besides its weights."""
+"""Checkpoint entries needed to resume, in addition to the weights."""
 
 _TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("hyper_parameters", "backbone", "datamodule_hyper_parameters", "metrics"), (dict, type(None))),
@@ -35,17 +35,17 @@ _TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("optimizer_states", "lr_schedulers"), (list,)),
     **dict.fromkeys(("global_step", "epoch"), (int,)),
 }
-"""Of entries of a checkpoint, where they are there."""
+"""Types of checkpoint entries, if present."""
 
 
 class Architecture(NamedTuple):
-    """What a checkpoint says of its backbone."""
+    """The backbone described in a checkpoint."""
 
     name: str
-    """As `build_backbone` takes it."""
+    """Name for `build_backbone`."""
     arguments: dict[str, Any]
     mean: Sequence[float] | None
-    """Of the pixels; None for those of the network itself."""
+    """Pixel mean; None for the network's default."""
     std: Sequence[float] | None
 
 
@@ -56,24 +56,24 @@ def plain_name(name: str) -> str:
     'backbone.conv1.weight'
     """
     name = _WRAPPERS.sub("", name)
-    while name.startswith("module."):  # of DDP, and of wrappers around it
+    while name.startswith("module."):  # DDP, possibly nested
         name = name.removeprefix("module.")
     return name
 
 
 def load_checkpoint(path: Path) -> Any:
-    """What a checkpoint holds: of a file all of it, of FSDP's folder of shards all but the optimizer's state.
+    """Content of a checkpoint: a file in full, an FSDP shard folder without the optimizer state.
 
     Raises:
-        FileNotFoundError: If no checkpoint stands there.
-        ValueError: If it is none, is damaged or holds pickled code.
+        FileNotFoundError: The checkpoint does not exist.
+        ValueError: It is not a checkpoint, is damaged or contains pickled code.
     """
     if not path.is_dir():
         return load_plain(path)
     if not holds_shards(path):
         raise ValueError(
-            f"{path} is a folder, and not one of shards, for it has no {SHARDS}: give the path of a checkpoint, such "
-            "as checkpoints/last.ckpt in the folder of a run."
+            f"{path} is a folder without shards (it has no {SHARDS}): give the path of a checkpoint, such as "
+            "checkpoints/last.ckpt in a run folder."
         )
     rest: dict[str, Any] = load_plain(path / _REST_OF_SHARDS)
     return rest | {"state_dict": sharded_weights(path)}
@@ -88,45 +88,45 @@ def load_plain(
     ),
     map_location: Any = "cpu",
 ) -> Any:
-    """What a file that torch.save wrote holds, tensors and plain values alone; no code in it is run.
+    """Load a file written by torch.save, tensors and plain values only, without running code in it.
 
     Args:
         path: The file.
-        kind: What it is expected to be, for the message.
-        remedies: What to do where it is something else, and where it holds pickled code.
-        map_location: As `torch.load` takes it.
+        kind: Expected kind of file, for the message.
+        remedies: Advice for another kind of file, and for pickled code.
+        map_location: See `torch.load`.
 
     Raises:
-        FileNotFoundError: If there is none.
-        ValueError: If it is something else, is damaged (a checksum in it is wrong), or holds pickled code.
+        FileNotFoundError: The file does not exist.
+        ValueError: It is another kind of file, is damaged (wrong checksum), or contains pickled code.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"No checkpoint stands at {path}: give the path of a .ckpt file that exists.")
+        raise FileNotFoundError(f"There is no checkpoint at {path}: give the path of an existing .ckpt file.")
     _check_sums(path, kind, remedies[0])
     try:
         return torch.load(path, map_location=map_location, weights_only=True)
-    except Exception as error:  # foreign bytes make the unpickler raise almost anything
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # it is raised where they name a wrong offset
+    except Exception as error:  # the unpickler raises almost anything for foreign bytes
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: the bytes contain a wrong offset
             raise
         raise ValueError(_why_not_opened(path, error, kind, remedies)) from None
 
 
 def check_resumable(content: Any, path: Path) -> None:
-    """Refuse a checkpoint that a run cannot go on from.
+    """Refuse a checkpoint that a run cannot resume from.
 
     Args:
-        content: Of `load_checkpoint`.
+        content: Output of `load_checkpoint`.
         path: For messages.
 
     Raises:
-        ValueError: If it holds weights alone, or is no checkpoint of the Trainer.
+        ValueError: It contains only weights, or is not a Trainer checkpoint.
     """
     check_content(content, path)
     lacking = [key for key in _OF_A_RUN if key not in content]
     if lacking:
         raise ValueError(
-            f"{path} has no {', '.join(lacking)}, so no run can go on from it: begin a new run with its weights, "
-            f"--start_from {path}, and let checkpoints hold more than weights, save_weights_only=False."
+            f"{path} has no {', '.join(lacking)}, so no run can resume from it: start a new run from its weights, "
+            f"--start_from {path}, and save full checkpoints, save_weights_only=False."
         )
     try:
         loop = content["loops"]["fit_loop"]
@@ -136,19 +136,19 @@ def check_resumable(content: Any, path: Path) -> None:
         counts = [None]
     if not all(isinstance(count, int) for count in counts):
         raise ValueError(
-            f"{path} does not say how many steps its run made: the file was changed or is damaged, give another "
-            f"checkpoint, or begin a new run with its weights, --start_from {path}."
+            f"{path} does not give the number of steps of its run: the file was changed or is damaged, give another "
+            f"checkpoint, or start a new run from its weights, --start_from {path}."
         )
 
 
 def check_content(content: Any, path: object) -> None:
-    """Refuse a checkpoint whose entries are of other types than the Trainer writes.
+    """Refuse a checkpoint whose entries have other types than the Trainer writes.
 
     Raises:
-        ValueError: Naming the entry.
+        ValueError: Names the entry.
     """
     if not isinstance(content, Mapping) or not isinstance(content.get("state_dict"), Mapping):
-        raise ValueError(f"{path} has no state_dict, so it is not a checkpoint of the Trainer: give one that is.")
+        raise ValueError(f"{path} has no state_dict, so it is not a Trainer checkpoint: give one.")
     wrong = next((name for name, kind in _TYPES.items() if not isinstance(content.get(name, kind[0]()), kind)), None)
     state = content["state_dict"].items()
     if wrong is None and not all(isinstance(name, str) and _is_state(name, value) for name, value in state):
@@ -158,13 +158,13 @@ def check_content(content: Any, path: object) -> None:
         wrong = "metrics"
     if wrong is not None:
         raise ValueError(
-            f"The entry {wrong!r} of {path} is not as the Trainer writes it: the file was changed or is damaged, give "
-            "another checkpoint."
+            f"The entry {wrong!r} of {path} does not have the Trainer's format: the file was changed or is damaged, "
+            "give another checkpoint."
         )
 
 
 def holds_shards(path: Path) -> bool:
-    """Whether it is a checkpoint of many files, as FSDP's processes write one by default."""
+    """Whether it is a sharded checkpoint, FSDP's default."""
     return (path / SHARDS).is_file()
 
 
@@ -172,8 +172,8 @@ def architecture(checkpoint: Mapping[str, Any], path: Path) -> Architecture:
     """Name, arguments and pixel statistics of the backbone of a checkpoint of a `MultiLabelSSLModule`.
 
     Raises:
-        ValueError: If it does not name the backbone, names one that would be downloaded, or code to import, or has
-            entries of another type.
+        ValueError: It does not name the backbone, names one that would be downloaded or code to import, or has entries
+            of a wrong type.
     """
     check_content(checkpoint, path)
     settings = checkpoint.get("hyper_parameters") or {}
@@ -185,8 +185,8 @@ def architecture(checkpoint: Mapping[str, Any], path: Path) -> Architecture:
     }
     if not isinstance(described.get("name"), str):
         raise ValueError(
-            f"{path} does not name its backbone, which was given as a network or by a subclass: "
-            "load the module, MultiLabelSSLModule.load_from_checkpoint(path, backbone=net), and pass that."
+            f"{path} does not name its backbone, which was passed as a network or by a subclass: load the module, "
+            "MultiLabelSSLModule.load_from_checkpoint(path, backbone=net), and pass that."
         )
     name: str = described["name"]
     arguments, mean, std = (described.get(key) for key in ("arguments", "mean", "std"))
@@ -197,15 +197,15 @@ def architecture(checkpoint: Mapping[str, Any], path: Path) -> Architecture:
 
 
 def check_received_backbone(name: object, arguments: object, mean: object, std: object, path: Path) -> None:
-    """Refuse what a file says of its backbone where it would run code, cause a download, or cannot be.
+    """Refuse a backbone description that would run code, cause a download, or is invalid.
 
     Raises:
-        ValueError: Naming the value.
+        ValueError: Names the value.
     """
     if not isinstance(arguments, Mapping) or not all(isinstance(key, str) for key in arguments):
         raise ValueError(
-            f"The arguments of the backbone in {path} are {arguments!r:.80}, and not a mapping from names: the file "
-            "was changed or is damaged, give another."
+            f"The arguments of the backbone in {path} are {arguments!r:.80}, not a mapping from names: the file was "
+            "changed or is damaged, give another."
         )
     check_names_no_code(arguments, path)
     check_downloads_nothing({"backbone": name, "backbone_kwargs": arguments}, path)
@@ -213,10 +213,10 @@ def check_received_backbone(name: object, arguments: object, mean: object, std: 
 
 
 def weights_of(checkpoint: Any, network: str) -> dict[str, Tensor]:
-    """Weights of one network of a checkpoint, under the names that the network itself gives them; {} for none.
+    """Weights of one network of a checkpoint, under the network's own names; {} if there are none.
 
     Args:
-        checkpoint: Of `load_checkpoint`.
+        checkpoint: Output of `load_checkpoint`.
         network: Name of the submodule, such as "backbone".
     """
     prefix = plain_name(f"{network}.")
@@ -228,25 +228,25 @@ def check_holds(checkpoint: Any, network: str, path: Path) -> None:
     """Refuse a checkpoint without weights of a network.
 
     Raises:
-        ValueError: Naming submodules that there are.
+        ValueError: Names existing submodules.
     """
     if not weights_of(checkpoint, network):
         nearest = nearest_network(network, map(plain_name, _state(checkpoint)))
-        remedy = nearest or "give a checkpoint that the Trainer saved of a MultiLabelSSLModule."
-        raise ValueError(f"{path} holds no {network}, its state_dict has no '{network}.…' entries: {remedy}")
+        remedy = nearest or "give a Trainer checkpoint of a MultiLabelSSLModule."
+        raise ValueError(f"{path} has no weights of {network}, its state_dict has no '{network}.…' entries: {remedy}")
 
 
 def nearest_network(network: str, names: Iterable[str]) -> str:
-    """Sentence that tells the submodules whose names are nearest to `network`; "" where there are none.
+    """Sentence with the submodules whose names are nearest to `network`; "" if there are none.
 
     Args:
-        network: Name that was asked for.
+        network: Requested name.
         names: Dotted names of weights.
     """
     parts = [name.split(".")[:-1] for name in names]
     networks = sorted({".".join(part[:depth]) for part in parts for depth in range(1, min(len(part), 4) + 1)})
     nearest = difflib.get_close_matches(network, networks, n=3, cutoff=0.4) or networks[:3]
-    return f"pass the name of a submodule that it has, such as {', '.join(map(repr, nearest))}." if nearest else ""
+    return f"pass the name of an existing submodule, such as {', '.join(map(repr, nearest))}." if nearest else ""
 
 
 def _state(checkpoint: Any) -> dict[str, Tensor]:
@@ -259,14 +259,14 @@ def _is_state(name: str, value: object) -> bool:
 
 
 def _check_sums(path: Path, kind: str, remedy: str) -> None:
-    """Compare the checksums that torch.save writes, which torch.load does not look at; older files have none."""
+    """Compare the checksums of torch.save, which torch.load ignores; older files have none."""
     if not zipfile.is_zipfile(path):
         return
     try:
         with zipfile.ZipFile(path) as archive:
             is_packed = sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size
             wrong = None if is_packed else archive.testzip()
-    except Exception as error:  # foreign bytes make zipfile raise almost anything
+    except Exception as error:  # zipfile raises almost anything for foreign bytes
         if isinstance(error, OSError) and error.errno != errno.EINVAL:
             raise
         is_packed, wrong = True, None
@@ -277,25 +277,25 @@ def _check_sums(path: Path, kind: str, remedy: str) -> None:
 
 
 def _why_not_opened(path: Path, error: Exception, kind: str, remedies: tuple[str, str]) -> str:
-    """Without torch's own words, which advise to run the code in the file."""
+    """Replaces torch's message, which advises running the code in the file."""
     named = re.search(r"GLOBAL (\S+)", str(error))
     if isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(path):
         names = f" (it names {named[1]})" if named else ""
         return (
-            f"{path} holds pickled Python objects, which could run any code when opened, and was refused{names}: "
+            f"{path} contains pickled Python objects, which could run any code when opened, and was refused{names}: "
             f"{remedies[1]}."
         )
     return f"{path} is not {kind} or is damaged: {remedies[0]}."
 
 
 def misfit(network: nn.Module, weights: Mapping[str, Tensor]) -> str:
-    """What keeps a network from taking weights of these names and shapes, some of them named; "" for nothing."""
+    """Why weights of these names and shapes do not fit a network, with examples; "" if they fit."""
     own = network.state_dict()
     faults = {
-        # Files from before torch 0.4.1 have no such counters, and load_state_dict does without.
+        # Files from before torch 0.4.1 lack these counters, and load_state_dict does not need them.
         "missing": sorted(name for name in own.keys() - weights.keys() if not name.endswith("num_batches_tracked")),
         "unexpected": sorted(weights.keys() - own.keys()),
-        "of another shape": sorted(
+        "with another shape": sorted(
             name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape
         ),
     }
@@ -307,10 +307,10 @@ def misfit(network: nn.Module, weights: Mapping[str, Tensor]) -> str:
 
 
 def take_weights(model: Any, source: str) -> None:
-    """Take all weights of a checkpoint, heads included.
+    """Load all weights of a checkpoint, including the heads.
 
     Raises:
-        ValueError: If they are those of another model, or the checkpoint is none.
+        ValueError: The weights do not fit the model, or the file is not a checkpoint.
     """
     checkpoint = load_plain(Path(source))
     check_content(checkpoint, Path(source))
@@ -319,5 +319,5 @@ def take_weights(model: Any, source: str) -> None:
         model.load_state_dict(checkpoint["state_dict"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
-            f"{source} does not fit the model, give --model.backbone and the widths that it was trained with: {error}"
+            f"{source} does not fit the model, give the --model.backbone and widths of its training: {error}"
         ) from None

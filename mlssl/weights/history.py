@@ -1,4 +1,4 @@
-"""What a checkpoint or a module under a Trainer tells of its training: steps, settings of model and data, metrics."""
+"""Training history of a checkpoint or of a module under a Trainer: steps, settings of model and data, metrics."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ _PRIVATE_SETTINGS = (
     *("root", "annotations", "images", "val_annotations", "val_images", "probe", "num_workers"),
     "_instantiator",
 )
-"""Of model and data: they name a machine or Lightning's way to build them, not what was learned from."""
+"""Settings left out: they describe the machine or how Lightning builds the objects, not the training."""
 
 
 def history_of_checkpoint(checkpoint: Mapping[str, Any]) -> dict[str, str]:
-    """As entries of an exported file's header."""
+    """History of a checkpoint, as header entries of an exported file."""
     model, data = (checkpoint.get(name) for name in ("hyper_parameters", "datamodule_hyper_parameters"))
     return _history(checkpoint.get("global_step"), model, data, checkpoint.get("metrics"))
 
 
 def history_of_module(module: Any) -> dict[str, str]:
-    """Of a module under a Trainer; one without has none."""
+    """History of a module under a Trainer; empty without a Trainer."""
     trainer = trainer_of(module)
     if trainer is None:
         return {}
@@ -38,12 +38,12 @@ def _history(
     data: Mapping[str, Any] | None,
     metrics: Mapping[str, float] | None,
 ) -> dict[str, str]:
-    told: dict[str, str] = {}
+    entries: dict[str, str] = {}
     if steps is not None:
-        told["steps"] = str(steps)
+        entries["steps"] = str(steps)
     for name, settings in (("model", model), ("data", data)):
         if settings:
-            told[name] = json.dumps({k: v for k, v in settings.items() if k not in _PRIVATE_SETTINGS}, default=repr)
+            entries[name] = json.dumps({k: v for k, v in settings.items() if k not in _PRIVATE_SETTINGS}, default=repr)
     if metrics:
-        told["metrics"] = json.dumps({name: round(float(value), 6) for name, value in metrics.items()})
-    return told
+        entries["metrics"] = json.dumps({name: round(float(value), 6) for name, value in metrics.items()})
+    return entries

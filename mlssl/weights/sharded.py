@@ -1,4 +1,4 @@
-"""Weights of a checkpoint in shards, as `torch.distributed.checkpoint` writes one, opened without running code."""
+"""Weights of a sharded checkpoint of `torch.distributed.checkpoint`, opened without running code."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import torch
 from torch import Tensor
 
 SHARDS = ".metadata"
-"""File that names the tensors of a checkpoint which `torch.distributed.checkpoint` wrote, a folder."""
+"""File in a `torch.distributed.checkpoint` folder that lists its tensors."""
 
 _WEIGHTS = ("model.", "state_dict.")
-"""Before the names of weights in shards: the former by FSDP's strategy, the latter by ModelParallel's."""
+"""Prefixes of weight names in shards: from FSDP's strategy and from ModelParallel's."""
 
 
 def sharded_weights(path: Path) -> dict[str, Tensor]:
-    """Weights by name of a checkpoint that FSDP wrote in shards.
+    """Weights by name of a sharded FSDP checkpoint.
 
     Raises:
-        ValueError: If it is none, is damaged or holds pickled code.
+        ValueError: It is not a sharded checkpoint, is damaged or contains pickled code.
     """
     from torch.distributed.checkpoint.state_dict_loader import load
 
@@ -41,7 +41,7 @@ def sharded_weights(path: Path) -> dict[str, Tensor]:
 
 
 class _HarmlessUnpickler(pickle.Unpickler):
-    """Reads names, shapes and places of tensors, and refuses everything else that a pickle can call."""
+    """Reads names, shapes and locations of tensors, and refuses all other calls in a pickle."""
 
     def find_class(self, module: str, name: str) -> Any:
         if module in _HARMLESS_MODULES and "." not in name:
@@ -49,7 +49,7 @@ class _HarmlessUnpickler(pickle.Unpickler):
             of_metadata = module == _METADATA_MODULE and isinstance(found, type)
             if of_metadata or isinstance(found, torch.dtype) or (module, name) in _HARMLESS:
                 return found
-        raise pickle.UnpicklingError(f"it names {module}.{name}, which has no place among the names of weights")
+        raise pickle.UnpicklingError(f"it names {module}.{name}, which does not belong in a list of weights")
 
 
 _METADATA_MODULE = "torch.distributed.checkpoint.metadata"

@@ -1,4 +1,4 @@
-"""Sources of backbones: a Lightning checkpoint, an exported file, a module, or a name with weights or without."""
+"""Sources of backbones: a Lightning checkpoint, an exported file, a module, or a name with or without weights."""
 
 from __future__ import annotations
 
@@ -35,27 +35,27 @@ from mlssl.weights.published import NESTED, has_norm_before_pooling, of_encoder
 
 TIMM_CONFIG = "config.json"
 TIMM_WEIGHTS = "model.safetensors"
-"""The two files of a folder that timm opens as ``local-dir:``."""
+"""The two files of a timm ``local-dir:`` folder."""
 
 DIGEST = "sha256"
-"""Entry of the header of an exported file: of its tensors, so that a flipped bit is noticed."""
+"""Header entry of an exported file: digest of its tensors, to detect corruption."""
 
 _CLASSIFIERS = ("fc.", "head.", "heads.", "classifier.")
 
 
 class Backbone(nn.Module):
-    """A backbone with what is known about it: name, arguments, pixel statistics and history.
+    """A backbone with its name, arguments, pixel statistics and history.
 
     Args:
-        backbone: From normalised images to features (n, D); not copied.
-        mean: One number per channel, in 0–1; None takes the network's own.
+        backbone: Network from normalised images to features (n, D); not copied.
+        mean: One number per channel, in 0–1; None for the network's default.
         std: Likewise, above 0.
-        history: Steps, settings of model and data, and metrics, as far as the source tells.
+        history: Steps, settings of model and data, and metrics, if the source has them.
 
     Attributes:
-        name: As `build_backbone` takes it; None for a custom network.
-        arguments: Of its constructor.
-        untrained: Whether it was opened by a name alone, so that its weights are random.
+        name: Name for `build_backbone`; None for a custom network.
+        arguments: Constructor arguments.
+        untrained: Whether it was opened by name only, so that its weights are random.
     """
 
     untrained = False
@@ -73,7 +73,7 @@ class Backbone(nn.Module):
         super().__init__()
         backbone = uncompiled(backbone)
         own_mean, own_std = pixel_statistics(backbone)
-        # A timm network that was built elsewhere carries its name, and is taken to have no arguments until compared.
+        # A timm network built elsewhere knows its name; assume no arguments until its weights are compared.
         config = getattr(backbone, "pretrained_cfg", None) or {}
         self.name: str | None
         self.arguments: dict[str, Any]
@@ -85,7 +85,7 @@ class Backbone(nn.Module):
         self.register_buffer("pixel_std", torch.tensor(self.std).view(1, -1, 1, 1))
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Images uint8 (n, C, H, W) to floats normalised by mean and std."""
+        """Convert images uint8 (n, C, H, W) to floats normalised by mean and std."""
         pixels = (images.float() / 255 - self.pixel_mean) / self.pixel_std
         return pixels.contiguous(memory_format=torch.channels_last)
 
@@ -108,12 +108,12 @@ class Backbone(nn.Module):
 
 
 def open_backbone(source: str, *, seed: int = 0) -> Backbone:
-    """Open what a user calls a backbone, frozen; no code in a file is run.
+    """Open a backbone, frozen, without running code in a file.
 
     ===================================  ==================================================================
     source                               is
     ===================================  ==================================================================
-    ``runs/fit-…``                       the folder of a run, of which the last checkpoint is taken
+    ``runs/fit-…``                       a run folder, whose last checkpoint is used
     ``runs/…/last.ckpt``                 a Lightning checkpoint of a `MultiLabelSSLModule`, or FSDP's folder of shards
     ``backbone.safetensors``             a file of `mlssl.export_backbone`, whose header names the backbone, or its
                                          folder of format "timm-dir"
@@ -123,23 +123,23 @@ def open_backbone(source: str, *, seed: int = 0) -> Backbone:
     ``resnet50``                         the same, untrained
     ===================================  ==================================================================
 
-    Weights are loaded strictly, but for those of a classifier, which a backbone has not. Prefixes of `torch.compile`,
-    of DDP and of our own module are taken off. Of MoCo's published files the trained encoder is taken, without its
-    momentum copy, queue and heads; DINO's are read as they are, ``vit_small_patch16_224=dino_vits16.pth``.
+    Weights are loaded strictly, except for a classifier, which is ignored. Prefixes of `torch.compile`, DDP and our own
+    module are removed. From MoCo's published files the trained encoder is loaded, without momentum copy, queue and
+    heads; DINO's files work unchanged, ``vit_small_patch16_224=dino_vits16.pth``.
 
     Args:
-        source: As above.
-        seed: Of untrained weights; the global random state is left as it was.
+        source: See the table.
+        seed: Seed of untrained weights; the global random state does not change.
 
     Raises:
-        FileNotFoundError: If a file is not there.
-        ValueError: On an unknown name, a file that is no checkpoint, is damaged, holds code, does not name its
-            backbone, or whose weights do not fit; missing and unexpected ones are named. Where published weights
-            cannot be had.
+        FileNotFoundError: A file does not exist.
+        ValueError: The name is unknown; a file is not a checkpoint, is damaged, contains code, does not name its
+            backbone, or has weights that do not fit (missing and unexpected ones are named); or published weights
+            cannot be loaded.
     """
     path = checkpoint_at(Path(source))
     name, equals, file = source.partition("=")
-    if equals and not path.exists():  # checkpoints are called epoch=9-step=700.ckpt
+    if equals and not path.exists():  # checkpoint names contain "=": epoch=9-step=700.ckpt
         _check_exists(Path(file))
         return _with_weights(name, {}, _read_weights(Path(file)), file).frozen()
     if (path / TIMM_CONFIG).is_file():
@@ -158,24 +158,24 @@ def open_backbone(source: str, *, seed: int = 0) -> Backbone:
             network = build_backbone(source) if untrained else published_backbone(source)
         except ValueError:
             if path.is_dir():
-                load_checkpoint(path)  # which says what kind of folder it takes
+                load_checkpoint(path)  # raises an error about the kind of folder
             raise
     opened = Backbone(network).frozen()
     opened.untrained = untrained
     return opened
 
 
-def open_source(source: str | os.PathLike[str] | nn.Module, network: str = "backbone") -> Backbone:
-    """One network of a checkpoint or of a module that has one as `.backbone`, or the network itself; not copied.
+def open_network(source: str | os.PathLike[str] | nn.Module, network: str = "backbone") -> Backbone:
+    """One network of a checkpoint or of a module with a `.backbone`, or the module itself; not copied.
 
     Args:
-        source: Path of a checkpoint, folder of a run, or a module.
+        source: Path of a checkpoint or run folder, or a module.
         network: Name of the submodule; one other than the backbone has the backbone's architecture.
 
     Raises:
-        FileNotFoundError: If no checkpoint stands there.
-        ValueError: If there is no such network, the source does not say how it is built, its weights do not fit, or it
-            holds pickled code.
+        FileNotFoundError: The checkpoint does not exist.
+        ValueError: The network does not exist, the source does not describe it, its weights do not fit, or the file
+            contains pickled code.
     """
     if not isinstance(source, nn.Module):
         return _of_checkpoint(checkpoint_at(Path(source)), network)
@@ -195,7 +195,7 @@ def open_source(source: str | os.PathLike[str] | nn.Module, network: str = "back
 
 
 def backbone_of(checkpoint: Mapping[str, Any], path: Path, network: str = "backbone") -> Backbone:
-    """One network of a checkpoint that is loaded already; see :func:`open_source`."""
+    """One network of a loaded checkpoint; see :func:`open_network`."""
     check_holds(checkpoint, network, path)
     weights = weights_of(checkpoint, network)
     name, arguments, mean, std = architecture(checkpoint, path)
@@ -217,32 +217,30 @@ def _exported(path: Path) -> Backbone:
 
 
 def backbone_of_file(header: Mapping[str, str], weights: Mapping[str, Tensor], path: Path) -> Backbone:
-    """The backbone of a file of ours, whose header names it, with those of its tensors that are the backbone's.
+    """The backbone of an exported file, built from its header, with the backbone's tensors.
 
     Raises:
-        ValueError: If the header does not name a backbone that can be built without running code, or the weights do not
-            fit it.
+        ValueError: The header does not name a backbone that can be built without running code, or the weights do not
+            fit.
     """
     name = header.get("backbone")
     if name is None or "arguments" not in header:
-        raise ValueError(f"{path} does not say which backbone it holds: pass its name too, such as resnet50={path}")
+        raise ValueError(f"{path} does not name its backbone: also pass the name, such as resnet50={path}")
     arguments, mean, std = (entry_of_header(header, key, path) for key in ("arguments", "mean", "std"))
     check_received_backbone(name, arguments, mean, std, path)
     return _with_weights(name, arguments, weights, str(path), mean, std)
 
 
 def entry_of_header(header: Mapping[str, str], key: str, path: Path) -> Any:
-    """Parse an entry that is JSON; ValueError if it is not there or is none."""
+    """Parse a JSON entry; ValueError if it is missing or not JSON."""
     try:
         return json.loads(header[key])
     except (KeyError, ValueError, RecursionError):
-        raise ValueError(
-            f"The entry {key!r} in the header of {path} is not there or is not JSON: export it again"
-        ) from None
+        raise ValueError(f"The entry {key!r} in the header of {path} is missing or not JSON: export it again") from None
 
 
 def read_safetensors(path: Path, remedy: str) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Header and tensors; ValueError, with the remedy, if the file is none or is damaged."""
+    """Header and tensors; ValueError with the remedy if the file is not safetensors or is damaged."""
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
@@ -250,7 +248,7 @@ def read_safetensors(path: Path, remedy: str) -> tuple[dict[str, str], dict[str,
     except SafetensorError as error:
         raise ValueError(f"{path} is not a safetensors file or is damaged ({error}): {remedy}") from None
     if header.get(DIGEST, digest(tensors)) != digest(tensors):
-        raise ValueError(f"{path} is damaged, the checksum in its header is not that of its tensors: {remedy}")
+        raise ValueError(f"{path} is damaged, the checksum in its header does not match its tensors: {remedy}")
     return header, tensors
 
 
@@ -267,15 +265,15 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
 def _rebuilt(name: str, arguments: Mapping[str, Any], file: str) -> nn.Module:
     try:
         return rebuild_backbone(name, **arguments)
-    except Exception as error:  # of arguments that nobody tried, timm and torchvision raise anything
-        said = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"The backbone {name!r} of {file} cannot be built: {said}") from error
+    except Exception as error:  # timm and torchvision raise anything for untested arguments
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"The backbone {name!r} of {file} cannot be built: {reason}") from error
 
 
 def _check_channels(
     network: nn.Module, mean: Sequence[float] | None, std: Sequence[float] | None, path: object
 ) -> None:
-    """Refuse statistics of another number of channels than the network takes."""
+    """Refuse statistics with another number of channels than the network."""
     channels = len(pixel_statistics(network)[0])
     for key, numbers in (("mean", mean), ("std", std)):
         if numbers and len(numbers) != channels:
@@ -293,7 +291,7 @@ def _read_weights(path: Path) -> dict[str, Any]:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict) or not content or not all(isinstance(one, Tensor) for one in content.values()):
-        raise ValueError(f"{path} holds no weights: pass a dict from names to tensors, as state_dict() gives it")
+        raise ValueError(f"{path} contains no weights: pass a dict from names to tensors, as returned by state_dict()")
     return content
 
 
@@ -317,7 +315,7 @@ def _with_weights(
     if wrong:
         raise ValueError(
             f"the weights in {file} do not fit the backbone {name!r} ({wrong}): "
-            "pass the name of the network that they were saved from"
+            "pass the name of the network they belong to"
         )
     network.load_state_dict(plain)
     _check_channels(network, mean, std, file)

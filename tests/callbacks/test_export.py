@@ -158,7 +158,7 @@ def test_a_format_that_cannot_hold_the_backbone_is_said_before_training(
 ) -> None:
     model = make_model(backbone="test_resnet")
     monkeypatch.setattr(MultiLabelSSLModule, "training_step", train)
-    with pytest.raises(ValueError, match="'test_resnet' cannot be exported, format 'torchvision' cannot hold it"):
+    with pytest.raises(ValueError, match="'test_resnet' cannot be exported, format 'torchvision' does not support it"):
         fit(BackboneExport("torchvision"), model=model)
 
 

@@ -39,6 +39,7 @@ def step_of_one_of_four() -> tuple[Tensor, dict[str, Tensor]]:
     return loss.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
+@pytest.mark.slow
 def test_groups_are_exact_and_their_gradients_are_averaged(processes: Processes) -> None:
     model = module()
     losses = [Step(model)(batch(images)) for images in (slice(2), slice(2, 4))]  # one device with a group's images

@@ -56,6 +56,7 @@ def trained(make_model: Any, make_data: Any, make_trainer: Any) -> Callable[...,
     return train
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CALLBACKS)
 def test_the_weights_are_the_same_with_and_without(name: str, trained: Any) -> None:
     assert trained(CALLBACKS[name]()) == trained([])

@@ -43,6 +43,7 @@ def logged(trainer: L.Trainer, name: str) -> list[float]:
     return [float(row[name]) for row in rows if row.get(name)]
 
 
+@pytest.mark.slow
 def test_a_slow_loader_shows_as_time_for_data(make_model: Make, make_data: Make, make_trainer: Make) -> None:
     trainer = make_trainer(Throughput(), log_every_n_steps=1)
     trainer.fit(make_model(), make_data(train=slow(synthetic_scenes("train", size=32, count=18)), val=None))

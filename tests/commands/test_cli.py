@@ -118,8 +118,8 @@ def test_embeddings_of_a_run_a_checkpoint_and_an_export_are_the_same(run, coco25
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["-o", "a.txt"], "is of no known format: let it end in .safetensors, .npy, .csv, .parquet"),
-        (["-o", "a.csv", "--patches", "true"], "is a table, and the feature maps of patches are no rows"),
+        (["-o", "a.txt"], "has an unknown format: use the suffix .safetensors, .npy, .csv, .parquet"),
+        (["-o", "a.csv", "--patches", "true"], "is a table, which cannot contain feature maps"),
         (["-o", "a.npy", "--patches", "true", "--pooling", "max"], "--patches pools nothing"),
         (["-o", "there.csv"], "'there.csv' exists"),
         (["-o", "a.csv", "--batch_size", "0"], "batch_size=0 was given: pass at least 1"),
@@ -166,6 +166,7 @@ def test_a_folder_of_photographs_trains_without_labels(tmp_path, capsys):
         assert "train/loss" in metrics.read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "images"), [("corel5k_resnet18", "corel5k"), ("coco_resnet50", "coco256")])
 def test_a_config_trains_on_real_images(name, images, request):
     root = request.getfixturevalue(images)
@@ -199,7 +200,7 @@ def _coco(tmp_path: Path, annotations: object) -> list[str]:
 BAD_INPUT = {
     "no such command": (["fitt"], "no command 'fitt'"),
     "no root": (["fit", *SMALL, "--data.dataset", "coco", "--data.root", "nowhere"], "nowhere"),
-    "root not given": (["fit", "--data.dataset", "corel5k"], "needs the folder that holds it"),
+    "root not given": (["fit", "--data.dataset", "corel5k"], "needs its folder"),
     "unknown backbone": (["fit", "--model.backbone", "resnet5O"], "resnet50"),
     "overlap": (["fit", "--data.overlap", "0.7"], "overlap"),
     "rows": (["fit", "--data.rows", "0"], "rows"),

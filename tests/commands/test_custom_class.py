@@ -82,6 +82,7 @@ def config_of(folder: Path) -> dict:
     return yaml.safe_load((folder / "config.yaml").read_text())
 
 
+@pytest.mark.slow
 def test_a_class_by_its_import_path_is_trained_resumed_reported_exported_and_validated(
     package: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -111,6 +112,7 @@ def test_a_class_by_its_import_path_is_trained_resumed_reported_exported_and_val
     capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_a_config_says_which_class_and_another_one_is_refused(package: str, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["fit", *SMALL, "--trainer.max_epochs", "1"]
     assert main([*words, "--model", f"{package}.MyModule"]) == 0

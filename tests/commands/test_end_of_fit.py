@@ -89,7 +89,7 @@ def test_the_next_commands_work_as_printed(tmp_path: Path, capsys: pytest.Captur
     ("words", "message"),
     [
         (["--data.dataset", "folder", "--data.root", "nowhere"], "nowhere"),
-        (["--data.batch_size", "100000"], "a step takes 100000"),
+        (["--data.batch_size", "100000"], "a step needs 100000"),
         (["--start_from", "none.ckpt"], "none.ckpt"),
     ],
 )

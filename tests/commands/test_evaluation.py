@@ -81,6 +81,7 @@ def test_knn_of_photographs(corel5k: Path, capsys: pytest.CaptureFixture[str]) -
     assert "Jaccard@5" in printed
 
 
+@pytest.mark.slow
 def test_a_protocol_that_trains_runs_by_its_name(coco256: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["linear", "test_resnet", "--protocol", "coco-448", "--root", str(coco256), "--epochs", "1"]
     assert main([*words, "--num_workers", "0"]) == 0

@@ -56,7 +56,7 @@ def test_a_format_is_written_and_its_check_and_difference_printed(
         (["-o", "a.safetensors", "--format", "onyx"], "Unknown export format 'onyx': choose 'timm', 'torchvision'"),
         (
             ["-o", "a.pth", "--format", "torchvision"],
-            "Formats that hold it: 'timm', 'safetensors', 'timm-dir', 'onnx', 'torch.export'.",
+            "Formats that support it: 'timm', 'safetensors', 'timm-dir', 'onnx', 'torch.export'.",
         ),
         (["-o", "there.safetensors"], "there.safetensors exists: choose another name"),
         (["-o", "a.safetensors", "--image_size", "100"], "takes no images of 100 × 100 pixels"),
@@ -76,5 +76,5 @@ def test_a_checkpoint_without_a_backbone_ends_in_one_line(tmp_path, monkeypatch,
     monkeypatch.chdir(tmp_path)
     torch.save({"state_dict": {"other.weight": torch.zeros(1)}}, "other.ckpt")
     assert main(["export", "other.ckpt"]) == 2
-    assert "other.ckpt holds no backbone" in capsys.readouterr().err
+    assert "other.ckpt has no weights of backbone" in capsys.readouterr().err
     assert file_names(tmp_path) == ["other.ckpt"]

@@ -42,6 +42,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return name
 
 
+@pytest.mark.slow
 def test_functions_are_imported_used_kept_as_text_and_found_by_resume(
     own: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

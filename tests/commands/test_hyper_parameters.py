@@ -147,8 +147,8 @@ def test_code_in_a_received_checkpoint_is_refused_in_one_line(
 
 def test_a_file_without_hyper_parameters_is_said(trap: str, capsys: pytest.CaptureFixture[str]) -> None:
     said = {
-        "other.ckpt has no state_dict, so it is not a checkpoint of the Trainer": [1],
-        "The entry 'hyper_parameters' of other.ckpt is not as": {"hyper_parameters": [1], "state_dict": {}},
+        "other.ckpt has no state_dict, so it is not a Trainer checkpoint": [1],
+        "The entry 'hyper_parameters' of other.ckpt does not have": {"hyper_parameters": [1], "state_dict": {}},
     }
     for message, content in said.items():
         torch.save(content, "other.ckpt")

@@ -73,7 +73,7 @@ def test_a_folder_is_packed_without_a_val_set_and_trains(coco256: Path, capsys: 
     assert "shards: 24 train images in 1 archive," in capsys.readouterr().out
     assert main(["fit", *SMALL, "--data.dataset", "shards", "--data.root", "shards"]) == 0
     assert main(["pack", "photos"]) == 2
-    assert "'shards' exists, and nothing in it was changed: choose another place" in capsys.readouterr().err
+    assert "'shards' exists, and nothing in it was changed: choose another path" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_a_folder_is_packed_without_a_val_set_and_trains(coco256: Path, capsys: 
         (["photos", "--dataset", "shards"], "dataset='shards' has no image files to pack"),
         (["photos", "--megabytes", "0"], "megabytes=0 was given: pass the size of an archive, at least 1"),
         (["nowhere", "--megabytes", "0"], "megabytes=0 was given"),  # before anything is read
-        (["nowhere", "-o", "."], "'.' exists, and nothing in it was changed: choose another place"),
+        (["nowhere", "-o", "."], "'.' exists, and nothing in it was changed: choose another path"),
         (["photos", "--megabytes", "many"], "many"),
         (["photos", "--dataset", "tfrecord"], "tfrecord"),
         ([], "root"),

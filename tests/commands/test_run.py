@@ -247,6 +247,7 @@ def steps_of_last(folder: Path) -> int:
     return int(torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"])
 
 
+@pytest.mark.slow
 def test_a_run_that_was_moved_copied_or_linked_goes_on_from_its_newest_checkpoint(run: Path) -> None:
     places = [shutil.copytree(run, Path("copied")), run.rename("moved"), Path("linked")]
     places[2].symlink_to("moved")
@@ -263,6 +264,7 @@ def test_a_run_that_was_moved_copied_or_linked_goes_on_from_its_newest_checkpoin
     assert steps_of_last(Path("copied")) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("before", "after"),
     [
@@ -335,6 +337,7 @@ def test_a_run_is_locked_while_it_trains_and_what_killed_ones_left_is_removed(
     assert not list(run.rglob(".*"))
 
 
+@pytest.mark.slow
 def test_a_saver_of_the_best_checkpoint_saves_in_addition_also_after_a_move(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("run.yaml").write_text(
         "trainer: {callbacks: [{class_path: ModelCheckpoint, init_args: "
@@ -379,7 +382,7 @@ def test_a_saver_of_the_best_checkpoint_saves_in_addition_also_after_a_move(monk
             ["fit", "--resume", "runs/none"],
             "There is no run at runs/none: pass the folder of one, --resume runs/NAME-<",
         ),
-        (["fit", "--resume", "."], ". cannot go on, it has no config.yaml: pass the folder of a run that saved a"),
+        (["fit", "--resume", "."], ". cannot be resumed, it has no config.yaml: pass the folder of a run that saved a"),
         (["fit", "--resume"], "--resume was given alone: pass the folder of a run"),
         (["test", "--resume", "runs/none"], "--resume is for fit, and test was asked for: pass --ckpt_path"),
     ],
@@ -483,6 +486,6 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole_and_says_so(
     assert main(["fit", "--resume", str(run), "--trainer.max_epochs", "2"]) == 2
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert "No space left on device: '" in line
-    assert line.endswith(".ckpt': nothing new was kept, and a file that stood there is whole; free some space")
+    assert line.endswith(".ckpt': nothing new was kept, and an existing file is intact; free some space")
     assert all(path.read_bytes() == content for path, content in kept.items())
     assert not [path for path in run.rglob(".*") if path.is_file()]

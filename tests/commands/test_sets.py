@@ -50,7 +50,7 @@ def test_pack_takes_annotations_of_the_images_in_a_folder(capsys: pytest.Capture
     assert (packed.classes, len(packed)) == (("cup", "sky"), 2)
     words = ["photos", "--annotations", "tasks.json", "--images", "photos", "-o", "other"]
     assert main(["pack", *words]) == 2
-    assert "with annotations, pass the one folder of their images in the first place" in capsys.readouterr().err
+    assert "with annotations, pass one image folder as the first argument" in capsys.readouterr().err
 
 
 def test_neighbors_searches_a_set(capsys: pytest.CaptureFixture[str]) -> None:
@@ -60,7 +60,7 @@ def test_neighbors_searches_a_set(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["neighbors", *words, *small, "--train_split", "list.csv"]) == 0
     assert "the 2 most like it of 3 images" in capsys.readouterr().out
     assert main(["neighbors", "photos/0.png", "photos", "--white", "0", *small]) == 2
-    assert "white=0.0 was given: pass the value above 0 that is white" in capsys.readouterr().err
+    assert "white=0.0 was given: pass a white level above 0" in capsys.readouterr().err
 
 
 def test_a_protocol_refuses_other_sets(capsys: pytest.CaptureFixture[str]) -> None:
@@ -71,7 +71,7 @@ def test_a_protocol_refuses_other_sets(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_help_all_explains_what_help_names(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["knn", "--help_all"]) == 0
-    assert "Of the images, to hold out as validation set." in " ".join(capsys.readouterr().out.split())
+    assert "Fraction of the images to hold out for validation." in " ".join(capsys.readouterr().out.split())
 
 
 def test_views_show_an_image_as_white_scales_it(monkeypatch: pytest.MonkeyPatch) -> None:

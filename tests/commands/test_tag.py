@@ -12,9 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
+from mlssl.backbones import build_backbone
 from mlssl.cli import main
+from mlssl.tagging.fit import tagger_of
 from mlssl.tagging.tag_files import tag_writer
 from mlssl.tagging.tagger import Tagger
+from mlssl.weights.sources import Backbone
 
 ROWS = (["a.jpg", 'né"w,.png'], [["sky", "sea"], []], [[0.9, 0.7], [0.125, 0.0]])
 
@@ -97,3 +100,48 @@ def test_a_tagger_of_a_probe_tags_a_folder_with_pictures_and_counts_bad_images(
     assert main(["tag", "tagger.safetensors", "none", "-o", "t.csv"]) == 2
     assert "none of the 1 images of none can be decoded, first bad.jpg" in capsys.readouterr().err
     assert not Path("t.csv").exists()
+
+
+@pytest.fixture
+def listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Three images, two of which a manifest lists, and a tagger."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for name in "abc":
+        Image.fromarray(rng.integers(0, 256, (40, 30, 3), dtype=np.uint8)).save(f"{name}.png")
+    Path("two.csv").write_text("file,names\nc.png,sky;sea\na.png,sea\n")
+    labels = torch.tensor([[1], [0]])
+    model = Backbone(build_backbone("test_resnet"))
+    tagger_of(model, torch.nn.Linear(96, 1), labels.float(), labels, ["sky"], size=(32, 32)).save("t.safetensors")
+    return tmp_path
+
+
+MANIFEST = ["--dataset", "manifest", "--train_split", "two.csv", "--path_column", "file", "--label_columns", "names"]
+
+
+def test_tag_and_predict_read_any_set(listed: Path) -> None:
+    for words in (["--separator", ";"], ["--separator", ";", "--classes", "[sea]"]):
+        assert main(["tag", "t.safetensors", ".", "-o", "tags.csv", "--overwrite", "true", *MANIFEST, *words]) == 0
+        assert pandas.read_csv("tags.csv")["path"].tolist() == ["c.png", "a.png"]
+    assert main(["predict", "test_resnet", ".", "-o", "e.npy", "--size", "32", *MANIFEST, "--separator", ";"]) == 0
+    assert pandas.read_csv("e.names.csv")["path"].tolist() == ["c.png", "a.png"]
+    assert main(["predict", "test_resnet", ".", "-o", "all.npy", "--size", "32"]) == 0
+    assert len(np.load("all.npy")) == 3
+    assert main(["predict", "test_resnet", ".", "-o", "o.npy", "--size", "32", "--annotations", "two.csv",
+                 *MANIFEST[4:], "--separator", ";"]) == 0  # fmt: skip
+    assert np.array_equal(np.load("o.npy"), np.load("e.npy"))
+
+
+@pytest.mark.parametrize("command", [["tag", "t.safetensors"], ["predict", "test_resnet"]])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--separator", ";"], "separator=';' and dataset='folder' were given: separator is for manifest"),
+        (["--dataset", "coco"], "annotations/instances_train2017.json"),
+        (["--annotations", "two.csv", "--images", "."], "with annotations, pass one image folder as the first"),
+    ],
+)
+def test_tag_and_predict_refuse_options_that_do_not_fit(command, words, message, listed: Path, capsys) -> None:
+    assert main([*command, ".", "-o", "out.csv", *words]) == 2
+    assert message in capsys.readouterr().err
+    assert not Path("out.csv").exists()

@@ -1,4 +1,4 @@
-"""Images that cannot be decoded stop a run, or are skipped, counted and named; all others stay as they would be."""
+"""Images that cannot be decoded stop a run, or are skipped, counted and named; other images do not change."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_skipped_ones_change_nothing_for_the_others(whole: Path, broken: Path, w
     assert seen == epochs(data_of(broken, on_bad_image="skip"))
 
 
-def test_a_substitute_has_draws_of_its_own(broken: Path) -> None:
+def test_a_substitute_has_its_own_random_stream(broken: Path) -> None:
     dataset = ViewDataset(read_folder(broken), BlockViews(size=16), bad=BadImages(NUM))
     (substitute,) = dataset.__getitems__([(0, 3)])
     assert substitute["image_ids"] == 4
@@ -103,7 +103,7 @@ def test_a_substitute_has_draws_of_its_own(broken: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_evaluation_goes_on_without_them(broken: Path, workers: int) -> None:
+def test_evaluation_leaves_them_out(broken: Path, workers: int) -> None:
     data = data_of(broken, on_bad_image="skip", num_workers=workers, batch_size=2)
     loader = data.image_dataloader("train")
     ids = torch.cat([batch["image_ids"] for batch in loader]).tolist()
@@ -130,12 +130,12 @@ def test_on_several_devices_the_number_of_batches_stays(
         list(data_of(tmp_path / "none", on_bad_image="skip", batch_size=2).image_dataloader("train"))
 
 
-def test_where_nothing_can_be_decoded_the_run_stops(tmp_path: Path) -> None:
+def test_the_run_stops_if_no_image_can_be_decoded(tmp_path: Path) -> None:
     for index in range(5):
         (tmp_path / f"{index}.jpg").write_text("no image")
-    with pytest.raises(BadImageError, match=r"0.jpg cannot be decoded, and no other image was found .*, 4 tried"):
+    with pytest.raises(BadImageError, match=r"0.jpg cannot be decoded, and none of 4 other images can replace it"):
         list(ViewDataset(read_folder(tmp_path), BlockViews(size=16), bad=BadImages(5)).__getitems__([0]))
-    with pytest.raises(BadImageError, match="cannot be decoded, and no other image was found"):
+    with pytest.raises(BadImageError, match="cannot be decoded, and none of 3 other images can replace it"):
         list(data_of(tmp_path, on_bad_image="skip", batch_size=2).train_dataloader())
 
 
@@ -183,7 +183,7 @@ def test_they_are_named_at_an_early_end_too(broken: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_check_beforehand_finds_all_and_shows_its_pace(
+def test_a_check_before_training_finds_all_and_shows_progress(
     broken: Path, workers: int, capsys: Any, monkeypatch: Any
 ) -> None:
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
@@ -196,7 +196,7 @@ def test_a_check_beforehand_finds_all_and_shows_its_pace(
     assert list(find_bad_images(read_folder(broken), [1, 3])) == [3]
 
 
-def test_a_check_beforehand_stops_or_skips(broken: Path) -> None:
+def test_a_check_before_training_stops_or_skips(broken: Path) -> None:
     with pytest.raises(BadImageError, match=r"2 of 12 train images cannot be decoded: replace them.*03.jpg.*07.jpg"):
         data_of(broken, check_images=True).setup()
     data = data_of(broken, check_images=True, on_bad_image="skip")
@@ -204,20 +204,18 @@ def test_a_check_beforehand_stops_or_skips(broken: Path) -> None:
     assert [path.name for path in data.skipped_images["train"]] == ["03.jpg", "07.jpg"]
 
 
-def test_files_of_own_records_are_looked_for_before_training(whole: Path) -> None:
+def test_files_of_custom_records_are_checked_before_training(whole: Path) -> None:
     records = Records(["00.jpg", "none.jpg"], root=whole)
-    with pytest.raises(FileNotFoundError, match=r"1 of 2 images do not exist, first .*none.jpg: correct their paths"):
+    with pytest.raises(FileNotFoundError, match=r"1 of 2 images do not exist, first .*none.jpg: correct the paths"):
         MultiLabelDataModule(train=records, batch_size=2, size=16).setup()
 
 
-def test_another_word_than_stop_or_skip_is_refused() -> None:
+def test_values_other_than_stop_and_skip_are_refused() -> None:
     with pytest.raises(ValueError, match="on_bad_image='drop' was given: pass 'stop' or 'skip'"):
         MultiLabelDataModule(on_bad_image="drop")  # type: ignore[arg-type]
 
 
-def test_the_command_checks_first_and_says_all_of_it(
-    broken: Path, tmp_path: Path, capsys: Any, monkeypatch: Any
-) -> None:
+def test_the_command_checks_first_and_lists_all(broken: Path, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
     for name in (RUN_FOLDER_VARIABLE, "PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
         monkeypatch.setenv(name, "")

@@ -1,4 +1,4 @@
-"""Batches that keep the contract are accepted, others are answered with it."""
+"""Batches that follow the contract are accepted; others are refused with its text."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_accepts_boxes_in_the_precision_of_the_run(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("labels", [None, torch.ones(2, 3, dtype=torch.bool), torch.zeros(2, 3, dtype=torch.int64)])
-def test_accepts_batches_that_keep_the_contract(labels: torch.Tensor | None) -> None:
+def test_accepts_batches_that_follow_the_contract(labels: torch.Tensor | None) -> None:
     check_view_batch(view_batch(labels=labels, path=["further", "keys"]))
     check_image_batch(image_batch(labels=labels), num_labels=3)
 
@@ -67,8 +67,8 @@ WRONG_IN_BOTH = [
     ({"labels": torch.zeros(3, 3, dtype=torch.int8)}, ValueError, r"'labels' has shape \(3, 3\) for 2 images"),
     ({"labels": torch.zeros(2, 0, dtype=torch.int8)}, ValueError, r"'labels' has shape \(2, 0\)"),
     ({"labels": torch.zeros(2, 4, dtype=torch.int8)}, ValueError, "'labels' has 4 columns where L = 3 was expected"),
-    ({"labels": torch.full((2, 3), 2)}, ValueError, r"'labels' holds 2\."),
-    ({"labels": torch.tensor([[7, 0, 1], [5, -2, -1]])}, ValueError, r"'labels' holds -2 and others\."),
+    ({"labels": torch.full((2, 3), 2)}, ValueError, r"'labels' contains 2\."),
+    ({"labels": torch.tensor([[7, 0, 1], [5, -2, -1]])}, ValueError, r"'labels' contains -2 and others\."),
 ]
 
 
@@ -80,15 +80,15 @@ WRONG_IN_BOTH = [
         ({"views": torch.zeros(2, 2, 4, 3, 8, 8)}, TypeError, "'views' is Tensor of torch.float32 .*not uint8"),
         ({"views": torch.zeros(2, 8, 3, 8, 8, dtype=torch.uint8)}, ValueError, r"'views' has shape \(2, 8, 3, 8, 8\)"),
         ({"views": torch.zeros(2, 2, 4, 3, 8, 9, dtype=torch.uint8)}, ValueError, r"shape \(2, 2, 4, 3, 8, 9\)"),
-        ({"views": torch.zeros(2, 2, 0, 3, 8, 8, dtype=torch.uint8)}, ValueError, "which holds no pixel"),
-        ({"views": torch.zeros(2, 0, 4, 3, 8, 8, dtype=torch.uint8)}, ValueError, "which holds no pixel"),
+        ({"views": torch.zeros(2, 2, 0, 3, 8, 8, dtype=torch.uint8)}, ValueError, "which is empty"),
+        ({"views": torch.zeros(2, 0, 4, 3, 8, 8, dtype=torch.uint8)}, ValueError, "which is empty"),
         ({"boxes": boxes().long()}, TypeError, "'boxes' is Tensor of torch.int64 .*not float32"),
         ({"boxes": [0]}, TypeError, "'boxes' is of type list, not float32"),
         ({"boxes": boxes(2, 3, 4)}, ValueError, r"'boxes' has shape \(2, 3, 4, 4\) where \(2, 2, 4, 4\) was expected"),
-        ({"boxes": boxes() - 0.3}, ValueError, "'boxes' holds boxes outside 0-1 or without extent"),
-        ({"boxes": boxes() + 0.3}, ValueError, "'boxes' holds boxes outside 0-1"),
-        ({"boxes": 0 * boxes()}, ValueError, "'boxes' holds boxes outside 0-1 or without extent"),
-        ({"boxes": boxes() * float("nan")}, ValueError, "'boxes' holds boxes outside 0-1"),
+        ({"boxes": boxes() - 0.3}, ValueError, "'boxes' has boxes outside 0-1 or without area"),
+        ({"boxes": boxes() + 0.3}, ValueError, "'boxes' has boxes outside 0-1"),
+        ({"boxes": 0 * boxes()}, ValueError, "'boxes' has boxes outside 0-1 or without area"),
+        ({"boxes": boxes() * float("nan")}, ValueError, "'boxes' has boxes outside 0-1"),
         ({"local_boxes": boxes(2, 5)}, ValueError, "'local_boxes' came without 'local_views'"),
         ({"local_views": local().float()}, TypeError, "'local_views' is Tensor of torch.float32 .*not uint8"),
         ({"local_views": [1]}, TypeError, "'local_views' is of type list, not uint8"),
@@ -96,7 +96,7 @@ WRONG_IN_BOTH = [
         ({"local_views": local()[:, :, :2]}, ValueError, r"'local_views' has shape \(2, 5, 2, 4, 4\)"),
         ({"local_views": local()[..., 1:]}, ValueError, r"'local_views' has shape \(2, 5, 3, 4, 3\)"),
         ({"local_views": local()[:, 0]}, ValueError, r"'local_views' has shape \(2, 3, 4, 4\)"),
-        ({"local_views": local(2, 0)}, ValueError, r"'local_views' has shape \(2, 0, 3, 4, 4\), which holds no pixel"),
+        ({"local_views": local(2, 0)}, ValueError, r"'local_views' has shape \(2, 0, 3, 4, 4\), which is empty"),
         (
             {"local_views": local(), "local_boxes": boxes(2, 4)},
             ValueError,
@@ -118,7 +118,7 @@ def test_a_wrong_training_batch_is_answered_with_the_contract(
         ({"image": None}, ValueError, r"lacks \['image'\]"),
         ({"image": torch.zeros(2, 3, 6, 8)}, TypeError, "'image' is Tensor of torch.float32 .*not uint8"),
         ({"image": torch.zeros(2, 6, 8, dtype=torch.uint8)}, ValueError, r"'image' has shape \(2, 6, 8\)"),
-        ({"image": torch.zeros(2, 3, 0, 8, dtype=torch.uint8)}, ValueError, "which holds no pixel"),
+        ({"image": torch.zeros(2, 3, 0, 8, dtype=torch.uint8)}, ValueError, "which is empty"),
     ],
 )
 def test_a_wrong_evaluation_batch_is_answered_with_the_contract(
@@ -128,6 +128,6 @@ def test_a_wrong_evaluation_batch_is_answered_with_the_contract(
         check_image_batch(image_batch(**changes), num_labels=3)
 
 
-def test_a_batch_that_is_no_mapping_is_answered_with_the_contract() -> None:
+def test_a_batch_that_is_not_a_mapping_is_answered_with_the_contract() -> None:
     with pytest.raises(TypeError, match=r"a batch of type list was given\. A training batch is a mapping"):
         check_view_batch([torch.zeros(2)])

@@ -1,4 +1,4 @@
-"""What may happen to a loader in the middle of a run: an error that names the image and the rank, and no waiting."""
+"""Loader failures during a run: an error with image and rank, without waiting."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def decode_or_wait(path: Path) -> Any:
         (decode_or_wait, {"timeout": 7}, "DataLoader timed out after 7 seconds"),
     ],
 )
-def test_a_worker_that_dies_or_waits_ends_the_run_with_rank_and_images(
+def test_a_dead_or_hanging_worker_ends_the_run_with_rank_and_images(
     decode: Any, settings: dict[str, Any], what: str, photos: Path
 ) -> None:
     names = [path.name for path in sorted(photos.iterdir())]
@@ -101,7 +101,7 @@ trainer.fit(MultiLabelSSLModule("test_resnet", projection_dim=8, predictor_dim=4
 
 
 @pytest.mark.slow
-def test_a_worker_that_dies_in_the_middle_of_a_step_is_said_after_it(photos: Path) -> None:
+def test_a_worker_death_during_a_step_is_reported_after_the_step(photos: Path) -> None:
     """torch would raise it where the main thread is, and the step that is saved would be half made."""
     done = subprocess.run(
         [sys.executable, "-c", KILLED_IN_A_STEP, photos], capture_output=True, text=True, check=False, timeout=300
@@ -111,7 +111,7 @@ def test_a_worker_that_dies_in_the_middle_of_a_step_is_said_after_it(photos: Pat
     assert said[0] == "3"  # that step was made
     assert re.match(
         r"RuntimeError: No batch came on rank 0: worker \d+ was killed by SIGKILL\. Step \d of epoch \d waited for "
-        rf"{photos}/\d\d\.png, {photos}/\d\d\.png\. Look at these images and at the memory",
+        rf"{photos}/\d\d\.png, {photos}/\d\d\.png\. Check these images and this machine's memory",
         done.stderr.strip().splitlines()[-1],
     )
 
@@ -132,13 +132,13 @@ def test_a_file_that_is_removed_during_training_is_named_with_rank_and_step(
         path.unlink()
     step = r"step \d of epoch 0" if kind == "views" else r"batch \d of whole images"
     with pytest.raises(
-        FileNotFoundError, match=rf"'{photos}/\d\d\.png' on rank 3, in {step}: look at this file"
+        FileNotFoundError, match=rf"'{photos}/\d\d\.png' on rank 3, in {step}: check this file"
     ) as caught:
         list(seen)
     assert "Traceback" not in str(caught.value)
 
 
-def test_a_disk_that_hangs_in_an_evaluation_is_named_with_rank_and_images(photos: Path) -> None:
+def test_a_hanging_disk_in_an_evaluation_is_reported_with_rank_and_images(photos: Path) -> None:
     names = [path.name for path in sorted(photos.iterdir())]
     records = Records(names, root=photos, decode=decode_or_wait)
     data = MultiLabelDataModule(train=records, batch_size=BATCH, size=16, num_workers=1, timeout=2)
@@ -147,6 +147,6 @@ def test_a_disk_that_hangs_in_an_evaluation_is_named_with_rank_and_images(photos
         list(data.image_dataloader("train"))
 
 
-def test_a_timeout_below_nothing_is_refused(photos: Path) -> None:
+def test_a_negative_timeout_is_refused(photos: Path) -> None:
     with pytest.raises(ValueError, match="timeout=-1 was given: pass a number of at least 0"):
         batches(read_folder(photos), timeout=-1)

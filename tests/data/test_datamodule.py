@@ -1,4 +1,4 @@
-"""The loaders of a run: what they yield, what the draws of a sample depend on, and what is refused."""
+"""The loaders of a run: their batches, what random samples depend on, and refused arguments."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ QUIET: dict[str, Any] = {
 
 
 class Recorder(L.LightningModule):
-    """Writes down what it is given: {epoch: {image id: digest of its views}}."""
+    """Records its batches: {epoch: {image id: digest of its views}}."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -127,11 +127,11 @@ def merged(steps: list[Draws]) -> Draws:
     return {image_id: digest for step in steps for image_id, digest in step.items()}
 
 
-# ---------------------------------------------------------------------- what the loaders yield
+# ---------------------------------------------------------------------- batches of the loaders
 
 
 @pytest.mark.parametrize(("rows", "cols"), [(2, 2), (1, 1), (3, 2)])
-def test_training_batches_keep_the_contract(labelled: Records, rows: int, cols: int) -> None:
+def test_training_batches_follow_the_contract(labelled: Records, rows: int, cols: int) -> None:
     batches = list(module(labelled, rows=rows, cols=cols).train_dataloader())
     assert len(batches) == 3
     for batch in batches:
@@ -143,7 +143,7 @@ def test_training_batches_keep_the_contract(labelled: Records, rows: int, cols: 
         assert np.array_equal(batch["labels"].numpy(), labelled.labels[rows_of])
 
 
-def test_the_learning_rate_scaling_can_read_images_and_blocks_a_step(labelled: Records) -> None:
+def test_learning_rate_scaling_reads_images_and_blocks_per_step(labelled: Records) -> None:
     loader = module(labelled, rows=3, cols=2).train_dataloader()
     assert (loader.batch_size, loader.dataset.num_blocks) == (3, 6)  # type: ignore[attr-defined]
 
@@ -180,7 +180,7 @@ def test_classes_are_those_of_whichever_set_has_labels(photos: Path, labelled: R
     assert module(unlabelled, probe_train=labelled).num_labels == 3
 
 
-def test_the_probes_images_are_a_set_of_their_own_shuffled_by_epoch(photos: Path, labelled: Records) -> None:
+def test_probe_images_are_a_separate_set_shuffled_per_epoch(photos: Path, labelled: Records) -> None:
     assert module(labelled).probe_dataloader() is None
     data = module(read_folder(photos), val=labelled, probe_train=labelled)
     orders = []
@@ -195,7 +195,7 @@ def test_the_probes_images_are_a_set_of_their_own_shuffled_by_epoch(photos: Path
     assert all(sorted(order) == labelled.image_ids.tolist() for order in orders)
 
 
-def test_loaders_leave_every_global_random_state_alone(labelled: Records) -> None:
+def test_loaders_do_not_change_global_random_states(labelled: Records) -> None:
     data = module(labelled, val=labelled, probe_train=labelled)
     before = torch.get_rng_state(), random.getstate(), pickle.dumps(np.random.get_state())  # noqa: NPY002
     for loader in (data.train_dataloader(), data.val_dataloader(), data.probe_dataloader()):
@@ -208,7 +208,7 @@ def test_loaders_leave_every_global_random_state_alone(labelled: Records) -> Non
 # ---------------------------------------------------------------------- draws
 
 
-def test_every_image_comes_at_most_once_an_epoch_and_others_sit_out_the_next(labelled: Records) -> None:
+def test_every_image_is_used_at_most_once_per_epoch_and_the_leftovers_vary(labelled: Records) -> None:
     data = module(labelled)
     epochs = [[i for step in draws(data, epoch) for i in step] for epoch in range(6)]
     for ids in epochs:
@@ -247,7 +247,7 @@ def test_two_real_processes_share_the_steps_of_one(labelled: Records, tmp_path: 
         assert {int(image_id): digest for image_id, digest in seen.items()} == expected
 
 
-def test_epoch_seed_and_index_change_the_views(labelled: Records) -> None:
+def test_views_depend_on_epoch_seed_and_index(labelled: Records) -> None:
     first, second = (merged(draws(module(labelled, batch_size=10), epoch)) for epoch in (0, 1))
     other = merged(draws(module(labelled, batch_size=10, seed=1)))
     assert first.keys() == second.keys() == other.keys()
@@ -256,7 +256,7 @@ def test_epoch_seed_and_index_change_the_views(labelled: Records) -> None:
     assert len(set(merged(draws(module(same, batch_size=4))).values())) == 4
 
 
-def test_a_resumed_run_sees_what_the_uninterrupted_run_saw(labelled: Records, tmp_path: Path) -> None:
+def test_a_resumed_run_has_the_batches_of_an_uninterrupted_run(labelled: Records, tmp_path: Path) -> None:
     whole, half, rest = Recorder(), Recorder(), Recorder()
     L.Trainer(max_epochs=3, default_root_dir=tmp_path, **QUIET).fit(whole, module(labelled))
     first = L.Trainer(max_epochs=1, default_root_dir=tmp_path, **QUIET)
@@ -284,7 +284,7 @@ class Stops(L.Callback):
 
 
 @pytest.mark.parametrize(("step", "workers"), [(1, 0), (4, 2), (6, 0), (6, 2)])
-def test_a_run_that_is_resumed_in_an_epoch_sees_the_rest_of_it(
+def test_a_run_resumed_in_mid_epoch_continues_with_the_rest_of_it(
     step: int, workers: int, labelled: Records, tmp_path: Path
 ) -> None:
     whole, rest = Recorder(), Recorder()
@@ -302,10 +302,10 @@ def test_a_run_that_is_resumed_in_an_epoch_sees_the_rest_of_it(
         assert rest.seen[later].items() <= whole.seen[later].items()
 
 
-def test_other_steps_are_refused_in_the_middle_of_an_epoch(labelled: Records, tmp_path: Path) -> None:
+def test_another_step_size_is_refused_in_mid_epoch(labelled: Records, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"max_epochs": 3, "default_root_dir": tmp_path, **QUIET}
     L.Trainer(callbacks=[Stops(2, tmp_path / "2.ckpt")], **settings).fit(Recorder(), module(labelled))
-    with pytest.raises(ValueError, match=r"after 2 steps of an epoch, with 3 of 10 .* takes 2 of 10: keep batch_size"):
+    with pytest.raises(ValueError, match=r"after 2 steps of an epoch, with 3 of 10 .* has 2 of 10: keep batch_size"):
         L.Trainer(**settings).fit(Recorder(), module(labelled, batch_size=2), ckpt_path=tmp_path / "2.ckpt")
 
 
@@ -370,20 +370,20 @@ def test_real_corel5k_gives_81_labels(corel5k: Path) -> None:
     assert len(data.image_dataloader("train").dataset) == 4500  # type: ignore[arg-type]
 
 
-def test_a_folders_splits_are_the_folders_in_it(photos: Path) -> None:
+def test_splits_of_a_folder_are_its_subfolders(photos: Path) -> None:
     data = from_disk("folder", photos.parent, train_split=photos.name, val_split=photos.name)
     data.setup()
     assert data.train_records is not None
     assert len(data.train_records) == len(data.val_dataloader().dataset) == NUM_PHOTOS  # type: ignore[union-attr, arg-type]
 
 
-def test_drawn_scenes_need_no_files() -> None:
+def test_synthetic_scenes_need_no_files() -> None:
     data = MultiLabelDataModule(batch_size=4, size=16, num_workers=0)
     check_view_batch(next(iter(data.train_dataloader())), num_labels=12)
     check_image_batch(next(iter(data.val_dataloader())), num_labels=12)
 
 
-def test_the_number_of_workers_is_a_devices_share_of_the_cores(
+def test_the_default_number_of_workers_is_the_cores_per_device(
     labelled: Records, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for cores, devices, expected in ((1, 1, 1), (2, 1, 1), (6, 1, 5), (64, 1, MAX_WORKERS), (16, 4, 3), (2, 4, 1)):
@@ -430,7 +430,7 @@ def halves(height, width):
 
 @pytest.fixture
 def custom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A module of a user's on the Python path; gives its name."""
+    """A custom module on the Python path; returns its name."""
     (tmp_path / "their_views.py").write_text(CUSTOM)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "their_views", raising=False)
@@ -443,7 +443,7 @@ BRANCHES = (
 LOCAL = "{count: 4, size: 16, area: [0.1, 0.2], branch: {class_path: their_views.Shade}}"
 
 
-def test_views_are_set_in_yaml_and_on_the_command_line_and_the_config_keeps_the_words(custom: str) -> None:
+def test_views_are_set_in_yaml_and_on_the_command_line_and_saved_in_the_config(custom: str) -> None:
     parser = LightningArgumentParser(exit_on_error=False)
     parser.add_lightning_class_args(MultiLabelDataModule, "data")
     words = [f"--data.branches={BRANCHES}", f"--data.local_views={LOCAL}", f"--data.regions={custom}.halves"]
@@ -468,7 +468,7 @@ def test_views_are_set_in_yaml_and_on_the_command_line_and_the_config_keeps_the_
     assert (small.local_views.count, small.local_views.size) == (4, 32)
 
 
-def test_hyper_parameters_show_numbers_and_name_custom_branches_which_are_passed_again(
+def test_hyper_parameters_store_numbers_and_names_of_custom_branches(
     custom: str, labelled: Records, tmp_path: Path
 ) -> None:
     import their_views
@@ -504,7 +504,7 @@ def test_hyper_parameters_show_numbers_and_name_custom_branches_which_are_passed
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker processes")
-def test_batches_of_other_branches_with_local_views_keep_the_contract_in_workers(custom: str, corel5k: Path) -> None:
+def test_worker_batches_of_custom_branches_with_local_views_follow_the_contract(custom: str, corel5k: Path) -> None:
     photographs = read_corel5k(corel5k, "train").subset(range(6))
     settings = {
         "branches": ["their_views.branch", {}, {"noise_probability": 1}],
@@ -533,7 +533,7 @@ def test_settings_in_a_checkpoint_load_with_weights_only(coco: Path, tmp_path: P
     assert len(loaded.train_dataloader()) == 2
 
 
-# ---------------------------------------------------------------------- what is refused before training
+# ---------------------------------------------------------------------- errors before training
 
 
 @pytest.mark.parametrize(
@@ -543,8 +543,11 @@ def test_settings_in_a_checkpoint_load_with_weights_only(coco: Path, tmp_path: P
             {"dataset": "imagenet"},
             "dataset='imagenet' is unknown: pass one of synthetic, coco, roboflow, voc, corel5k, manifest, folder, sh",
         ),
-        ({"dataset": "coco"}, r"dataset='coco' needs the folder that holds it: pass root \(--data.root FOLDER\)"),
-        ({"root": "photos"}, "root='photos' was given, and drawn scenes have no files: say which dataset it is, coco"),
+        ({"dataset": "coco"}, r"dataset='coco' needs its folder: pass root \(--data.root FOLDER\)"),
+        (
+            {"root": "photos"},
+            "root='photos' was given, and synthetic scenes have no files: pass its dataset, one of coco",
+        ),
         ({"batch_size": 0}, "batch_size=0 was given: pass a number of at least 1"),
         ({"num_workers": -1}, "num_workers=-1 was given: pass a number of at least 0"),
         ({"seed": -1}, "seed=-1 was given: pass a number of at least 0"),
@@ -574,7 +577,7 @@ def test_accepts_the_ends_of_every_range(labelled: Records, settings: dict[str, 
     assert len(next(iter(module(labelled, **settings).train_dataloader()))["views"]) >= 1
 
 
-def test_refuses_arguments_that_do_not_go_together(photos: Path, labelled: Records) -> None:
+def test_refuses_conflicting_arguments(photos: Path, labelled: Records) -> None:
     unlabelled = read_folder(photos)
     with pytest.raises(ValueError, match=r"val or probe_train was given without train: pass train=Records"):
         MultiLabelDataModule(val=labelled)
@@ -584,7 +587,7 @@ def test_refuses_arguments_that_do_not_go_together(photos: Path, labelled: Recor
         "val_split": "",
         "min_images_per_class": (4, 4),
     }.items():
-        with pytest.raises(ValueError, match=rf"{name} and train were given: {name} is for a dataset that is read"):
+        with pytest.raises(ValueError, match=rf"{name} and train were given: {name} is for a data set read from disk"):
             module(labelled, **{name: value})
     with pytest.raises(ValueError, match=r"probe_train is Records\(10 images, unlabelled, .*: pass labelled records"):
         module(labelled, probe_train=unlabelled)
@@ -600,9 +603,9 @@ def test_refuses_sets_whose_labels_differ(labelled: Records, photos: Path) -> No
     other = Records(paths, [[1, 0, 1], [0, 1, 0]], ["sky", "moon", "sun"], root=photos)
     swapped = labelled.with_classes([1, 0, 2])
     for sets, sentence in (
-        ({"val": narrow}, r"train has 3 classes and val has 2 \(only in one of them: sun\): give both the same list"),
+        ({"val": narrow}, r"train has 3 classes and val has 2 \(only in one of them: sun\): use the same list"),
         ({"val": other}, r"train has 3 classes and val has 3 \(only in one of them: moon, sea\)"),
-        ({"val": swapped}, "train has 3 classes and val has 3 in another order: give both the same list of classes"),
+        ({"val": swapped}, "train has 3 classes and val has 3 in another order: use the same list of classes"),
         ({"val": labelled, "probe_train": narrow}, "train has 3 classes and probe_train has 2"),
     ):
         with pytest.raises(ValueError, match=sentence):
@@ -611,7 +614,7 @@ def test_refuses_sets_whose_labels_differ(labelled: Records, photos: Path) -> No
         module(read_folder(photos), val=narrow, probe_train=labelled)
 
 
-def test_refuses_splits_that_are_read_and_differ(coco: Path) -> None:
+def test_refuses_splits_with_different_classes(coco: Path) -> None:
     path = coco / "annotations" / "instances_val2017.json"
     content = json.loads(path.read_text())
     path.write_text(json.dumps(content | {"categories": content["categories"][:2]}))
@@ -622,26 +625,26 @@ def test_refuses_splits_that_are_read_and_differ(coco: Path) -> None:
 
 
 def test_refuses_batches_larger_than_the_training_set(labelled: Records) -> None:
-    sentence = r"The training set has 10 images, and a step takes 11 \(batch_size 11 on 1 device\(s\)\): pass a smaller"
+    sentence = r"The training set has 10 images, and a step needs 11 \(batch_size 11 on 1 device\(s\)\): pass a smaller"
     with pytest.raises(ValueError, match=sentence):
         module(labelled, batch_size=11).train_dataloader()
-    with pytest.raises(ValueError, match=r"a step takes 12 \(batch_size 6 on 2 device\(s\)\)"):
+    with pytest.raises(ValueError, match=r"a step needs 12 \(batch_size 6 on 2 device\(s\)\)"):
         draws(module(labelled, batch_size=6), devices=2)
     assert len(draws(module(labelled, batch_size=10))) == len(draws(module(labelled, batch_size=5), devices=2)) == 1
 
 
-def test_refuses_sets_that_are_not_there(labelled: Records, coco: Path) -> None:
-    with pytest.raises(ValueError, match=r"There are no 'val' images: pass 'train', or 'val' where there is a val set"):
+def test_refuses_missing_sets(labelled: Records, coco: Path) -> None:
+    with pytest.raises(ValueError, match=r"There are no 'val' images: pass 'train', or 'val' if there is a val set"):
         module(labelled).image_dataloader("val")
     with pytest.raises(ValueError, match=r"There are no 'test' images"):
         module(labelled).image_dataloader("test")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"min_images_per_class=\(1, 1\) counts val images too, and there are none"):
+    with pytest.raises(ValueError, match=r"min_images_per_class=\(1, 1\) needs val images, and there are none"):
         from_disk("coco", coco, val_split="", min_images_per_class=(1, 1)).setup()
     with pytest.raises(ValueError, match=r"No class has 7 train and 1 val images: lower min_images_per_class"):
         from_disk("coco", coco, min_images_per_class=(7, 1)).setup()
 
 
-def test_a_run_on_data_that_are_wrong_ends_before_training(tmp_path: Path, coco: Path) -> None:
+def test_a_run_on_wrong_data_ends_before_training(tmp_path: Path, coco: Path) -> None:
     gone, empty = tmp_path / "gone", tmp_path / "empty"
     empty.mkdir()
     cases: list[tuple[MultiLabelDataModule, type[Exception], str]] = [
@@ -649,9 +652,9 @@ def test_a_run_on_data_that_are_wrong_ends_before_training(tmp_path: Path, coco:
         (from_disk("corel5k", gone), FileNotFoundError, "no folder '.*gone': pass as root"),
         (from_disk("folder", gone), FileNotFoundError, "no folder '.*gone': pass a folder"),
         (from_disk("folder", empty), FileNotFoundError, "no image below '.*empty'"),
-        (from_disk("coco", coco, train_split="train2014"), FileNotFoundError, "that is there: train2017, val2017"),
+        (from_disk("coco", coco, train_split="train2014"), FileNotFoundError, "an existing split: train2017, val2017"),
         (from_disk("synthetic", None, val_split="val"), ValueError, "no synthetic scenes of split 'val'"),
-        (from_disk("coco", coco, batch_size=7), ValueError, "a step takes 7"),
+        (from_disk("coco", coco, batch_size=7), ValueError, "a step needs 7"),
     ]
     for data, error, sentence in cases:
         recorder = Recorder()
@@ -683,7 +686,7 @@ def test_without_a_validation_set_the_advice_is_to_train_without_one(coco: Path,
     assert "there is no validation set" not in str(named.value)
 
 
-def test_the_start_says_images_classes_and_frequencies(coco: Path) -> None:
+def test_the_start_prints_images_classes_and_frequencies(coco: Path) -> None:
     (coco / "train2017" / "extra.HEIC").touch()
     assert from_disk("coco", coco).description()[:3] == [
         (

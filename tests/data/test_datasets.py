@@ -1,4 +1,4 @@
-"""Views and whole images of records, and the order in which they come."""
+"""Views and whole images of records, and their order."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mlssl.views.blocks import BlockViews
 from mlssl.views.recipe import Recipe
 
 
-def test_an_image_of_the_asked_size_stays_as_it_is_and_a_smaller_one_is_averaged() -> None:
+def test_an_image_of_the_target_size_is_unchanged_and_a_larger_one_is_antialiased() -> None:
     records = synthetic_scenes(size=64, count=1)
     image = records.image(0)
     assert np.array_equal(ImageDataset(records, (64, 64))[0]["image"].permute(1, 2, 0), image)
@@ -24,7 +24,7 @@ def test_an_image_of_the_asked_size_stays_as_it_is_and_a_smaller_one_is_averaged
     assert np.abs(halved - image.reshape(32, 2, 32, 2, 3).mean(axis=(1, 3))).mean() < 4
 
 
-def test_views_do_not_depend_on_what_was_drawn_before() -> None:
+def test_views_do_not_depend_on_earlier_samples() -> None:
     dataset = ViewDataset(synthetic_scenes(size=32, count=10), BlockViews(16), seed=5)
     alone = dataset[2, 7]["views"]
     torch.manual_seed(9)
@@ -35,7 +35,7 @@ def test_views_do_not_depend_on_what_was_drawn_before() -> None:
     assert torch.equal(dataset[7]["views"], dataset[0, 7]["views"])
 
 
-def test_an_item_holds_views_and_boxes_and_local_views_where_asked_for() -> None:
+def test_an_item_contains_views_boxes_and_optional_local_views() -> None:
     records = synthetic_scenes(size=32, count=3)
     views = BlockViews(16, branches=[Recipe()] * 3, local_views={"count": 5, "size": 8})
     item = ViewDataset(records, views, seed=5)[1, 2]
@@ -49,7 +49,7 @@ def test_an_item_holds_views_and_boxes_and_local_views_where_asked_for() -> None
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_view_size_holds_from_the_next_pass_also_in_workers_that_persist(workers: int) -> None:
+def test_a_view_size_applies_from_the_next_pass_even_in_persistent_workers(workers: int) -> None:
     records = synthetic_scenes(size=32, count=6)
     dataset = ViewDataset(records, BlockViews(16, local_views={"count": 2, "size": 8}))
     sampler = EpochSampler(dataset, num_replicas=1, rank=0)
@@ -69,10 +69,12 @@ def test_a_view_size_holds_from_the_next_pass_also_in_workers_that_persist(worke
     assert torch.equal(passes[1][0]["views"][0], direct)
 
 
-def test_another_size_of_branches_that_have_one_is_refused() -> None:
+def test_another_size_is_refused_for_branches_of_fixed_size() -> None:
     dataset = ViewDataset(synthetic_scenes(size=32, count=1), BlockViews(16, branches=[black]))
     assert dataset[0, 0, 16]["views"].shape[-1] == 16
-    with pytest.raises(ValueError, match=r"black.* is not a Recipe and gives views of 16 pixels, and 24 was asked for"):
+    with pytest.raises(
+        ValueError, match=r"black.* is not a Recipe and returns views of 16 pixels, but 24 was requested"
+    ):
         dataset[0, 0, 24]
 
 
@@ -80,7 +82,7 @@ def black(block: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     return np.zeros((3, 16, 16), np.uint8)
 
 
-def test_the_sampler_hands_out_the_epoch_with_every_image_once() -> None:
+def test_the_sampler_yields_the_epoch_and_every_image_once() -> None:
     dataset = ViewDataset(synthetic_scenes(size=32, count=10), BlockViews(16))
     sampler = EpochSampler(dataset, num_replicas=1, rank=0)
     sampler.set_epoch(3)

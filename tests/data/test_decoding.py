@@ -1,4 +1,4 @@
-"""Pictures as they come: every mode becomes RGB of the right values, or is refused with a reason."""
+"""Decoding: every image mode becomes correct RGB, or is refused with a reason."""
 
 from __future__ import annotations
 
@@ -100,19 +100,19 @@ def test_sixteen_bits_of_each_colour_are_scaled(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("pixels", "reason"),
     [
-        (np.array([[0.0, 0.5]], np.float32), "floating-point numbers of no known range"),
+        (np.array([[0.0, 0.5]], np.float32), "floating-point numbers of unknown range"),
         (np.array([[0, 70_000]], np.int32), "outside 0-65535"),
         (np.array([[-1, 0]], np.int32), "outside 0-65535"),
     ],
 )
-def test_pixels_of_no_known_range_are_refused(tmp_path: Path, pixels: np.ndarray, reason: str) -> None:
+def test_pixels_of_unknown_range_are_refused(tmp_path: Path, pixels: np.ndarray, reason: str) -> None:
     Image.fromarray(pixels).save(tmp_path / "a.tif")
     with pytest.raises(BadImageError, match=rf"cannot decode '.*a.tif' .*{reason}"):
         decode_rgb(tmp_path / "a.tif")
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_all_eight_orientations_are_put_upright(tmp_path: Path, orientation: int) -> None:
+def test_all_eight_orientations_are_decoded_upright(tmp_path: Path, orientation: int) -> None:
     upright = np.zeros((6, 10, 3), np.uint8)
     upright[:2, :3] = COLOUR  # top left
     turn = {
@@ -155,7 +155,7 @@ def test_refuses_a_file_that_would_unpack_to_a_huge_image_with_its_size(
         decode_rgb(path)
 
 
-def test_the_error_survives_the_way_out_of_a_worker() -> None:
+def test_the_error_can_be_pickled_out_of_a_worker() -> None:
     error = pickle.loads(pickle.dumps(BadImageError("cannot decode 'a.jpg'")))
     assert (type(error), str(error)) == (BadImageError, "cannot decode 'a.jpg'")
 
@@ -194,7 +194,7 @@ def test_a_damaged_jpeg_is_named(tmp_path: Path, settings: dict[str, object], da
         }[damage]
     )
     with pytest.warns(
-        DamagedImageWarning, match=r"'.*torn.jpg' is damaged \(.* JPEG .*\), and some of its pixels are not"
+        DamagedImageWarning, match=r"'.*torn.jpg' is damaged \(.* JPEG .*\), and some of its pixels are wrong"
     ):
         pixels = decode_rgb(path)
     assert pixels.shape in ((96, 128, 3), (128, 96, 3))
@@ -216,7 +216,7 @@ def test_a_check_of_the_images_refuses_them_or_skips_them(tmp_path: Path) -> Non
     assert [path.name for path in data.skipped_images["train"]] == ["3.jpg"]
 
 
-def test_turned_jpegs_are_pillows_own_pixels(tmp_path: Path) -> None:
+def test_rotated_jpegs_equal_pillows_pixels(tmp_path: Path) -> None:
     for orientation in range(1, 9):
         exif = Image.Exif()
         exif[0x0112] = orientation
@@ -225,7 +225,7 @@ def test_turned_jpegs_are_pillows_own_pixels(tmp_path: Path) -> None:
         assert np.array_equal(decode_rgb(tmp_path / "a.jpg"), expected)
 
 
-def test_what_decoders_print_names_the_file(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_decoder_messages_name_the_file(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with decoder_messages("a.tif", kept=("Corrupt",)) as lines:
         os.write(2, b"TIFFReadDirectory: Warning\nCorrupt JPEG data\n")
     assert lines == ["TIFFReadDirectory: Warning", "Corrupt JPEG data"]
@@ -251,15 +251,15 @@ def x_rays(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_12_bits_in_16_are_named_three_times_and_scaled_by_a_word(
+def test_12_bits_in_16_are_named_three_times_and_scaled_by_an_option(
     x_rays: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mlssl.data.decoding._told", set())
+    monkeypatch.setattr("mlssl.data.decoding._warned_about", set())
     with pytest.warns(FewBitsWarning) as told:
         few = [decode_rgb(path) for path in sorted(x_rays.iterdir())]
     assert len(told) == 3
     assert re.search(
-        r"'.*0\.png' has no value above 4095 of 65535, which leaves it 16 of 256 grays: if the images have 12 bits, "
+        r"'.*0\.png' has no value above 4095 of 65535, which leaves 16 of 256 grays: if the images have 12 bits, "
         r"pass white=4095 \(--data.white 4095\)",
         str(told[0].message),
     )
@@ -280,7 +280,7 @@ def test_12_bits_in_16_are_named_three_times_and_scaled_by_a_word(
         (np.array([[0, 255]], np.uint16), 255, [0, 255]),
     ],
 )
-def test_white_scales_what_has_more_than_8_bits(
+def test_white_scales_images_of_more_than_8_bits(
     tmp_path: Path, pixels: np.ndarray, white: float, expected: list[int]
 ) -> None:
     Image.fromarray(pixels).save(tmp_path / "a.tif")
@@ -289,23 +289,21 @@ def test_white_scales_what_has_more_than_8_bits(
         decode_rgb(tmp_path / "a.tif", white=white / 2)
 
 
-def test_white_is_refused_where_it_means_nothing(tmp_path: Path) -> None:
+def test_invalid_white_levels_are_refused(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError,
         match=r"white=4095 and dataset='corel5k' were given: white is for coco, roboflow, voc, manifest, folder",
     ):
         MultiLabelDataModule("corel5k", tmp_path, white=4095)
     for white in (0, -1, float("inf"), float("nan")):
-        with pytest.raises(ValueError, match=f"white={white} was given: pass the value above 0 that is white"):
+        with pytest.raises(ValueError, match=f"white={white} was given: pass a white level above 0"):
             MultiLabelDataModule("folder", tmp_path, white=white)
 
 
 # ---------------------------------------------------------------------- AVIF, JFIF and HEIC
 
 
-def test_avif_and_jfif_are_read_and_what_is_left_out_is_counted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_avif_and_jfif_are_read_and_left_out_files_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pillow_heif", None)  # as if it were not installed
     image = Image.new("RGB", (64, 48), COLOUR)
     for name, kind in (("0.jpg", "JPEG"), ("1.jfif", "JPEG"), ("2.JPG", "JPEG"), ("3.jpe", "JPEG"), ("4.avif", "AVIF")):
@@ -326,7 +324,7 @@ def test_without_avif_in_pillow_the_version_is_named(tmp_path: Path, monkeypatch
     assert ".avif" not in readable_extensions()
     (tmp_path / "a.avif").write_bytes(bytes(3) + b" ftypavif" + bytes(20))
     monkeypatch.setattr(Image, "open", not_identified)
-    with pytest.raises(BadImageError, match=r"it is AVIF, which Pillow reads from version 11.3 on"):
+    with pytest.raises(BadImageError, match=r"it is AVIF, which needs Pillow 11.3"):
         decode_rgb(tmp_path / "a.avif")
 
 

@@ -1,4 +1,4 @@
-"""The loader's place in an epoch: saved, gone on from, and refused where it would mean something else."""
+"""The loader's position in an epoch: saved, resumed, and refused if it would mean something else."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def epoch(loader: Any, number: int) -> list[Any]:
 
 
 @pytest.mark.parametrize(("taken", "workers"), [*((taken, 0) for taken in range(1, 6)), (2, 2)])
-def test_it_goes_on_after_the_last_batch_that_was_taken_whatever_workers_fetched(taken: int, workers: int) -> None:
+def test_it_resumes_after_the_last_used_batch_regardless_of_prefetching(taken: int, workers: int) -> None:
     whole = [epoch(loader(), number) for number in range(3)]
     stopped = loader(num_workers=workers, **({"prefetch_factor": 2} if workers else {}))
     stopped.sampler.set_epoch(1)
@@ -50,11 +50,11 @@ def test_it_goes_on_after_the_last_batch_that_was_taken_whatever_workers_fetched
         assert stopped.state_dict()["epoch"] == 2, "an epoch that is over is not gone on with"
         assert list(resumed) == whole[2]
     else:
-        assert list(resumed) == whole[1][taken:]  # before anybody tells the epoch, as the Trainer does
+        assert list(resumed) == whole[1][taken:]  # before the epoch is set, as in the Trainer
         assert epoch(resumed, 2) == whole[2]
 
 
-def test_a_state_in_the_rest_of_an_epoch_counts_from_its_start() -> None:
+def test_a_state_saved_after_a_resume_counts_from_the_start_of_the_epoch() -> None:
     stopped = loader()
     next(iter(stopped))
     resumed = loader()
@@ -63,7 +63,7 @@ def test_a_state_in_the_rest_of_an_epoch_counts_from_its_start() -> None:
     assert resumed.state_dict() == {"epoch": 0, "batches": 2}
 
 
-def test_the_trainers_count_is_believed_and_asked_at_the_first_batch() -> None:
+def test_the_trainers_count_is_read_at_the_first_batch() -> None:
     whole = epoch(loader(), 0)
     resumed = loader()
     resumed.steps_done = lambda: 3
@@ -72,7 +72,7 @@ def test_the_trainers_count_is_believed_and_asked_at_the_first_batch() -> None:
     assert list(batches) == whole[1:]
 
 
-def test_devices_go_on_together() -> None:
+def test_devices_resume_together() -> None:
     for rank in (0, 1):
         whole = epoch(loader(devices=2, rank=rank), 0)
         resumed = loader(devices=2, rank=rank)
@@ -86,11 +86,11 @@ def test_another_sampler_starts_from_the_beginning() -> None:
     assert next(iter(fixed)) == [0, 1]
 
 
-def test_the_images_of_a_batch_are_told_for_every_order_that_is_known() -> None:
+def test_the_images_of_a_batch_are_named_for_every_known_order() -> None:
     def keys(sampler: Any) -> list[str]:
         return _images_of_batch(DataLoader(Keys(), BATCH, sampler=sampler), 2)
 
     assert keys(SequentialSampler(Keys())) == ["4", "5"]
-    assert keys(RandomSampler(Keys())) == ["images in an order that is not known"]
+    assert keys(RandomSampler(Keys())) == ["images in an unknown order"]
     passed = epoch(loader(), 0)
     assert keys(EpochSampler(Keys(), num_replicas=1, rank=0, seed=3)) == [str(index) for _, index in passed[2]]

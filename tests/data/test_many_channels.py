@@ -1,4 +1,4 @@
-"""Images of 1 to 13 channels, from a reader of one's own to the exported backbone; and labels that say nothing."""
+"""Images of 1 to 13 channels, from a custom reader to the exported backbone; and uninformative labels."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from mlssl.views.grid import Box
 
 
 def read_bands(path: Path) -> np.ndarray:
-    """Reflectances of 16 bits, of which 10,000 is white: what a user's reader does."""
+    """A custom reader: 16-bit reflectances with white level 10,000."""
     bands = tifffile.imread(path) if path.suffix == ".tif" else np.load(path)
     bands = np.atleast_3d(bands)  # as a TIFF of one band is read flat
     return (bands.clip(0, 10_000) * (255 / 10_000)).astype(np.uint8)
@@ -78,14 +78,14 @@ def test_any_number_of_channels_trains_is_probed_drawn_and_exported(tmp_path: Pa
 
 
 @pytest.mark.parametrize("channels", [1, 4, 13])
-def test_a_tiff_says_the_same_as_an_array(tmp_path: Path, channels: int) -> None:
+def test_a_tiff_equals_an_array(tmp_path: Path, channels: int) -> None:
     one, other = (records(tmp_path / suffix, channels, 3, suffix) for suffix in (".npy", ".tif"))
     for index in range(3):
         assert one.image(index).shape == (40, 48, channels)
         np.testing.assert_array_equal(one.image(index), other.image(index))
 
 
-def test_a_picture_of_views_shows_the_channels_that_are_asked_for() -> None:
+def test_a_figure_of_views_shows_the_requested_channels() -> None:
     image = np.zeros((20, 20, 5), np.uint8)
     image[:, :, 3] = 200
     views = torch.from_numpy(image).permute(2, 0, 1).expand(2, 1, 5, 20, 20)
@@ -97,16 +97,16 @@ def test_a_picture_of_views_shows_the_channels_that_are_asked_for() -> None:
         draw_view_grid(image, views, [Box(0, 0, 20, 20)], channels=(0, 1, 5))
 
 
-def test_channels_that_do_not_fit_are_said_before_training(tmp_path: Path) -> None:
+def test_mismatched_channels_are_reported_before_training(tmp_path: Path) -> None:
     with pytest.raises(
-        ValueError, match=r"records of 4 channels were given, and files are decoded to RGB: pass decode="
+        ValueError, match=r"records of 4 channels were given, and files are decoded to RGB: also pass decode="
     ):
         Records(["a.npy"], channels=4)
     four, five = records(tmp_path / "four", 4), records(tmp_path / "five", 5)
     with pytest.raises(ValueError, match=r"The sets have different numbers of channels, \{'train': 4, 'val': 5\}"):
         MultiLabelDataModule(train=four, val=five)
     wrong = Records(["0.npy"], root=tmp_path / "four", decode=read_bands, channels=5)
-    with pytest.raises(TypeError, match=r"decode gave .*return numpy pixels of uint8 \(H, W, 5\)"):
+    with pytest.raises(TypeError, match=r"decode returned .*return numpy pixels of uint8 \(H, W, 5\)"):
         wrong.image(0)
     model = MultiLabelSSLModule("test_resnet", projection_dim=16, predictor_dim=8)
     with pytest.raises(
@@ -128,7 +128,7 @@ def labelled(folder: Path, labels: list[list[int]]) -> Records:
 def test_labels_that_are_all_absent_are_refused(tmp_path: Path, labels: list[list[int]]) -> None:
     good, empty = labelled(tmp_path, [[1, 0, 1], [0, 1, 0]]), labelled(tmp_path, labels)
     for sets, name in (({"train": empty}, "train"), ({"train": good, "val": empty}, "val")):
-        with pytest.raises(ValueError, match=f"No image of {name} shows any of its 3 classes, all of its labels are"):
+        with pytest.raises(ValueError, match=f"No image of {name} shows any of its 3 classes, all labels are"):
             MultiLabelDataModule(**sets, batch_size=2, size=16).setup()
 
 

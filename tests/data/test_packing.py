@@ -1,4 +1,4 @@
-"""Packing: archives that any tool reads, the same bytes every time, whole or not there, and nothing overwritten."""
+"""Packing: standard archives, reproducible bytes, complete or absent, and nothing overwritten."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_the_same_images_give_the_same_bytes(records: Records, tmp_path: Path) -
     assert content(tmp_path / "one") == content(tmp_path / "two")
 
 
-def test_archives_are_no_larger_than_asked_but_for_an_image_that_is(tmp_path: Path) -> None:
+def test_archives_respect_the_size_limit_except_for_larger_images(tmp_path: Path) -> None:
     sizes = [300_000, 600_000, 200_000, 2_500_000, 0, 100_000, 899_000]
     for number, size in enumerate(sizes):
         (tmp_path / f"{number}.jpg").write_bytes(bytes(size))
@@ -88,7 +88,7 @@ def test_any_name_of_a_file_survives(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("there", ["folder", "file", "link"])
-def test_what_stands_there_is_never_changed(there: str, records: Records, tmp_path: Path) -> None:
+def test_existing_files_are_never_changed(there: str, records: Records, tmp_path: Path) -> None:
     packed = tmp_path / "packed"
     if there == "folder":
         packed.mkdir()
@@ -97,15 +97,13 @@ def test_what_stands_there_is_never_changed(there: str, records: Records, tmp_pa
         packed.write_text("1")
     else:
         packed.symlink_to("nowhere")
-    with pytest.raises(
-        FileExistsError, match=r"'.*packed' exists, and nothing in it was changed: choose another place"
-    ):
+    with pytest.raises(FileExistsError, match=r"'.*packed' exists, and nothing in it was changed: choose another path"):
         pack_shards({"train": records}, packed)
     assert names(tmp_path) == ["packed", "photos"]
     assert there != "folder" or content(packed) == {"mine": b"1"}
 
 
-def test_what_appears_there_meanwhile_is_not_changed_either(records: Records, tmp_path: Path) -> None:
+def test_files_created_meanwhile_are_not_changed(records: Records, tmp_path: Path) -> None:
     def write_and_make() -> None:
         with mlssl.atomic.folder_written_aside(tmp_path / "packed") as aside:
             (aside / "new").write_text("2")
@@ -136,23 +134,23 @@ def test_a_packing_that_fails_leaves_nothing(
     assert names(tmp_path) == ["photos"]
 
 
-def test_images_that_cannot_be_packed_are_said_before_anything_is_written(records: Records, tmp_path: Path) -> None:
+def test_images_that_cannot_be_packed_are_refused_before_writing(records: Records, tmp_path: Path) -> None:
     root = tmp_path / "photos"
     outside = Records([root / NAMES[0]])
     above = Records(["../photos/4.jpg"], root=root)
     for refused in (outside, above):
-        with pytest.raises(ValueError, match=r"names the image '.*': expected a path inside the folder of the images"):
+        with pytest.raises(ValueError, match=r"names the image '.*': expected a path inside the image folder"):
             pack_shards({"train": refused}, tmp_path / "packed")
-    with pytest.raises(ValueError, match=r"'4\.jpg' stands twice in Records.*: leave one of them out"):
+    with pytest.raises(ValueError, match=r"'4\.jpg' is in Records.* twice: leave one of them out"):
         pack_shards({"train": Records(["4.jpg", "a/1.jpg", "./4.jpg"], root=root)}, tmp_path / "packed")
-    with pytest.raises(FileNotFoundError, match=r"5\.jpg' is no file: pack a data set whose images are files"):
+    with pytest.raises(FileNotFoundError, match=r"5\.jpg' is not a file: pack a data set whose images are files"):
         pack_shards({"train": records, "val": Records(["5.jpg"], root=root)}, tmp_path / "packed")
-    with pytest.raises(FileNotFoundError, match=r"photos/a' is no file"):
+    with pytest.raises(FileNotFoundError, match=r"photos/a' is not a file"):
         pack_shards({"train": Records(["a"], root=root)}, tmp_path / "packed")
-    with pytest.raises(FileNotFoundError, match="is no file"):
+    with pytest.raises(FileNotFoundError, match="is not a file"):
         pack_shards({"train": synthetic_scenes("train", count=2)}, tmp_path / "packed")
     pack_shards({"train": records}, tmp_path / "once")
-    with pytest.raises(FileNotFoundError, match=r"once/train/000000\.tar/a/1\.jpg' is no file"):
+    with pytest.raises(FileNotFoundError, match=r"once/train/000000\.tar/a/1\.jpg' is not a file"):
         pack_shards({"train": read_shards(tmp_path / "once")}, tmp_path / "packed")
     with pytest.raises(ValueError, match="megabytes=0 was given: pass the size of an archive, at least 1"):
         pack_shards({"train": records}, tmp_path / "packed", 0)

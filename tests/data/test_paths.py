@@ -1,4 +1,4 @@
-"""No reader follows a name in a file out of the data set's folder, and missing files are named before a run starts."""
+"""No reader follows a listed name out of the data set's folder, and missing files are named before a run starts."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ NAMES = ["../secret", "a/../../secret", "{outside}/secret", "a\\..\\..\\secret",
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("read", [coco, voc, csv, json_lines, corel5k, cvat, roboflow])
-def test_a_name_that_leads_out_of_the_folder_is_refused(
+def test_a_name_that_leaves_the_folder_is_refused(
     read: Callable[[Path, str], Records], name: str, tmp_path: Path
 ) -> None:
     root = tmp_path / "data"
@@ -79,14 +79,14 @@ def test_a_name_that_leads_out_of_the_folder_is_refused(
     for place in (tmp_path, root):  # where the names lead from the root, and from a folder of images in it
         Image.new("RGB", (8, 8)).save(place / "secret.jpg")
     name = name.format(outside=tmp_path)
-    refusal = "expected an image number" if read is corel5k else "expected a path inside the folder of the images"
+    refusal = "expected an image number" if read is corel5k else "expected a path inside the image folder"
     if name == ".." and read not in (voc, corel5k):
         name = "../."  # to which they add the suffix
     with pytest.raises(ValueError, match=refusal):
         read(root, name)
 
 
-def test_a_folder_has_what_lies_in_it_and_what_its_owner_linked_to(tmp_path: Path) -> None:
+def test_a_folder_contains_its_files_and_linked_files(tmp_path: Path) -> None:
     root, elsewhere = tmp_path / "data", tmp_path / "elsewhere"
     for place in (root, elsewhere):
         place.mkdir()
@@ -100,14 +100,14 @@ def all_of(records: Records) -> list[Path]:
     return [records.path(index) for index in range(len(records))]
 
 
-def test_files_are_looked_for_by_folder(tmp_path: Path) -> None:
+def test_files_are_checked_per_folder(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     for name in ("a.jpg", "in/b.jpg"):
         (tmp_path / name).touch()
     check_files(tmp_path, ["a.jpg", "in/b.jpg"], Path("list.txt"))
     with pytest.raises(
-        FileNotFoundError, match=r"3 of 4 images that 'list.txt' names .*first in/a.jpg, no/b.jpg, b.jpg:"
+        FileNotFoundError, match=r"3 of 4 images listed in 'list.txt' are not .*first in/a.jpg, no/b.jpg, b.jpg:"
     ):
         check_files(tmp_path, ["a.jpg", "in/a.jpg", "no/b.jpg", "b.jpg"], Path("list.txt"))
-    with pytest.raises(FileNotFoundError, match=r"no folder '.*gone': put the images there that 'list.txt' names"):
+    with pytest.raises(FileNotFoundError, match=r"no folder '.*gone': put the images of 'list.txt' there"):
         check_files(tmp_path / "gone", ["a.jpg"], Path("list.txt"))

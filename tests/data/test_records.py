@@ -1,4 +1,4 @@
-"""Records keep what they are given in little memory, decode real files, and refuse what is wrong in a sentence."""
+"""Records use little memory, decode real files, and refuse invalid input with a message."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def constant(path: Path) -> np.ndarray:
     return np.full((4, 5, 3), len(path.name), np.uint8)
 
 
-# ---------------------------------------------------------------------- what records hold
+# ---------------------------------------------------------------------- contents of records
 
 
 def test_paths_labels_ids_and_classes_come_back_in_order() -> None:
@@ -42,7 +42,7 @@ def test_paths_labels_ids_and_classes_come_back_in_order() -> None:
     assert len(given) == 3
 
 
-def test_ids_are_positions_unless_given() -> None:
+def test_ids_are_indices_by_default() -> None:
     assert records().image_ids.tolist() == [0, 1, 2]
 
 
@@ -86,7 +86,7 @@ def test_with_classes_keeps_the_images_and_orders_the_classes() -> None:
     assert records().with_classes(np.array([True, False])).classes == ("sky",)
 
 
-def test_repr_says_how_many() -> None:
+def test_repr_gives_the_number_of_images() -> None:
     assert repr(records()) == "Records(3 images, 2 classes, root='photos')"
     assert "unlabelled" in repr(Records(PATHS))
 
@@ -122,29 +122,29 @@ def test_a_copy_by_pickle_reads_the_same(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "error", "sentence"),
     [
-        ({"paths": []}, ValueError, "no images were given: pass at least one path"),
-        ({"paths": "a.jpg"}, TypeError, "the paths are one string, 'a.jpg': pass a list"),
+        ({"paths": []}, ValueError, "records without images were given: pass at least one path"),
+        ({"paths": "a.jpg"}, TypeError, "paths is one string, 'a.jpg': pass a list"),
         ({"labels": np.ones((3, 2))}, TypeError, "labels of float64 were given: pass bool or integers"),
         ({"labels": [1, 0, 1]}, ValueError, r"labels of shape \(3,\) were given for 3 images"),
         ({"labels": [[1, 0]]}, ValueError, r"labels of shape \(1, 2\) were given for 3 images"),
         ({"labels": np.ones((3, 0), int)}, ValueError, r"labels of shape \(3, 0\) .* L at least 1"),
         ({"labels": np.ones((3, 4), int)}, ValueError, "2 class names were given for 4 columns"),
-        ({"labels": [[2, 0], [0, 0], [255, -2]]}, ValueError, r"labels hold the values -2, 2, 255: use 1 present"),
+        ({"labels": [[2, 0], [0, 0], [255, -2]]}, ValueError, r"labels have the values -2, 2, 255: use only 1 present"),
         ({"labels": None}, ValueError, "2 class names were given without labels"),
         ({"image_ids": [0.0, 1.0, 2.0]}, TypeError, "image ids of float64 were given: pass integers"),
         ({"image_ids": [1, 2]}, ValueError, r"image ids of shape \(2,\) were given for 3 images"),
         ({"image_ids": [4, 5, 4]}, ValueError, "image ids 4 occur more than once"),
     ],
 )
-def test_refuses_what_does_not_fit(settings: dict[str, Any], error: type[Exception], sentence: str) -> None:
+def test_refuses_invalid_arguments(settings: dict[str, Any], error: type[Exception], sentence: str) -> None:
     with pytest.raises(error, match=sentence):
         records(**settings)
 
 
-def test_refuses_choices_that_are_not_there() -> None:
+def test_refuses_invalid_selections() -> None:
     with pytest.raises(IndexError):
         records().subset([3])
-    with pytest.raises(ValueError, match="no images were given"):
+    with pytest.raises(ValueError, match="records without images were given"):
         records().subset([])
     with pytest.raises(ValueError, match="image ids 0 occur more than once"):
         records().subset([0, 0])
@@ -152,7 +152,7 @@ def test_refuses_choices_that_are_not_there() -> None:
         records().with_classes([2])
     with pytest.raises(ValueError, match="L at least 1"):
         records().with_classes([])
-    with pytest.raises(ValueError, match="no labels to choose classes from"):
+    with pytest.raises(ValueError, match="no labels to select classes from"):
         Records(PATHS).with_classes([0])
 
 
@@ -165,8 +165,10 @@ def test_refuses_choices_that_are_not_there() -> None:
         (None, "NoneType"),
     ],
 )
-def test_refuses_what_is_no_picture_from_a_decoder_of_ones_own(result: Any, description: str) -> None:
-    with pytest.raises(TypeError, match=rf"decode gave .*{description}.* for 'photos/a.jpg': return numpy RGB pixels"):
+def test_refuses_invalid_output_of_a_custom_decoder(result: Any, description: str) -> None:
+    with pytest.raises(
+        TypeError, match=rf"decode returned .*{description}.* for 'photos/a.jpg': return numpy RGB pixels"
+    ):
         records(decode=lambda _path: result).image(0)
 
 
@@ -174,7 +176,7 @@ def test_refuses_what_is_no_picture_from_a_decoder_of_ones_own(result: Any, desc
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.bmp", "a.tif", "a.webp", "a.ppm"])
-def test_decodes_lossless_formats_as_they_are(tmp_path: Path, name: str) -> None:
+def test_decodes_lossless_formats_exactly(tmp_path: Path, name: str) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (9, 7, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / name, lossless=True)
     decoded = decode_rgb(tmp_path / name)
@@ -204,7 +206,7 @@ def test_sixteen_bits_of_gray_become_eight(tmp_path: Path) -> None:
     assert decode_rgb(tmp_path / "a.png")[0].tolist() == [[0] * 3, [0] * 3, [1] * 3, [128] * 3, [255] * 3]
 
 
-def test_turns_the_picture_as_its_exif_says(tmp_path: Path) -> None:
+def test_applies_the_exif_orientation(tmp_path: Path) -> None:
     image = Image.new("RGB", (8, 4))
     exif = image.getexif()
     exif[0x0112] = 6  # orientation: turn by 90°
@@ -212,7 +214,7 @@ def test_turns_the_picture_as_its_exif_says(tmp_path: Path) -> None:
     assert decode_rgb(tmp_path / "a.jpg").shape == (8, 4, 3)
 
 
-def test_names_the_file_that_is_missing_or_broken(tmp_path: Path) -> None:
+def test_names_a_missing_or_broken_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"none\.jpg"):
         decode_rgb(tmp_path / "none.jpg")
     (tmp_path / "text.jpg").write_text("no image")
@@ -228,12 +230,12 @@ def test_names_the_file_that_is_missing_or_broken(tmp_path: Path) -> None:
     [
         (["sky", "sky"], "classes 0 and 1 are both named 'sky': merge their columns, or give each its own name"),
         (["caf\u00e9", "cafe\u0301"], "classes 0 and 1 are both named"),
-        (["sky", ""], "class 1 has the name '': give each class a name that is not empty"),
+        (["sky", ""], "class 1 has the name '': give each class a non-empty name"),
         (["sky", "\t"], "class 1 has the name"),
         (["sky", None], "class 1 has the name None"),
         ([1, "sky"], "class 0 has the name 1"),
     ],
 )
-def test_refuses_class_names_that_are_empty_or_come_twice(classes: Any, sentence: str) -> None:
+def test_refuses_empty_and_repeated_class_names(classes: Any, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         records(classes=classes)

@@ -1,4 +1,4 @@
-"""XML that is received: read, or refused in one sentence, without growing and without looking at other files."""
+"""Untrusted XML: read, or refused in one sentence, without expansion and without opening other files."""
 
 from __future__ import annotations
 

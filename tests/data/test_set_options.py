@@ -1,4 +1,4 @@
-"""Where sets lie and how they are written: one list of options for the data module and every command."""
+"""Locations and formats of sets: one list of options for the data module and every command."""
 
 from __future__ import annotations
 
@@ -89,9 +89,16 @@ def test_the_data_module_takes_the_options_of_the_commands() -> None:
 
 @pytest.mark.parametrize(
     ("command", "kind"),
-    [("linear", SplitOptions), ("knn", SplitOptions), ("pack", SplitOptions), ("neighbors", SetOptions)],
+    [
+        ("linear", SplitOptions),
+        ("knn", SplitOptions),
+        ("pack", SplitOptions),
+        ("neighbors", SetOptions),
+        ("predict", SetOptions),
+        ("tag", SetOptions),
+    ],
 )
-def test_commands_take_them_and_explain_them_where_asked(command: str, kind: Any) -> None:
+def test_commands_accept_and_explain_them(command: str, kind: Any) -> None:
     briefly, fully = (command_parser(command, all_options=every).format_help() for every in (False, True))
     for field in fields(kind):
         assert f"--{field.name}" in briefly or field.name == "root"
@@ -121,7 +128,7 @@ def test_commands_take_them_and_explain_them_where_asked(command: str, kind: Any
         ({"annotations": ["train.json"], "images": "photos", "classes": ["cup"]}, ("cup",), [[1], [1], [0]]),
     ],
 )
-def test_the_format_of_annotations_is_told_by_what_is_in_them(
+def test_the_format_of_annotations_is_detected_from_their_content(
     sets: Path, options: Any, classes: Any, expected: Any
 ) -> None:
     train, val = read(**options)
@@ -151,13 +158,21 @@ def test_val_is_another_file_a_subset_or_held_out(sets: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "error", "sentence"),
     [
-        ({"annotations": "gone.json"}, FileNotFoundError, "annotations 'gone.json' is not there: pass a file of COCO"),
+        (
+            {"annotations": "gone.json"},
+            FileNotFoundError,
+            "annotations 'gone.json' does not exist: pass a COCO, Label Studio",
+        ),
         (
             {"annotations": "photos"},
             FileNotFoundError,
-            "annotations 'photos' is a folder: .* or root for a whole folder",
+            "annotations 'photos' is a folder: .* or root for a folder",
         ),
-        ({"annotations": "photos/1.jpg"}, ValueError, "'photos/1.jpg' begins with '': expected JSON of COCO"),
+        (
+            {"annotations": "photos/1.jpg"},
+            ValueError,
+            "'photos/1.jpg' begins with '': expected COCO or Label Studio JSON",
+        ),
         (
             {"annotations": "tasks.json", "dataset": "coco"},
             ValueError,
@@ -166,7 +181,7 @@ def test_val_is_another_file_a_subset_or_held_out(sets: Path) -> None:
         (
             {"annotations": "train.json", "absent": -1},
             ValueError,
-            r"absent \(-1\) was given, which is not for 'train.json', COCO",
+            r"absent \(-1\) was given, which does not apply to 'train.json', COCO",
         ),
         (
             {"annotations": "cvat.xml", "root": "photos"},
@@ -176,7 +191,7 @@ def test_val_is_another_file_a_subset_or_held_out(sets: Path) -> None:
         (
             {"annotations": "cvat.xml", "dataset": "voc"},
             ValueError,
-            "annotations and dataset='voc' were given: the file tells",
+            "annotations and dataset='voc' were given: the format is read from the file",
         ),
         ({"images": "photos"}, ValueError, "images='photos' was given without annotations"),
         ({"val_annotations": "val.json"}, ValueError, "val_annotations='val.json' was given without annotations"),
@@ -186,7 +201,11 @@ def test_val_is_another_file_a_subset_or_held_out(sets: Path) -> None:
             "val_images='a' was given without val_annotations",
         ),
         ({"val_fraction": 1.0}, ValueError, "val_fraction=1.0 was given: pass a fraction between 0 and 1"),
-        ({"val_fraction": 0.2, "val_split": ""}, ValueError, "val_split and val_fraction were given: each says what"),
+        (
+            {"val_fraction": 0.2, "val_split": ""},
+            ValueError,
+            "val_split and val_fraction were given: each defines the validation set",
+        ),
         ({"classes": []}, ValueError, r"classes=\[\] was given: pass at least one name"),
         ({"classes": ["a", "a"]}, ValueError, "classes 0 and 1 are both named 'a'"),
         (
@@ -194,18 +213,24 @@ def test_val_is_another_file_a_subset_or_held_out(sets: Path) -> None:
             ValueError,
             "a folder has no labels, leave classes out",
         ),
-        ({"dataset": "shards", "root": ["a", "b"]}, ValueError, r"root=\['a', 'b'\] are several, and shards have one"),
+        (
+            {"dataset": "shards", "root": ["a", "b"]},
+            ValueError,
+            r"root=\['a', 'b'\] has several folders, and shards take one",
+        ),
     ],
 )
-def test_refuses_what_does_not_go_together(sets: Path, options: Any, error: type[Exception], sentence: str) -> None:
+def test_refuses_conflicting_options(sets: Path, options: Any, error: type[Exception], sentence: str) -> None:
     with pytest.raises(error, match=sentence):
         read(**options)
 
 
-def test_refuses_an_option_that_there_is_not() -> None:
+def test_refuses_an_unknown_option() -> None:
     with pytest.raises(ValueError, match="a set has no option 'clases', did you mean 'classes': leave it out"):
         plain_options(clases=["a"])
-    with pytest.raises(ValueError, match=r"'photos' and images='x' were given: with annotations, pass the one folder"):
+    with pytest.raises(
+        ValueError, match=r"'photos' and images='x' were given: with annotations, pass one image folder"
+    ):
         with_folder(SetOptions(annotations="a.json", images="x"), "photos")
     assert with_folder(SetOptions(annotations="a.json"), "photos").images == "photos"
     assert with_folder(SetOptions(), ["a", "b"]).dataset == "folder"
@@ -245,7 +270,7 @@ def test_several_roots_are_one_set(sets: Path) -> None:
     listed, _ = read(annotations=["train.json", "val.json"], images="photos")
     assert listed.image_ids.tolist() == [1, 2, 3, 5, 6]
     with pytest.raises(
-        ValueError, match=r"'more' and 'more/south' both hold the image '.*more/south/1.jpg': leave it out"
+        ValueError, match=r"'more' and 'more/south' both contain the image '.*more/south/1.jpg': leave it out"
     ):
         read(dataset="folder", root=["more", "more/south"])
     coco(sets / "other.json", ["cup", "fog"], [["cup"]], start=7)
@@ -259,14 +284,14 @@ def test_several_roots_are_one_set(sets: Path) -> None:
 
 def test_refuses_to_join_labelled_and_unlabelled_sets() -> None:
     labelled = Records(["a.jpg"], [[1]], ["cup"])
-    with pytest.raises(ValueError, match=r"'x' and 'y' are one labelled and one not: label both, or pass .*probe"):
+    with pytest.raises(ValueError, match=r"only one of 'x' and 'y' is labelled: label both, or pass .*probe"):
         joined([labelled, Records(["b.jpg"])], ["x", "y"])
 
 
 # ---------------------------------------------------------------------- held out, and a set for the probe
 
 
-def test_the_images_that_are_held_out_depend_on_their_paths_alone() -> None:
+def test_the_held_out_images_depend_only_on_their_paths() -> None:
     names = [f"{number}.jpg" for number in range(40)]
     _, val = held_out(Records(names, root="/a"), 0.25)
     _, same = held_out(Records(names[::-1], root="/elsewhere"), 0.25)
@@ -274,7 +299,7 @@ def test_the_images_that_are_held_out_depend_on_their_paths_alone() -> None:
     assert (len(val), kept) == (10, {same.path(row).name for row in range(len(same))})
     train, fewer = held_out(Records(names[:20], root="/a"), 0.25)
     assert len(train) + len(fewer) == 20
-    for fraction, left in ((0.01, "0 to validate on and 40"), (0.99, "40 to validate on and 0")):
+    for fraction, left in ((0.01, "0 for validation and 40"), (0.99, "40 for validation and 0")):
         with pytest.raises(ValueError, match=rf"val_fraction={fraction} of 40 images leaves {left}"):
             held_out(Records(names), fraction)
 
@@ -294,7 +319,7 @@ def test_an_unlabelled_set_is_trained_on_with_a_labelled_one_for_the_probe(sets:
 @pytest.mark.parametrize(
     ("options", "probe", "sentence"),
     [
-        ({}, {}, r"probe names no set: pass dataset and root, or annotations \(--data.probe.dataset coco\)"),
+        ({}, {}, r"probe does not name a set: pass dataset and root, or annotations \(--data.probe.dataset coco\)"),
         ({}, {"dataset": "folder", "root": "photos"}, "probe is a folder, which has no labels"),
         (
             {"val_split": "val"},
@@ -313,6 +338,6 @@ def test_an_unlabelled_set_is_trained_on_with_a_labelled_one_for_the_probe(sets:
         ),
     ],
 )
-def test_refuses_sets_for_the_probe_that_say_nothing(sets: Path, options: Any, probe: Any, sentence: str) -> None:
+def test_refuses_uninformative_sets_for_the_probe(sets: Path, options: Any, probe: Any, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         MultiLabelDataModule("folder", "photos", probe=probe, **options).setup()

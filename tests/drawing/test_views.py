@@ -1,4 +1,4 @@
-"""The picture of an image, its blocks and its views."""
+"""The figure of an image with its blocks and views."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_view_is_framed_in_the_colour_of_its_block() -> None:
 
 
 @pytest.mark.parametrize("shape", [(60, 90), (333, 50), (20, 400), (1000, 700)])
-def test_the_rectangle_of_each_block_lies_around_it_and_is_wholly_seen(shape: tuple[int, int]) -> None:
+def test_the_rectangle_of_each_block_surrounds_it_and_is_fully_visible(shape: tuple[int, int]) -> None:
     boxes = block_grid(*shape)
     picture = draw_view_grid(np.full((*shape, 3), 128, np.uint8), plain_views(), boxes)
     left_of_views = int(centres(picture, 2, 4)[0, 0, 1]) - 160
@@ -84,7 +84,7 @@ def test_local_views_are_drawn_below_in_rows_and_at_their_scale() -> None:
     assert lefts[0] < lefts[1] < lefts[2] < lefts[3]
     assert lefts[4:].tolist() == lefts[:2].tolist()
     assert tops[0] > centres(picture, 2, 4)[1, 0, 0]
-    with pytest.raises(ValueError, match=r"local views are uint8 of shape \(6, 2, 8, 8\): give those of one image"):
+    with pytest.raises(ValueError, match=r"local views are uint8 of shape \(6, 2, 8, 8\): pass those of one image"):
         draw_view_grid(GRAY, plain_views(), boxes, local_views=local[:, :2])
 
 
@@ -106,7 +106,7 @@ def test_a_title_is_drawn_above() -> None:
     assert (titled[: titled.shape[0] - without.shape[0]] < 255).any()
 
 
-def test_a_view_that_is_larger_than_what_it_shows_is_tagged() -> None:
+def test_an_enlarged_view_is_tagged() -> None:
     shown = np.array([[[0, 0, 1, 1], [0, 0, 0.25, 0.25]]])
     enlarged = enlargements(shown, 64, 64, 32)
     assert enlarged.tolist() == [[0.5, 2.0]]
@@ -118,7 +118,7 @@ def test_a_view_that_is_larger_than_what_it_shows_is_tagged() -> None:
     assert (changed.max(0) <= [top + 80, left + 80]).all()
 
 
-def test_the_file_holds_what_is_returned(tmp_path: Path) -> None:
+def test_the_file_contains_the_returned_figure(tmp_path: Path) -> None:
     path = tmp_path / "new folder" / "grid.png"
     picture = draw_view_grid(GRAY, plain_views(), block_grid(60, 90), path)
     np.testing.assert_array_equal(decode_rgb(path), picture)
@@ -140,7 +140,7 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_the_image_is_left_as_it_is() -> None:
+def test_the_image_is_not_changed() -> None:
     image = GRAY.copy()
     image.flags.writeable = False
     draw_view_grid(image, plain_views(), block_grid(60, 90))
@@ -158,10 +158,10 @@ def test_a_photograph_with_its_real_views(coco256: Path) -> None:
 @pytest.mark.parametrize(
     ("image", "views", "boxes", "message"),
     [
-        (GRAY / 255, plain_views(), 4, r"image is float64 of shape \(60, 90, 3\): give its pixels"),
+        (GRAY / 255, plain_views(), 4, r"image is float64 of shape \(60, 90, 3\): pass its pixels"),
         (GRAY[:, :, 0], plain_views(), 4, r"image is uint8 of shape \(60, 90\)"),
         (GRAY[:0], plain_views(), 4, r"image is uint8 of shape \(0, 90, 3\)"),
-        (GRAY, plain_views()[None], 4, r"views are uint8 of shape \(1, 2, 4, 3, 16, 16\): give those of one"),
+        (GRAY, plain_views()[None], 4, r"views are uint8 of shape \(1, 2, 4, 3, 16, 16\): pass those of one"),
         (GRAY, plain_views().float(), 4, r"views are float32"),
         (GRAY, plain_views(), 3, "3 boxes and views of 4 blocks: give BlockViews.boxes"),
     ],

@@ -1,4 +1,4 @@
-"""Files of embeddings: what is written comes back, in constant memory, and what others changed is refused."""
+"""Embedding files: read back as written, in constant memory; modified files are refused."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def write(path: Path, rows: Tensor = ROWS, names: list[str] = NAMES) -> Path:
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_names_and_rows_come_back_exactly(suffix: str, tmp_path: Path) -> None:
+def test_names_and_rows_are_read_back_exactly(suffix: str, tmp_path: Path) -> None:
     found = read_embeddings(write(tmp_path / f"e{suffix}"))
     assert found.names == ([*NAMES[:3], "bytes \\udcff.png"] if suffix == ".parquet" else NAMES)
     assert torch.equal(found.rows, ROWS)
@@ -74,19 +74,22 @@ def test_memory_does_not_grow_with_the_number_of_rows(suffix: str, count: int, t
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_nothing_is_written_where_the_stream_ends_early_or_is_empty(suffix: str, tmp_path: Path) -> None:
+def test_nothing_is_written_if_the_stream_ends_early_or_is_empty(suffix: str, tmp_path: Path) -> None:
     with pytest.raises(AssertionError), embedding_writer(tmp_path / f"e{suffix}", {}) as writer:  # noqa: PT012
         writer.write(NAMES[:1], ROWS[:1])
         raise AssertionError
     assert not list(tmp_path.iterdir())
     if suffix != ".csv":
-        with pytest.raises(ValueError, match="there is no row to write"), embedding_writer(tmp_path / f"e{suffix}", {}):
+        with (
+            pytest.raises(ValueError, match="there are no rows to write"),
+            embedding_writer(tmp_path / f"e{suffix}", {}),
+        ):
             pass
         assert not list(tmp_path.iterdir())
 
 
 def test_rows_of_another_shape_and_a_header_that_is_too_long_are_refused(tmp_path: Path) -> None:
-    message = r"rows of shape \(4,\) came after rows of shape \(5,\)"
+    message = r"rows of shape \(4,\) followed rows of shape \(5,\)"
     with pytest.raises(ValueError, match=message), embedding_writer(tmp_path / "e.npy", {}) as writer:  # noqa: PT012
         writer.write(NAMES[:1], ROWS[:1])
         writer.write(NAMES[1:2], ROWS[:1, :4])
@@ -98,7 +101,7 @@ def test_rows_of_another_shape_and_a_header_that_is_too_long_are_refused(tmp_pat
     assert not list(tmp_path.iterdir())
 
 
-def test_files_that_are_no_embeddings_are_refused(tmp_path: Path) -> None:
+def test_files_without_embeddings_are_refused(tmp_path: Path) -> None:
     save_file({"weight": torch.zeros(2)}, tmp_path / "a.safetensors")
     (tmp_path / "b.safetensors").write_bytes(b"no")
     (tmp_path / "c.csv").write_text("path,f0\na.jpg,x\n")
@@ -106,17 +109,17 @@ def test_files_that_are_no_embeddings_are_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "e.npy", np.array([{}], dtype=object), allow_pickle=True)
     names_file(tmp_path / "e.npy").write_text("path\na\n")
     for name in ("a.safetensors", "b.safetensors", "c.csv", "d.csv", "e.npy"):
-        with pytest.raises(ValueError, match=f"{name} holds no embeddings that can be read"):
+        with pytest.raises(ValueError, match=f"{name} contains no readable embeddings"):
             read_embeddings(tmp_path / name)
     names_file(write(tmp_path / "f.npy")).write_text("path\na\n")
-    with pytest.raises(ValueError, match="holds 1 names and 4 rows"):
+    with pytest.raises(ValueError, match="contains 1 names and 4 rows"):
         read_embeddings(tmp_path / "f.npy")
     names_file(tmp_path / "f.npy").unlink()
     with pytest.raises(FileNotFoundError, match=r"f\.names\.csv'"):
         read_embeddings(tmp_path / "f.npy")
 
 
-def test_parquet_without_pyarrow_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parquet_without_pyarrow_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mlssl.embeddings.files.find_spec", lambda name: None)
     with pytest.raises(ImportError, match="Parquet needs pyarrow: pip install pyarrow"):
         read_embeddings(tmp_path / "e.parquet")
@@ -143,7 +146,7 @@ def test_rows_come_in_order_on_any_number_of_devices(devices: tuple[str, ...]) -
     assert torch.cat([rows for _, rows in found])[:, 0].tolist() == list(range(7))
 
 
-def test_as_many_batches_as_devices_are_held() -> None:
+def test_as_many_batches_as_devices_are_in_flight() -> None:
     taken = []
 
     def counted() -> Iterator[tuple[list[int], Tensor]]:
@@ -156,16 +159,16 @@ def test_as_many_batches_as_devices_are_held() -> None:
     assert len(taken) == 2
 
 
-def test_numbers_that_are_not_finite_are_said_with_their_image() -> None:
+def test_values_that_are_not_finite_are_reported_with_their_image() -> None:
     class Broken(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
             return 1 / (images.float().mean((2, 3)) - 3)
 
-    with pytest.raises(ValueError, match="the network gives NaN or infinity for image 3"):
+    with pytest.raises(ValueError, match="the network returns NaN or infinity for image 3"):
         list(streamed(Broken(), batches(6), ("cpu",)))
 
 
-def test_images_have_names_from_their_root_and_bad_ones_are_remembered(tmp_path: Path) -> None:
+def test_images_are_named_relative_to_their_root_and_bad_ones_are_recorded(tmp_path: Path) -> None:
     from PIL import Image
 
     (tmp_path / "a").mkdir()

@@ -1,4 +1,4 @@
-"""Search in saved embeddings: what a slow comparison finds, and the command on photographs."""
+"""Search in saved embeddings: equal to a slow comparison, and the command on photographs."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def test_the_nearest_rows_are_those_of_a_comparison_with_each(monkeypatch: pytes
 @pytest.mark.parametrize(
     ("rows", "k", "leave_out", "message"),
     [
-        (torch.ones(3, 4), 0, None, "k=0 images were asked for"),
-        (torch.ones(3, 5), 1, None, r"have shape \(3, 5\), and the backbone gives 4 numbers per image"),
-        (torch.ones(1, 4), 1, 0, "hold no image but the one to compare with"),
+        (torch.ones(3, 4), 0, None, "k=0 images were requested"),
+        (torch.ones(3, 5), 1, None, r"have shape \(3, 5\), and the backbone has 4 features"),
+        (torch.ones(1, 4), 1, 0, "contain only the query image"),
     ],
 )
-def test_a_search_that_cannot_be_is_refused(rows, k, leave_out, message) -> None:
+def test_an_invalid_search_is_refused(rows, k, leave_out, message) -> None:
     with pytest.raises(ValueError, match=message):
         nearest_rows(torch.ones(4), rows, k, leave_out)
 
@@ -45,14 +45,14 @@ def test_a_search_that_cannot_be_is_refused(rows, k, leave_out, message) -> None
 @pytest.mark.parametrize(
     ("about", "rows", "message"),
     [
-        ({"pooling": "patches"}, torch.zeros(1, 96), "e.npy holds feature maps"),
-        ({}, torch.zeros(1, 96, 2, 2), "e.npy holds feature maps"),
+        ({"pooling": "patches"}, torch.zeros(1, 96), "e.npy contains feature maps"),
+        ({}, torch.zeros(1, 96, 2, 2), "e.npy contains feature maps"),
         ({"size": "["}, torch.zeros(1, 96), "e.npy states the size None and the pooling 'avg'"),
         ({"size": "[32, 1e9]"}, torch.zeros(1, 96), "e.npy states the size"),
         ({"pooling": "sum"}, torch.zeros(1, 96), "the pooling 'sum': write it again"),
     ],
 )
-def test_what_a_file_states_is_checked(about, rows, message) -> None:
+def test_the_metadata_of_a_file_is_checked(about, rows, message) -> None:
     with pytest.raises(ValueError, match=message):
         embedded_alike(
             np.zeros((9, 9, 3), np.uint8),

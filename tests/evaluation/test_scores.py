@@ -174,6 +174,7 @@ def scores_of_this_process(processes: int) -> tuple[dict[str, float], list[float
     return {name: value.item() for name, value in scores.items()}, precision.tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 2, 4])
 def test_every_process_has_the_scores_of_one(devices: int, processes: Any) -> None:
     probabilities, targets = made(61)

@@ -1,4 +1,4 @@
-"""Sources: precision, DDP and FSDP's shards, and what a checkpoint says of its training."""
+"""Sources: precision, DDP and FSDP shards, and the training history in a checkpoint."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def sharded(tmp_path: Path) -> tuple[Path, MultiLabelSSLModule]:
     return in_shards(written_checkpoint(module, tmp_path / "whole.ckpt"), tmp_path / "last.ckpt"), module
 
 
-def test_shards_are_put_together(sharded: Any, tmp_path: Path) -> None:
+def test_shards_are_merged(sharded: Any, tmp_path: Path) -> None:
     folder, module = sharded
     report = export_backbone(folder, tmp_path / "backbone.safetensors")
     assert report.format == "timm"
@@ -52,7 +52,7 @@ def test_shards_that_name_code_are_refused_and_run_none(sharded: Any, tmp_path: 
     folder, _ = sharded
     (folder / ".metadata").write_bytes(pickle.dumps(Payload(tmp_path / "ran")))
     with pytest.raises(
-        ValueError, match=r"is not a sharded checkpoint or is damaged: it names \w+\.mkdir, which has no"
+        ValueError, match=r"is not a sharded checkpoint or is damaged: it names \w+\.mkdir, which does not belong"
     ):
         export_backbone(folder, tmp_path / "backbone.safetensors")
     assert not (tmp_path / "ran").exists()
@@ -70,7 +70,7 @@ def test_code_behind_a_name_of_the_metadata_is_refused(sharded: Any, tmp_path: P
 def test_shards_without_the_rest_of_the_checkpoint_are_refused(sharded: Any, tmp_path: Path) -> None:
     folder, _ = sharded
     (folder / "meta.pt").unlink()
-    with pytest.raises(FileNotFoundError, match=r"No checkpoint stands at .*meta\.pt"):
+    with pytest.raises(FileNotFoundError, match=r"There is no checkpoint at .*meta\.pt"):
         export_backbone(folder, tmp_path / "backbone.safetensors")
 
 
@@ -96,7 +96,7 @@ def test_names_of_wrappers_inside_the_network_are_stripped(wrapper: str, tmp_pat
     assert_same_features(loaded_by(export_backbone(path, tmp_path / "a.safetensors").check), module.backbone)
 
 
-def test_a_module_under_ddp_is_exported_like_itself(tmp_path: Path) -> None:
+def test_a_module_under_ddp_is_exported_like_the_plain_module(tmp_path: Path) -> None:
     module = trained_module()
 
     class DistributedDataParallel(torch.nn.Module):
@@ -108,7 +108,7 @@ def test_a_module_under_ddp_is_exported_like_itself(tmp_path: Path) -> None:
     assert_same_features(loaded_by(report.check), module.backbone)
 
 
-def test_steps_epoch_data_and_metrics_are_told(make_run: Any, tmp_path: Path) -> None:
+def test_steps_epoch_data_and_metrics_are_recorded(make_run: Any, tmp_path: Path) -> None:
     trainer = make_run()
     path = tmp_path / "last.ckpt"
     trainer.save_checkpoint(path)
@@ -127,7 +127,7 @@ def test_steps_epoch_data_and_metrics_are_told(make_run: Any, tmp_path: Path) ->
     assert of_callback["data"] == said["data"]
 
 
-def test_what_names_a_machine_or_the_command_is_not_told(tmp_path: Path) -> None:
+def test_settings_of_the_machine_and_the_command_are_not_recorded(tmp_path: Path) -> None:
     path = written_checkpoint(trained_module(), tmp_path / "last.ckpt")
     settings = {"root": "/home/me", "num_workers": 4, "_instantiator": "lightning", "size": 32}
     settings |= {"annotations": "/home/me/a.json", "images": "/home/me", "probe": {"root": "/home/me"}}
@@ -159,7 +159,7 @@ def make_run(tmp_path: Path) -> Any:
     return run
 
 
-def test_a_folder_without_shards_is_no_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"is a folder, and not one of shards, .*: give .* checkpoints/last\.ckpt"):
+def test_a_folder_without_shards_is_not_a_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"is a folder without shards .*: give .* checkpoints/last\.ckpt"):
         export_backbone(tmp_path, tmp_path / "a.safetensors")
     assert file_names(tmp_path) == []

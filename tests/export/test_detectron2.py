@@ -47,6 +47,7 @@ def content(path: Path) -> dict:
     return pickle.loads(path.read_bytes())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "torchvision/resnet18", "torchvision/resnet50", "resnext50_32x4d"])
 def test_weights_are_rebuilt_by_torchvision_from_their_names(name: str, tmp_path: Path) -> None:
     source = trained(build_backbone(name))
@@ -105,15 +106,15 @@ def test_configs_name_the_network_its_pixels_and_the_schedules(kind: str, head: 
 
 
 @pytest.mark.parametrize("name", ["test_vit", "test_convnext", "resnet50d", "resnet18d", "regnety_002", "resnet10t"])
-def test_an_architecture_without_a_place_there_is_refused_and_told_what_has_one(name: str, tmp_path: Path) -> None:
+def test_an_unsupported_architecture_is_refused_with_the_supported_ones(name: str, tmp_path: Path) -> None:
     with pytest.raises(
-        ValueError, match=r"detectron2.*it holds ResNet-18, 34, 50, 101 and 152.*Formats that hold it: 'timm'"
+        ValueError, match=r"detectron2.*supports ResNet-18, 34, 50, 101 and 152.*Formats that support it: 'timm'"
     ):
         export_backbone(build_backbone(name), tmp_path / "r.pkl", "detectron2")
     assert file_names(tmp_path) == []
 
 
-def test_a_file_beside_the_weights_is_never_overwritten_unasked(tmp_path: Path) -> None:
+def test_files_next_to_the_weights_are_only_overwritten_on_request(tmp_path: Path) -> None:
     (tmp_path / "r_voc.yaml").write_text("mine")
     with pytest.raises(FileExistsError, match=r"r_voc\.yaml exists: choose another folder or name, or pass overwrite"):
         export_backbone(build_backbone("resnet18"), tmp_path / "r.pkl", "detectron2")
@@ -137,7 +138,7 @@ def test_a_pickle_with_a_wrong_value_fails_the_comparison(tmp_path: Path) -> Non
     with pytest.raises(RuntimeError, match="Missing key"):
         torchvision_resnet(tmp_path / "r.pkl")
     (tmp_path / "r.pkl").write_bytes(pickle.dumps({"model": {}}))
-    with pytest.raises(ValueError, match="it holds ResNet-18, 34"):
+    with pytest.raises(ValueError, match="Detectron2 supports ResNet-18, 34"):
         torchvision_resnet(tmp_path / "r.pkl")
 
 
@@ -158,7 +159,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathF
 
 @pytest.mark.parametrize("name", ["resnet18", "resnext50_32x4d"])
 @pytest.mark.usefixtures("stand_in")
-def test_where_detectron2_stands_its_own_network_takes_the_file_strictly(name: str, tmp_path: Path) -> None:
+def test_if_detectron2_is_installed_its_network_loads_the_file_strictly(name: str, tmp_path: Path) -> None:
     report = export_backbone(trained(build_backbone(name)), tmp_path / "r.pkl", "detectron2")
     assert report.check == "Detectron2's build_resnet_backbone and load_state_dict"
     assert report.max_difference <= MAX_RELATIVE_DIFFERENCE
@@ -186,7 +187,7 @@ def test_the_training_script_imports_the_head_only_for_a_config_that_names_it(
 
 @pytest.mark.filterwarnings("ignore:.*amp.autocast:FutureWarning")
 @pytest.mark.usefixtures("stand_in")
-def test_the_head_puts_a_norm_behind_res5(bundles: Path) -> None:
+def test_the_head_puts_a_norm_after_res5(bundles: Path) -> None:
     runpy.run_path(str(bundles / "c4" / "res5_extra_norm.py"))
     from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY
 
@@ -213,7 +214,7 @@ def test_the_commands_for_two_gpus_scale_every_number_of_steps(name: str, steps:
     assert scaled in (bundles / "c4" / "r_README.md").read_text()
 
 
-def test_the_readme_says_which_weights_are_expected_to_be_missing(bundles: Path) -> None:
+def test_the_readme_lists_the_weights_expected_to_be_missing(bundles: Path) -> None:
     readme = (bundles / "fpn" / "r_README.md").read_text()
     for words in ("proposal_generator.", "roi_heads.", "backbone.fpn_", "0.4 or newer"):
         assert words in readme

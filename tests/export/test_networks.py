@@ -1,4 +1,4 @@
-"""timm's folder: its own loader reads it, other files in it stay, and nothing is overwritten unasked."""
+"""timm's folder: its loader reads it, other files in it stay, and nothing is overwritten without request."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_the_card_states_what_is_known_as_the_hub_reads_it(tmp_path: Path) -> No
         ("For our lab: only", "other", "For our lab: only", "For our lab: only"),
     ],
 )
-def test_a_licence_is_never_made_up(stated: str | None, license: str, name: str | None, words: str) -> None:
+def test_a_licence_is_never_invented(stated: str | None, license: str, name: str | None, words: str) -> None:
     header = {"backbone": "resnet18", "features": "512", "library": "mlssl 1.2"}
     card = ModelCard(model_card(header if stated is None else header | {"license": stated}))
     assert (card.data.license, card.data.license_name) == (license, name)
@@ -96,7 +96,7 @@ def test_without_pretrained_timm_keeps_random_weights_which_the_documentation_wa
     silent = timm.create_model(f"local-dir:{tmp_path / 'backbone'}", num_classes=0)
     assert not torch.equal(silent.conv1[0].weight, source.conv1[0].weight)
     page = (Path(__file__).resolve().parents[2] / "docs" / "export.md").read_text()
-    assert "without `pretrained=True` timm keeps random weights" in page
+    assert "without `pretrained=True` timm silently keeps random weights" in page
 
 
 def test_pixel_statistics_are_those_that_timm_gives_to_its_transforms(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_a_folder_with_other_files_keeps_them_and_an_export_in_it_is_replaced_on
 
 
 def test_a_folder_that_is_a_file_or_is_named_like_one_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"a\.safetensors ends like a file, and format 'timm-dir' is a folder"):
+    with pytest.raises(ValueError, match=r"a\.safetensors has a file suffix, and format 'timm-dir' is a folder"):
         export_backbone(build_backbone("test_resnet"), tmp_path / "a.safetensors", "timm-dir")
     (tmp_path / "file").touch()
     with pytest.raises(FileExistsError, match="file exists: choose another name"):
@@ -129,10 +129,10 @@ def test_a_folder_that_is_a_file_or_is_named_like_one_is_refused(tmp_path: Path)
         export_backbone(build_backbone("test_resnet"), tmp_path / "folder.safetensors", overwrite=True)
 
 
-def test_a_folder_that_fails_its_check_is_not_there(tmp_path: Path) -> None:
+def test_a_folder_that_fails_its_check_is_not_kept(tmp_path: Path) -> None:
     network = trained(build_backbone("test_resnet"))
     network.act1 = torch.nn.Sigmoid()
-    with pytest.raises(ValueError, match="The 'timm-dir' export gives features that differ"):
+    with pytest.raises(ValueError, match="The features of the 'timm-dir' export differ"):
         export_backbone(network, tmp_path / "backbone", "timm-dir")
     assert file_names(tmp_path) == []
 

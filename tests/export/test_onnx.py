@@ -1,4 +1,4 @@
-"""ONNX: the same features in onnxruntime, for any batch and any image size that the network takes."""
+"""ONNX: the same features in onnxruntime, for any batch and any supported image size."""
 
 from __future__ import annotations
 
@@ -49,16 +49,17 @@ def test_the_graph_takes_any_batch_and_any_size(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_graph_of_fixed_size_takes_that_size_alone(tmp_path: Path) -> None:
+def test_a_graph_of_fixed_size_accepts_only_that_size(tmp_path: Path) -> None:
     export_backbone(OwnNetwork(), tmp_path / "own.onnx", "onnx", image_size=(32, 48), fixed_size=True)
     dims = onnx.load(tmp_path / "own.onnx").graph.input[0].type.tensor_type.shape.dim
     assert [dim.dim_param or dim.dim_value for dim in dims] == ["batch", 3, 32, 48]
     with pytest.raises(
-        ValueError, match=r"fixed_size was given, and format 'safetensors' holds weights, which know no"
+        ValueError, match=r"fixed_size was given, and format 'safetensors' contains weights, which have no"
     ):
         export_backbone(OwnNetwork(), tmp_path / "own.safetensors", "safetensors", fixed_size=True)
 
 
+@pytest.mark.slow
 @pytest.mark.xfail(torch.__version__.startswith("2.8."), reason="such a graph is refused, see docs/export.md")
 def test_a_program_of_torch_gives_the_features_of_any_batch_and_of_any_or_one_size(tmp_path: Path) -> None:
     source = trained(build_backbone("test_vit"))
@@ -82,7 +83,7 @@ def test_a_program_of_torch_gives_the_features_of_any_batch_and_of_any_or_one_si
                     fixed(images)
 
 
-def test_a_network_of_ones_own_and_of_fixed_size_keeps_its_size(tmp_path: Path) -> None:
+def test_a_custom_network_of_fixed_size_keeps_its_size(tmp_path: Path) -> None:
     class Fixed(OwnNetwork):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             if images.shape[2:] != (64, 64):
@@ -98,14 +99,14 @@ def test_a_network_of_ones_own_and_of_fixed_size_keeps_its_size(tmp_path: Path) 
     assert str(path) in report.check
 
 
-def test_a_graph_of_other_features_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_graph_with_other_features_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write = torch.onnx.export
 
     def of_another(network: nn.Module, *args: Any, **kwargs: Any) -> Any:
         return write(nn.Sequential(network, nn.Softplus()).eval(), *args, **kwargs)
 
     monkeypatch.setattr(torch.onnx, "export", of_another)
-    with pytest.raises(ValueError, match="The 'onnx' export gives features that differ"):
+    with pytest.raises(ValueError, match="The features of the 'onnx' export differ"):
         export_backbone(OwnNetwork(), tmp_path / "own.onnx", "onnx")
     assert file_names(tmp_path) == []
 

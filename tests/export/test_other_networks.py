@@ -1,4 +1,4 @@
-"""Another network than the backbone: a momentum teacher is exported from a module and from a checkpoint."""
+"""Networks other than the backbone: a momentum teacher is exported from a module and from a checkpoint."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ def test_the_command_exports_the_teacher(module: WithTeacher, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("of_checkpoint", [False, True])
-def test_a_network_that_is_not_there_names_the_nearest(
-    of_checkpoint: bool, module: WithTeacher, tmp_path: Path
-) -> None:
+def test_an_unknown_network_suggests_the_nearest(of_checkpoint: bool, module: WithTeacher, tmp_path: Path) -> None:
     source = written_checkpoint(module, tmp_path / "last.ckpt") if of_checkpoint else module
     before = file_names(tmp_path)
     message = (
-        r"holds no techer, .*such as 'teacher'" if of_checkpoint else r"has no network 'techer': .*such as 'teacher'"
+        r"has no weights of techer, .*such as 'teacher'"
+        if of_checkpoint
+        else r"has no network 'techer': .*such as 'teacher'"
     )
     with pytest.raises(ValueError, match=message):
         export_backbone(source, tmp_path / "a.safetensors", network="techer")
@@ -68,7 +68,7 @@ def test_weights_of_another_architecture_than_the_backbone_are_refused(module: W
         export_backbone(checkpoint, tmp_path / "a.safetensors", network="projector")
 
 
-def test_a_checkpoint_that_describes_its_backbone_is_read_by_that(module: WithTeacher, tmp_path: Path) -> None:
+def test_a_checkpoint_with_a_backbone_entry_is_read_by_it(module: WithTeacher, tmp_path: Path) -> None:
     path = written_checkpoint(module, tmp_path / "last.ckpt")
     content = torch.load(path, weights_only=True)
     content["backbone"] = {"name": "test_resnet", "arguments": {}, "mean": [0.1, 0.2, 0.3], "std": [0.5, 0.5, 0.5]}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from test_run_record import SESSION
 
 from mlssl.cli import main
 from mlssl.drawing.run import figure_of_classes, figure_of_curves, figure_of_panels, hover_points, svg
@@ -15,6 +17,7 @@ from mlssl.evaluation.geometry import neighbor_map
 from mlssl.report.compare import differing_settings, write_comparison
 from mlssl.report.facts import facts_of
 from mlssl.run_folder import Log
+from mlssl.run_record import write_record
 
 CONFIG = {"seed_everything": 0, "model": {"base_lr": 0.1}, "data": {"root": "photos"}, "trainer": {"max_epochs": 3}}
 
@@ -78,17 +81,36 @@ def test_settings_that_differ_are_listed_by_their_whole_name() -> None:
     assert differing_settings({"a": CONFIG, "b": CONFIG}).caption == "No setting differs."
 
 
-def test_facts_tell_date_time_and_data_wherever_the_folder_lies() -> None:
-    log = {
-        "train/loss": Log([49, 99], [0, 1], [3.0, 2.0]),
-        "time/data": Log([49, 99], [0, 1], [0.5, 0.7]),
-        "time/step": Log([49, 99], [0, 1], [1.5, 1.3]),
-    }
-    facts = facts_of(Path("/moved/fit-20250102-030405-2"), CONFIG, log, "torch 2")
+def test_facts_tell_what_the_run_recorded_wherever_the_folder_lies(tmp_path: Path) -> None:
+    log = {"train/loss": Log([49, 99], [0, 1], [3.0, 2.0])}
+    first = replace(SESSION, seconds=100.0, last_step=50, outcome="interrupted", ended="2025-01-02T03:06:00+01:00")
+    again = replace(first, command="mlssl fit --resume runs/a", first_step=50, last_step=100, outcome="done")
+    write_record(tmp_path, [first, again])
+    facts = facts_of(tmp_path, CONFIG, log)
     assert facts["started"] == "2025-01-02 03:04"
-    assert facts["training time"] == "about 3 min, without validation", "100 steps of 2 s"
+    assert facts["duration"] == "3 min 20 s for 100 steps, in 2 sessions"
+    assert (facts["command"], facts["continued by"]) == ("mlssl fit", "mlssl fit --resume runs/a")
     assert (facts["steps"], facts["data folder"], facts["versions"]) == ("100", "photos", "torch 2")
-    assert "started" not in facts_of(Path("/moved/renamed"), CONFIG, {}, "")
+    assert facts["code"] == "commit abc of /home/me, 2 files changed"
+    assert facts["hardware"] == "2 × H200 (150.0 GB); EPYC, 8 cores, 1 thread"
+    assert facts["train set at the start"] == "100 images, 5 classes, 1.5 labels per image"
+
+
+def test_a_session_without_an_end_is_said_to_have_none(tmp_path: Path) -> None:
+    write_record(tmp_path, [replace(SESSION, seconds=60.0, last_step=10)])
+    assert facts_of(tmp_path, CONFIG, {})["duration"].endswith("it has not ended, or was killed")
+    write_record(tmp_path, [replace(SESSION, outcome="failed: ValueError")])
+    assert facts_of(tmp_path, CONFIG, {})["duration"].endswith("; failed: ValueError")
+
+
+def test_a_damaged_record_is_said_and_the_other_facts_are_told(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text('{"sessions": [{"started"')
+    with pytest.warns(UserWarning, match="is not the record of a run or is damaged"):
+        facts = facts_of(tmp_path, CONFIG, {})
+    assert "run.json is not the record of a run" in facts["record"]
+    assert facts["data folder"] == "photos"
+    (tmp_path / "run.json").unlink()
+    assert facts_of(tmp_path, CONFIG, {})["record"].startswith("no run.json: command, versions")
 
 
 def test_the_pointer_finds_each_point_where_it_is_drawn() -> None:

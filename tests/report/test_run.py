@@ -49,9 +49,10 @@ def test_the_page_stands_in_the_run_and_holds_every_figure(page, drawn_run):
     assert text.count("Too early to say.") == 2, "a run of six steps"
     for words in (
         "mlssl fit --config ",
-        "Lightning 2",
+        "mlssl fit --model.backbone test_resnet",
+        "lightning 2",
+        "for 6 steps",
         "whole images of 32 × 32 pixels, pooling avgmax",
-        "without val",
     ):
         assert words in text
     assert text.count("effective rank") == 1, "of one thing only"
@@ -240,6 +241,7 @@ def _config(folder: Path, settings: dict) -> None:
     (folder / "config.yaml").write_text(yaml.safe_dump(settings))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1200, 400])
 def test_a_browser_shows_every_figure_without_an_error(scheme, width, page, browser):

@@ -16,6 +16,7 @@ from mlssl.cli import main
 from mlssl.tagging.onnx import export_tagger
 
 
+@pytest.mark.slow
 def test_the_whole_runs_in_onnxruntime_for_any_number_of_images(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,4 +1,4 @@
-"""Branches that are albumentations pipelines: an object or a file, seeded per view, and for images alone."""
+"""Albumentations pipelines as branches: an object or a file, seeded per view, and for images only."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def made(views: BlockViews) -> bytes:
     return views(noise(), np.random.default_rng(3)).numpy().tobytes()
 
 
-def test_a_pipeline_is_a_branch_whose_views_depend_on_the_generator_alone(A: Any, pipeline: Any) -> None:
+def test_views_of_a_pipeline_depend_only_on_the_generator(A: Any, pipeline: Any) -> None:
     grid = BlockViews(16, branches=[pipeline, Recipe()])
     first = grid(noise(), np.random.default_rng(3))
     pipeline(image=noise())
@@ -66,7 +66,7 @@ def test_a_pipeline_is_a_branch_whose_views_depend_on_the_generator_alone(A: Any
         assert pool.submit(made, grid).result() == first.numpy().tobytes()
 
 
-def test_a_file_is_the_pipeline_that_was_saved(A: Any, pipeline: Any, tmp_path: Path) -> None:
+def test_a_file_restores_the_saved_pipeline(A: Any, pipeline: Any, tmp_path: Path) -> None:
     path = tmp_path / "xray.yaml"
     A.save(pipeline, path, data_format="yaml")
     from_file, from_object = (BlockViews(16, branches=[one]) for one in (str(path), pipeline))
@@ -88,7 +88,7 @@ def test_a_pipeline_that_ends_in_a_tensor_works(A: Any, pipeline: Any) -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_workers_make_the_same_views_of_every_epoch(workers: int, A: Any, pipeline: Any) -> None:
-    """Its draws of an unseeded Compose would repeat from worker to worker."""
+    """An unseeded Compose would repeat its samples in every worker."""
     records = synthetic_scenes(size=32, count=6)
     dataset = ViewDataset(records, BlockViews(16, branches=[pipeline, "test_albumentations_branch.shade"]), seed=1)
     keys = [(epoch, index) for epoch in (0, 1) for index in range(6)]
@@ -143,16 +143,17 @@ def test_a_file_that_cannot_be_read_is_refused(content: str | None, tmp_path: Pa
 
 
 def test_views_of_another_size_or_type_are_named_when_the_pipeline_is_set_up(A: Any) -> None:
-    with pytest.raises(ValueError, match=r"branch 0 \(albumentations.*Compose\) gives pixels of shape \(3, 20, 20\)"):
+    with pytest.raises(ValueError, match=r"branch 0 \(albumentations.*Compose\) returns pixels of shape \(3, 20, 20\)"):
         BlockViews(16, branches=[A.Compose([A.Resize(20, 20)])])
     with pytest.raises(
-        TypeError, match=r"branch 0 \(albumentations.*\) gives float32, expected uint8 .*do not normalise"
+        TypeError, match=r"branch 0 \(albumentations.*\) returns float32, expected uint8 .*do not normalise"
     ):
         BlockViews(16, branches=[A.Compose([A.Resize(16, 16), A.Normalize()])])
     with pytest.raises(ValueError, match=r"branch 0 \(albumentations.*\) fails on a blank block"):
         BlockViews(16, branches=[A.Compose([A.RandomCrop(500, 500)])])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", [None, "0", "1"])
 def test_reading_opens_no_connection_and_restores_the_environment(
     before: str | None, A: Any, pipeline: Any, tmp_path: Path

@@ -1,4 +1,4 @@
-"""Views of whole images: shapes, draws, pickling and what is refused."""
+"""Views of whole images: shapes, random samples, pickling and refused arguments."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def seeded(seed: int) -> np.random.Generator:
 
 
 def first_view(views: BlockViews) -> bytes:
-    """Run in another process by `test_spawned_process_draws_the_same`."""
+    """Run in another process by `test_a_spawned_process_samples_the_same`."""
     return views(noise(), seeded(5)).numpy().tobytes()
 
 
@@ -78,7 +78,7 @@ def test_view_k_shows_block_k() -> None:
         assert result[0, k].flatten(1).unique(dim=1).flatten().tolist() == [10 * k, 100, 200]
 
 
-def test_equals_the_draws_and_pixels_one_after_another(views: BlockViews) -> None:
+def test_equals_sampling_and_rendering_one_after_another(views: BlockViews) -> None:
     image = noise()
     root = int(seeded(3).integers(2**64, dtype=np.uint64))
     slow = np.empty((2, 4, 3, 32, 32), np.uint8)
@@ -91,7 +91,7 @@ def test_equals_the_draws_and_pixels_one_after_another(views: BlockViews) -> Non
     torch.testing.assert_close(views(image, seeded(3)), torch.from_numpy(slow), rtol=0, atol=0)
 
 
-def test_draws_depend_on_the_generator_alone(views: BlockViews) -> None:
+def test_samples_depend_only_on_the_generator(views: BlockViews) -> None:
     image = noise()
     first = views(image, seeded(1))
     views(noise(40, 40, 9), seeded(2))
@@ -103,19 +103,19 @@ def test_draws_depend_on_the_generator_alone(views: BlockViews) -> None:
     assert not torch.equal(views(image, seeded(2)), first)
 
 
-def test_global_random_states_are_left_alone(views: BlockViews) -> None:
+def test_global_random_states_do_not_change(views: BlockViews) -> None:
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
     views(noise())
     after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
     assert after == before
 
 
-def test_without_a_generator_no_two_calls_are_alike(views: BlockViews) -> None:
+def test_without_a_generator_calls_differ(views: BlockViews) -> None:
     image = noise()
     assert not torch.equal(views(image), views(image))
 
 
-def test_blocks_and_branches_draw_independently() -> None:
+def test_blocks_and_branches_sample_independently() -> None:
     whole = BlockViews(size=32, overlap=0.5)
     result = whole(noise(), seeded(0)).flatten(0, 1)
     assert len({view.numpy().tobytes() for view in result}) == 8
@@ -141,7 +141,8 @@ def test_pickle_before_and_after_use(views: BlockViews) -> None:
     assert len(pickle.dumps(views)) == len(pickle.dumps(BlockViews(size=32)))
 
 
-def test_spawned_process_draws_the_same(views: BlockViews) -> None:
+@pytest.mark.slow
+def test_a_spawned_process_samples_the_same(views: BlockViews) -> None:
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         assert pool.submit(first_view, views).result() == first_view(views)
 
@@ -151,7 +152,7 @@ def test_extreme_images(height: int, width: int, views: BlockViews) -> None:
     assert views(noise(height, width), seeded(0)).shape == (2, 4, 3, 32, 32)
 
 
-def test_image_is_left_as_it_is_and_may_be_a_read_only_slice(views: BlockViews) -> None:
+def test_image_is_not_changed_and_may_be_a_read_only_slice(views: BlockViews) -> None:
     image = noise(80, 90)
     copy = image.copy()
     image.flags.writeable = False
@@ -211,7 +212,7 @@ def test_import_and_construction_import_neither_albumentations_nor_opencv() -> N
 
 
 def test_rendering_imports_no_torch_and_gives_the_same_views_within_1_of_255(views: BlockViews, tmp_path: Path) -> None:
-    """A package of this name without its contents stands for an mlssl that imports nothing by itself."""
+    """An empty package named mlssl replaces one that imports submodules itself."""
     code = f"""
 import sys, types
 package = types.ModuleType("mlssl")
@@ -248,7 +249,7 @@ def test_presets_give_two_branches(preset: str) -> None:
     assert grid(noise(), seeded(0)).shape == (2, 4, 3, 16, 16)
 
 
-def test_boxes_tell_what_a_view_shows() -> None:
+def test_boxes_match_the_content_of_a_view() -> None:
     """Of an image whose red and green are the row and column, the corners of a view are the corners of its box."""
     rows, cols = np.mgrid[0:200, 0:240]
     image = np.stack([rows, cols, 0 * rows], axis=2).astype(np.uint8)
@@ -270,14 +271,14 @@ def test_boxes_tell_what_a_view_shows() -> None:
         torch.testing.assert_close(corner, expected, atol=2, rtol=0)
 
 
-def test_flips_and_turns_change_no_box() -> None:
+def test_flips_and_rotations_do_not_change_boxes() -> None:
     moved = replace(PLAIN, flip_probability=1, vertical_flip_probability=1, turn_probability=1)
     both = [BlockViews(16, branches=[recipe]).arrays(noise(), seeded(0)) for recipe in (PLAIN, moved)]
     np.testing.assert_array_equal(both[0]["boxes"], both[1]["boxes"])
     assert not np.array_equal(both[0]["views"], both[1]["views"])
 
 
-def test_a_branch_more_changes_no_view_of_the_others() -> None:
+def test_an_additional_branch_does_not_change_the_views_of_others() -> None:
     two, three = (BlockViews(16, branches=[Recipe()] * number)(noise(), seeded(0)) for number in (2, 3))
     assert torch.equal(three[:2], two)
     more = BlockViews(16, rows=2, cols=2, local_views={"count": 3, "size": 8}).arrays(noise(), seeded(0))
@@ -300,7 +301,7 @@ class Greedy:
         return generator.spawn(1)[0].integers(0, 256, (3, 16, 16), np.uint8)
 
 
-def test_a_branch_cannot_disturb_the_others() -> None:
+def test_a_branch_cannot_affect_the_others() -> None:
     """Also where it takes as many numbers as it likes from this generator and from the one of the view before."""
     one, other = (BlockViews(16, branches=[Recipe(), Greedy(number), Recipe()]) for number in (0, 50))
     image = noise()
@@ -337,20 +338,20 @@ def test_a_function_is_a_branch_and_its_box_is_part_of_its_block() -> None:
 @pytest.mark.parametrize(
     ("given", "error", "said"),
     [
-        (None, TypeError, r"gives nothing, expected uint8 \(3, 16, 16\): return the view's pixels"),
-        ("pixels", TypeError, "gives an object of type str, expected uint8"),
-        (np.zeros((16, 16, 3), np.uint8), ValueError, r"gives pixels of shape \(16, 16, 3\), expected \(3, 16, 16\)"),
-        (np.zeros((3, 20, 20), np.uint8), ValueError, r"gives pixels of shape \(3, 20, 20\).*end it with a resize"),
-        (torch.zeros(1, 16, 16, dtype=torch.uint8), ValueError, r"gives pixels of shape \(1, 16, 16\)"),
-        (np.zeros((3, 16, 16), np.float32), TypeError, "gives float32, expected uint8 .*do not normalise"),
-        (torch.zeros(3, 16, 16), TypeError, r"gives torch.float32, expected uint8"),
-        ((np.zeros((3, 16, 16), np.uint8), (0, 0, 9, 9)), ValueError, r"gives the box \(0.0, 0.0, 9.0, 9.0\).*0–1"),
-        ((np.zeros((3, 16, 16), np.uint8), (0, 0, 0, 1)), ValueError, "gives the box .* inside 0–1"),
-        ((np.zeros((3, 16, 16), np.uint8), (0, 0, float("nan"), 1)), ValueError, "gives the box"),
+        (None, TypeError, r"returns nothing, expected uint8 \(3, 16, 16\): return the view's pixels"),
+        ("pixels", TypeError, "returns an object of type str, expected uint8"),
+        (np.zeros((16, 16, 3), np.uint8), ValueError, r"returns pixels of shape \(16, 16, 3\), expected \(3, 16, 16\)"),
+        (np.zeros((3, 20, 20), np.uint8), ValueError, r"returns pixels of shape \(3, 20, 20\).*end it with a resize"),
+        (torch.zeros(1, 16, 16, dtype=torch.uint8), ValueError, r"returns pixels of shape \(1, 16, 16\)"),
+        (np.zeros((3, 16, 16), np.float32), TypeError, "returns float32, expected uint8 .*do not normalise"),
+        (torch.zeros(3, 16, 16), TypeError, r"returns torch.float32, expected uint8"),
+        ((np.zeros((3, 16, 16), np.uint8), (0, 0, 9, 9)), ValueError, r"returns the box \(0.0, 0.0, 9.0, 9.0\).*0–1"),
+        ((np.zeros((3, 16, 16), np.uint8), (0, 0, 0, 1)), ValueError, "returns the box .* inside 0–1"),
+        ((np.zeros((3, 16, 16), np.uint8), (0, 0, float("nan"), 1)), ValueError, "returns the box"),
         ((np.zeros((3, 16, 16), np.uint8), "box"), TypeError, "of type tuple|of type str as the box.*four numbers"),
     ],
 )
-def test_a_branch_that_gives_something_else_is_named(given: Any, error: type[Exception], said: str) -> None:
+def test_a_branch_with_wrong_output_is_named(given: Any, error: type[Exception], said: str) -> None:
     class Wrong:
         def __init__(self, good: int) -> None:
             self.good = good
@@ -377,7 +378,7 @@ def whole_and_halves(height: int, width: int) -> list[tuple[int, int, int, int]]
     return [(0, 0, height, width), (0, 0, height, width // 2), (0, width // 2, height, width - width // 2)]
 
 
-def test_regions_take_the_place_of_the_grid() -> None:
+def test_regions_replace_the_grid() -> None:
     grid = BlockViews(16, branches=[PLAIN, gray_ramp], regions=whole_and_halves)
     assert grid.num_blocks == 3
     assert grid.boxes(40, 60)[2] == (0, 30, 40, 30)
@@ -397,22 +398,22 @@ def test_regions_take_the_place_of_the_grid() -> None:
         (
             lambda height, width: [],
             ValueError,
-            "regions gives 0 boxes for an image of 480 × 640, expected at least one",
+            "regions returns 0 boxes for an image of 480 × 640, expected at least one",
         ),
         (
             lambda height, width: [(0, 0, 10, 10)] * (height // 64),
             ValueError,
-            "regions gives 10 boxes .*the 7 of another",
+            "regions returns 10 boxes .*the 7 of another",
         ),
         (
             lambda height, width: [(0, 0, 100, 100)],
             ValueError,
-            r"regions gives Box\(.*\) for an image of 64 × 64, which",
+            r"regions returns Box\(.*\) for an image of 64 × 64, which",
         ),
         (lambda height, width: [(-1, 0, 10, 10)], ValueError, "is not inside it: return boxes of at least one pixel"),
         (lambda height, width: [(0, 0, 0, 10)], ValueError, "is not inside it"),
         (lambda height, width: [(0, 0, 10.5, 10)], TypeError, "expected a list of boxes of four integers"),
-        (lambda height, width: None, TypeError, "regions gives None .*expected a list of boxes"),
+        (lambda height, width: None, TypeError, "regions returns None .*expected a list of boxes"),
         (lambda height, width: [(0, 0, 10)], TypeError, "expected a list of boxes of four integers"),
         (3, TypeError, "regions is of type int: pass a function"),
         (list, TypeError, "regions is of type type: pass a function"),
@@ -468,7 +469,7 @@ def test_a_local_branch_gets_the_crop_that_its_box_names() -> None:
     ("settings", "error", "said"),
     [
         (4, TypeError, "local_views is of type int: pass a mapping"),
-        ({"size": 32}, ValueError, "local_views has no count: pass how many"),
+        ({"size": 32}, ValueError, "local_views has no count: pass the number of views"),
         ({"count": 2, "sise": 32}, ValueError, "local_views has no 'sise', did you mean 'size'?"),
         ({"count": 0}, ValueError, "local_views has count=0, expected an integer of at least 1"),
         ({"count": 2, "size": 7}, ValueError, "local_views has size=7, expected an integer of at least 8"),
@@ -483,7 +484,7 @@ def test_a_local_branch_gets_the_crop_that_its_box_names() -> None:
         (
             {"count": 2, "size": 16, "branch": whole_block},
             ValueError,
-            r"the branch of local_views .the first branch where none is given. gives .*\(3, 8, 8\)",
+            r"the branch of local_views .the first branch by default. returns .*\(3, 8, 8\)",
         ),
     ],
 )
@@ -492,12 +493,12 @@ def test_wrong_local_views_are_refused(settings: Any, error: type[Exception], sa
         BlockViews(16, local_views=settings)
 
 
-def test_the_streams_of_local_views_are_those_of_no_branch() -> None:
+def test_local_views_have_streams_separate_from_all_branches() -> None:
     firsts = {Streams.generator(7, branch, block).random() for branch in (0, 1, 2, LOCAL_VIEWS) for block in range(50)}
     assert len(firsts) == 200
 
 
-def test_another_size_shows_the_same_parts_and_leaves_local_views() -> None:
+def test_another_size_shows_the_same_crops_and_does_not_change_local_views() -> None:
     grid = BlockViews(32, local_views={"count": 2, "size": 8})
     other = grid.with_size(48)
     one, two = grid.arrays(noise(), seeded(0)), other.arrays(noise(), seeded(0))
@@ -508,7 +509,7 @@ def test_another_size_shows_the_same_parts_and_leaves_local_views() -> None:
     assert grid.size == 32
     with pytest.raises(ValueError, match="size=15, expected views of at least 16"):
         grid.with_size(15)
-    with pytest.raises(ValueError, match=r"branch 1 \(test_blocks.gray_ramp\) is not a Recipe .*16 pixels, and 32"):
+    with pytest.raises(ValueError, match=r"branch 1 \(test_blocks.gray_ramp\) is not a Recipe .*16 pixels, but 32"):
         BlockViews(16, branches=[Recipe(), gray_ramp]).with_size(32)
 
 

@@ -1,4 +1,4 @@
-"""The kernel of the blur has the spread that was drawn."""
+"""The blur kernel has the sampled standard deviation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What may be given as branches: presets, numbers, import paths and objects, and their plain form."""
+"""Accepted branches: presets, numbers, import paths and objects, and their plain form."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ number = 3
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A module of a user's on the Python path; gives its name."""
+    """A custom module on the Python path; returns its name."""
     (tmp_path / "their_package.py").write_text(MODULE)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "their_package", raising=False)
@@ -73,7 +73,7 @@ def test_every_kind_of_plain_setting_is_resolved(package: str) -> None:
     assert pickle.loads(pickle.dumps(grid)).num_branches == 5
 
 
-def test_the_plain_form_shows_numbers_and_names_what_nothing_imports(package: str) -> None:
+def test_the_plain_form_stores_numbers_and_names_that_are_never_imported(package: str) -> None:
     from their_package import Brighter, branch
 
     given = [Recipe(hue=0.05), {"crop_area": (0.3, 1)}, branch, Brighter(2), f"{package}.branch"]
@@ -116,7 +116,11 @@ def test_the_plain_form_shows_numbers_and_names_what_nothing_imports(package: st
         ([{"hue": "much"}], ValueError, "got hue=much, expected a number from 0 to 0.5"),
         ([{"crop_area": 0.5}], ValueError, "got crop_area=0.5, expected two numbers, the smaller first"),
         ([{"crop_area": [0.1, 0.5, 1]}], ValueError, "expected two numbers"),
-        (["soft"], ValueError, "branch 0 is 'soft', expected an import path.*the preset 'soft' is not in a list"),
+        (
+            ["soft"],
+            ValueError,
+            "branch 0 is 'soft', expected an import path.*the preset 'soft' does not go into a list",
+        ),
         (["nowhere.branch"], ValueError, "branch 0 is 'nowhere.branch', which cannot be imported .*PYTHONPATH"),
         (["json.nothing"], ValueError, "branch 0 is 'json.nothing', which cannot be imported"),
         (["json.JSONDecoder"], TypeError, "branch 0 is the class JSONDecoder: pass a Recipe"),
@@ -127,10 +131,14 @@ def test_the_plain_form_shows_numbers_and_names_what_nothing_imports(package: st
             "branch 1 is of type builtins.NoneType: pass a Recipe, an albumentations pipeline",
         ),
         ([Recipe], TypeError, "branch 0 is the class Recipe: pass a Recipe"),
-        ([{"class_path": "json.loads", "args": {}}], ValueError, "branch 0 has the key 'args' beside class_path"),
+        (
+            [{"class_path": "json.loads", "args": {}}],
+            ValueError,
+            "branch 0 has the key 'args' in addition to class_path",
+        ),
         ([""], ValueError, "branch 0 is '', expected an import path"),
     ],
 )
-def test_what_is_no_branch_is_refused(branches: Any, error: type[Exception], said: str, package: str) -> None:
+def test_invalid_branches_are_refused(branches: Any, error: type[Exception], said: str, package: str) -> None:
     with pytest.raises(error, match=said):
         resolve_branches(branches)

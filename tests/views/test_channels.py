@@ -1,4 +1,4 @@
-"""Views of images that are not RGB: every step on every channel, and the colour steps where there are colours."""
+"""Views of images that are not RGB: every step on every channel, and colour steps only for RGB."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_a_step_does_the_same_to_every_channel(channels: int, changes: dict[str,
     assert np.array_equal(many, np.repeat(one, channels, axis=2))
 
 
-def test_shapes_and_places_are_those_of_an_rgb_image() -> None:
+def test_shapes_and_positions_are_those_of_an_rgb_image() -> None:
     layer = noise(1, 60, 80)
     geometry = {"crop_area": (0.2, 0.6), "flip_probability": 0.5}
     gray, colour = (build(channels, **geometry) for channels in (1, 3))
@@ -75,7 +75,7 @@ def test_shapes_and_places_are_those_of_an_rgb_image() -> None:
         assert np.array_equal(np.repeat(one, 3, axis=2), three)
 
 
-def test_gray_saturation_and_hue_are_left_out_where_there_are_no_colours() -> None:
+def test_gray_saturation_and_hue_are_skipped_without_colours() -> None:
     image = noise(4)
     unchanged = {"jitter_probability": 1.0, "brightness": 0.0, "contrast": 0.0, "gray_probability": 1.0}
     assert np.array_equal(build(4, **unchanged)(image), image)

@@ -1,4 +1,4 @@
-"""What is drawn for a view: its distribution against torchvision's own draws, over thousands of both."""
+"""Samples for a view: their distribution against torchvision's, over thousands of both."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_blur_is_that_of_torchvision_scaled_with_the_view(size: int) -> None:
 
 
 @pytest.mark.parametrize("branch", [0, 1])
-def test_operations_are_as_frequent_as_the_method_says(branch: int) -> None:
+def test_operations_have_the_frequencies_of_the_method(branch: int) -> None:
     views = drawn(branch)
     frequent = {
         "jitter": (np.mean([bool(one.jitters) for one in views]), 0.8),
@@ -83,7 +83,7 @@ def test_operations_are_as_frequent_as_the_method_says(branch: int) -> None:
         assert share == pytest.approx(probability, abs=5 * (probability * (1 - probability) / NUM) ** 0.5), name
 
 
-def test_draws_do_not_depend_on_each_other() -> None:
+def test_samples_are_independent() -> None:
     views = drawn(0)
     table = np.array(
         [
@@ -128,14 +128,14 @@ def test_operations_that_came_first_do_not_depend_on_the_numbers_of_later_ones()
         assert both[0] != both[1]
 
 
-def test_a_stream_gives_the_same_first_numbers_however_many_follow() -> None:
+def test_the_first_numbers_of_a_stream_do_not_depend_on_how_many_follow() -> None:
     few, many = (Streams().uniforms(5, 1, 4, number) for number in (FIRST_UNIFORMS, RESERVED))
     assert few == [numbers[:FIRST_UNIFORMS] for numbers in many]
     assert NUM_UNIFORMS <= RESERVED
 
 
 @pytest.mark.parametrize("added", list(ADDED))
-def test_turning_an_operation_on_changes_no_other(added: str) -> None:
+def test_enabling_an_operation_does_not_change_others(added: str) -> None:
     field = {
         "vertical_flip_probability": "vertical_flip",
         "turn_probability": "turns",
@@ -150,7 +150,7 @@ def test_turning_an_operation_on_changes_no_other(added: str) -> None:
         assert with_it._replace(**{name: getattr(without, name)}) == without
 
 
-def test_added_operations_are_as_frequent_and_as_strong_as_asked() -> None:
+def test_added_operations_have_the_requested_frequency_and_strength() -> None:
     asked = {
         "vertical_flip_probability": 0.3,
         "turn_probability": 0.6,
@@ -201,7 +201,7 @@ def test_a_jitter_of_strength_0_is_left_out() -> None:
 
 @pytest.mark.parametrize("number", [0.0, np.nextafter(1.0, 0.0)])
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 40), (40, 1), (20, 4000), (4000, 20), (7, 7)])
-def test_crops_stay_in_the_block_at_the_ends_of_every_draw(height: int, width: int, number: float) -> None:
+def test_crops_stay_in_the_block_at_the_limits_of_every_sample(height: int, width: int, number: float) -> None:
     one = draw_operations(PRESETS["paper"][0], height, width, SIZE, [number] * NUM_UNIFORMS)
     assert 0 <= one.top < one.top + one.height <= height
     assert 0 <= one.left < one.left + one.width <= width

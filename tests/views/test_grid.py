@@ -1,4 +1,4 @@
-"""The geometry of blocks against its definition, at every edge of its ranges."""
+"""The geometry of blocks against its definition, at the limits of its ranges."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Turning hues, against torchvision's operator on pixels that are not rounded."""
+"""Hue rotation, against torchvision's operator on unrounded pixels."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def turned(image: np.ndarray, turns: float) -> np.ndarray:
 
 
 @pytest.mark.parametrize("turns", TURNS)
-def test_is_the_turn_of_hsv_rounded_once(turns: float) -> None:
+def test_equals_the_rotation_in_hsv_rounded_once(turns: float) -> None:
     exact = adjust_hue(torch.from_numpy(colours()).permute(2, 0, 1).double() / 255, turns).permute(1, 2, 0)
     np.testing.assert_allclose(turned(colours(), turns), 255 * exact.numpy(), atol=0.501)
 
 
 @pytest.mark.parametrize("turns", [-1.0, 0.0, 1.0])
-def test_a_whole_turn_is_none(turns: float) -> None:
+def test_a_full_rotation_changes_nothing(turns: float) -> None:
     np.testing.assert_array_equal(turned(colours(), turns), colours())
 
 
@@ -53,7 +53,7 @@ def test_gray_and_the_brightest_and_darkest_channel_stay(turns: float) -> None:
     np.testing.assert_array_equal(ours.min(-1), colours().min(-1))
 
 
-def test_an_image_can_be_turned_in_its_place_and_is_left_alone_otherwise() -> None:
+def test_an_image_can_be_rotated_in_place_and_is_not_changed_otherwise() -> None:
     image, turn = colours(), HueTurner(S)
     out = np.empty_like(image)
     assert turn(image, 0.1, out) is out

@@ -1,4 +1,4 @@
-"""Each operation's pixels against torchvision's, and views as a whole against two other ways to make them."""
+"""Each operation's pixels against torchvision's, and whole views against two other implementations."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def adjusted(image: np.ndarray, *jitters: tuple[str, float]) -> np.ndarray:
     return np.asarray(pil).astype(float)
 
 
-def test_nothing_to_do_leaves_the_pixels() -> None:
+def test_no_operation_leaves_the_pixels_unchanged() -> None:
     np.testing.assert_array_equal(rendered(scene()), scene())
 
 
@@ -135,7 +135,7 @@ def test_flips_and_turns_are_numpys(gray: bool) -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 3, 5])
-def test_noise_is_gaussian_independent_and_of_its_seed(channels: int) -> None:
+def test_noise_is_gaussian_independent_and_seeded(channels: int) -> None:
     flat = np.full((S, S, channels), 128, np.uint8)
     noise = rendered(flat, noise_std=0.08, noise_seed=1) - 128
     assert noise.std() == pytest.approx(0.08 * 255, rel=0.05)
@@ -148,14 +148,14 @@ def test_noise_is_gaussian_independent_and_of_its_seed(channels: int) -> None:
     assert not np.array_equal(noise, rendered(flat, noise_std=0.08, noise_seed=2) - 128)
 
 
-def test_noise_stops_at_black_and_white() -> None:
+def test_noise_is_clipped_at_black_and_white() -> None:
     for value in (0, 255):
         noisy = rendered(np.full((S, S, 3), value, np.uint8), noise_std=0.5)
         assert 0.4 < np.mean(noisy == value) < 0.6
 
 
 @pytest.mark.parametrize("gray", [False, True])
-def test_erasing_fills_its_rectangle_with_uniform_values_and_leaves_the_rest(gray: bool) -> None:
+def test_erasing_fills_only_its_rectangle_with_uniform_values(gray: bool) -> None:
     box = (10, 20, 30, 25)
     plain, erased = rendered(scene(), gray=gray), rendered(scene(), gray=gray, erased=box, erase_seed=3)
     inside = np.zeros((S, S), bool)
@@ -184,7 +184,7 @@ def test_crop_is_resized_as_pillow_does(box: tuple[int, int, int, int]) -> None:
     np.testing.assert_allclose(ours.astype(int), theirs, atol=1)
 
 
-def test_views_are_no_sharper_than_those_of_pillow_and_torchvision() -> None:
+def test_views_are_not_sharper_than_pillows_and_torchvisions() -> None:
     """Of a photograph's fine texture, which interpolation without an average would leave in."""
     image = np.random.default_rng(0).integers(0, 256, (120, 96, 3), dtype=np.uint8)
     crop = T.RandomResizedCrop(S, PRESETS["paper"][0].crop_area, PRESETS["paper"][0].crop_aspect)
@@ -197,7 +197,7 @@ def test_views_are_no_sharper_than_those_of_pillow_and_torchvision() -> None:
     assert means[0] == pytest.approx(means[1], rel=0.05)
 
 
-def test_crop_skips_no_pixel_when_it_shrinks() -> None:
+def test_downscaling_a_crop_uses_all_pixels() -> None:
     image = np.zeros((5 * S, 5 * S, 3), np.uint8)
     for row, column in np.random.default_rng(0).integers(5, 5 * S - 5, (20, 2)):
         image[:] = 0
@@ -205,7 +205,7 @@ def test_crop_skips_no_pixel_when_it_shrinks() -> None:
         assert rendered(image, height=5 * S, width=5 * S).sum() >= 3 * 8
 
 
-def test_a_block_that_is_as_large_as_a_view_is_left_alone() -> None:
+def test_a_block_of_the_size_of_a_view_is_not_resized() -> None:
     image = scene()
     before = image.copy()
     rendered(image, jitters=(("hue", 0.1),), solarize_from=100)
@@ -213,7 +213,7 @@ def test_a_block_that_is_as_large_as_a_view_is_left_alone() -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 2, 4, 5, 13])
-def test_every_channel_is_treated_like_one_alone(channels: int) -> None:
+def test_channels_are_processed_independently(channels: int) -> None:
     layer = scene(100, 90)[:, :, :1]
     operations: dict[str, Any] = {
         "top": 3, "left": 5, "height": 80, "width": 70, "blur_sigma": 1.2, "solarize_from": 99, "flip": True,
@@ -276,6 +276,6 @@ def test_views_look_like_those_of_other_libraries(branch: int, other: str, monke
     one, two = looks(ours), looks(theirs)
     spread = two.std(axis=0)
     error = 4.5 * spread * (2 / num) ** 0.5
-    # Pillow filters what it enlarges or shrinks a little differently, which is 1 of 255 at most.
+    # Pillow's filters differ slightly when resizing, by at most 1 of 255.
     np.testing.assert_array_less(np.abs(one.mean(axis=0) - two.mean(axis=0)), error + 1)
     np.testing.assert_array_less(np.abs(one.std(axis=0) - spread), error + 1)

@@ -1,4 +1,4 @@
-"""A recipe's numbers and presets, and each operation as BlockViews applies it against the method's table."""
+"""A recipe's numbers and presets, and each operation of BlockViews against the method's table."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def share(pipeline: Callable[[np.ndarray], np.ndarray], image: np.ndarray, calls
     return float(np.mean([not np.array_equal(pipeline(image), image) for _ in range(calls)]))
 
 
-def test_branches_hold_the_methods_probabilities() -> None:
+def test_branches_have_the_methods_probabilities() -> None:
     first, second = PRESETS["paper"]
     assert first == Recipe()
     assert (first.blur_probability, first.solarize_probability) == (0.5, 0.5)
@@ -53,7 +53,7 @@ def test_branches_hold_the_methods_probabilities() -> None:
     assert replace(first, blur_probability=0.1, solarize_probability=0.2) == second
 
 
-def test_all_off_leaves_the_pixels() -> None:
+def test_a_disabled_recipe_leaves_the_pixels_unchanged() -> None:
     image = noise()
     np.testing.assert_array_equal(build()(image), image)
 
@@ -84,7 +84,7 @@ def test_crop_is_resized_as_pillow_does(source: tuple[int, int]) -> None:
     np.testing.assert_allclose(view.astype(int), theirs, atol=1)
 
 
-def test_crop_leaves_the_image_and_owns_its_pixels() -> None:
+def test_crop_does_not_change_the_image_and_copies_its_pixels() -> None:
     image = noise()
     view = build()(image)
     assert not np.shares_memory(view, image)
@@ -124,7 +124,7 @@ def test_saturation_moves_between_gray_and_colour() -> None:
     assert np.std(factors) == pytest.approx(0.8 / 12**0.5, abs=0.02)
 
 
-def test_hue_turns_the_colour_circle_by_at_most_a_tenth() -> None:
+def test_hue_rotates_by_at_most_a_tenth_of_the_colour_circle() -> None:
     pipeline = build(**{**NO_JITTER, "hue": 0.1})
     turns = []
     for _ in range(800):
@@ -192,6 +192,6 @@ def test_flip_mirrors_left_and_right() -> None:
         ({"blur_sigma": [-1.0, 2.0]}, r"got blur_sigma=\[-1.0, 2.0\], expected two numbers"),
     ],
 )
-def test_numbers_that_no_recipe_can_have_are_refused(wrong: dict[str, Any], said: str) -> None:
+def test_invalid_recipe_numbers_are_refused(wrong: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         replace(OFF, **wrong)

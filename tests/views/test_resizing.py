@@ -28,7 +28,7 @@ def test_with_and_without_torch_the_result_is_pillows(
         np.testing.assert_array_equal(without[:, :, channel], np.asarray(theirs))
 
 
-def test_the_image_may_be_read_only_and_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_image_may_be_read_only_and_is_not_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
     before = image.copy()
     image.flags.writeable = False

@@ -1,4 +1,4 @@
-"""Random streams of views: each depends on its own root, branch and block, and none is like another."""
+"""Random streams of views: each depends only on its root, branch and block, and all differ."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ TAGS = [(root, branch) for root in (0, 1, 2**64 - 1) for branch in (0, 1, LOCAL_
 
 
 @pytest.mark.parametrize(("root", "branch"), TAGS)
-def test_the_numbers_of_a_block_depend_neither_on_the_number_of_blocks_nor_on_what_was_sampled_before(
-    root: int, branch: int
-) -> None:
+def test_the_numbers_of_a_block_do_not_depend_on_other_blocks_or_earlier_samples(root: int, branch: int) -> None:
     streams = Streams()
     four = streams.uniforms(root, branch, 4, RESERVED)
     streams.uniforms(root, branch + 1, 9, 20)

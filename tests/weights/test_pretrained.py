@@ -1,4 +1,4 @@
-"""Names with published weights: loaded by timm's and torchvision's own code, or refused, and never untrained."""
+"""Names with published weights: loaded by timm's and torchvision's code, or refused, and never untrained."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[torch.nn.Modul
 
 
 @pytest.mark.parametrize("source", [TAGGED, "test_resnet:pretrained", f"{TAGGED}:pretrained"])
-def test_a_timm_name_that_asks_for_weights_has_them(source: str, hub: tuple[torch.nn.Module, list[str]]) -> None:
+def test_a_timm_name_with_weights_loads_them(source: str, hub: tuple[torch.nn.Module, list[str]]) -> None:
     network, asked = hub
     opened = open_backbone(source)
     expected = network.state_dict()
@@ -46,7 +46,7 @@ def test_a_timm_name_that_asks_for_weights_has_them(source: str, hub: tuple[torc
     assert opened.mean == (0.5, 0.5, 0.5), "the statistics of these weights"
 
 
-def test_a_plain_name_is_untrained_and_asks_for_nothing(hub: tuple[torch.nn.Module, list[str]]) -> None:
+def test_a_plain_name_is_untrained_and_downloads_nothing(hub: tuple[torch.nn.Module, list[str]]) -> None:
     assert open_backbone("test_resnet").untrained
     assert hub[1] == []
 
@@ -58,7 +58,7 @@ def test_a_plain_name_is_untrained_and_asks_for_nothing(hub: tuple[torch.nn.Modu
             "test_vit.r160_in1k",
             r"published weights of 'test_vit.r160_in1k' cannot be loaded \(an error of the hub x+…\)",
         ),
-        ("test_vit:pretrained", "pass a file of them, test_vit=FILE, or test_vit for an untrained network"),
+        ("test_vit:pretrained", "pass their file, test_vit=FILE, or test_vit for an untrained network"),
         ("hf-hub:nobody/nothing", r"published weights of 'hf-hub:nobody/nothing' cannot be loaded"),
         ("resnet18.nonsense", "'resnet18' has no published weights with the tag 'nonsense', its tags are a1_in1k, "),
         ("resnet14t.c3_in1", "its tags are c3_in1k: pass one of these, resnet14t=FILE, or resnet14t for an untrained"),
@@ -66,9 +66,7 @@ def test_a_plain_name_is_untrained_and_asks_for_nothing(hub: tuple[torch.nn.Modu
         ("resnet5O:pretrained", "did you mean 'resnet50'"),
     ],
 )
-def test_weights_that_cannot_be_had_are_refused(
-    source: str, message: str, hub: tuple[torch.nn.Module, list[str]]
-) -> None:
+def test_unavailable_weights_are_refused(source: str, message: str, hub: tuple[torch.nn.Module, list[str]]) -> None:
     with pytest.raises(ValueError, match=message):
         open_backbone(source)
 

@@ -1,4 +1,4 @@
-"""What may be evaluated, and every file that may not."""
+"""Accepted sources of backbones, and refused files."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ class Code:
         return print, ("run",)
 
 
-def test_files_that_are_no_backbone_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_without_a_backbone_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = tmp_path / "text.ckpt"
     text.write_text("no checkpoint")
     plain = tmp_path / "plain.safetensors"
@@ -159,23 +159,23 @@ def test_files_that_are_no_backbone_are_refused(tmp_path: Path, capsys: pytest.C
     (tmp_path / "folder.ckpt").mkdir()
 
     refused = {
-        str(tmp_path): "is a folder, and not one of shards",
-        str(tmp_path / "folder.ckpt"): "is a folder, and not one of shards",
+        str(tmp_path): "is a folder without shards",
+        str(tmp_path / "folder.ckpt"): "is a folder without shards",
         "nowhere.ckpt": "no file 'nowhere.ckpt'",
         "nowhere.safetensors": "no file",
         "resnet18=nowhere.pth": "no file",
         str(text): "is not a checkpoint or is damaged",
-        str(code): "holds pickled Python objects, which could run any code",
-        f"test_resnet={dangerous}": "holds pickled Python objects, which could run any code",
+        str(code): "contains pickled Python objects, which could run any code",
+        f"test_resnet={dangerous}": "contains pickled Python objects, which could run any code",
         f"test_resnet={raw}": "is not a file of weights or is damaged",
         f"test_resnet={text}": "is not a file of weights or is damaged",
-        f"test_resnet={numbers}": "holds no weights: pass a dict",
-        str(plain): "does not say which backbone it holds: pass its name too, such as resnet50=",
+        f"test_resnet={numbers}": "contains no weights: pass a dict",
+        str(plain): "does not name its backbone: also pass the name, such as resnet50=",
         str(cut): "is not a safetensors file or is damaged",
         f"test_resnet={cut}": "is not a safetensors file or is damaged",
         "resnet5O": "did you mean 'resnet50'",
         f"resnet5O={plain}": "did you mean 'resnet50'",
-        str(numbers): "holds no backbone",
+        str(numbers): "has no weights of backbone",
     }
     for source, message in refused.items():
         with pytest.raises((ValueError, FileNotFoundError), match=message.replace("(", r"\(")):
@@ -205,5 +205,5 @@ def test_weights_of_another_architecture_are_named(trained: Any, tmp_path: Path)
         open_backbone(f"test_resnet={tmp_path / 'weights.pth'}")
     weights[first] = weights.pop("extra.weight")[:1]
     torch.save(weights, tmp_path / "weights.pth")
-    with pytest.raises(ValueError, match=rf"1 of another shape, {first}\)"):
+    with pytest.raises(ValueError, match=rf"1 with another shape, {first}\)"):
         open_backbone(f"test_resnet={tmp_path / 'weights.pth'}")

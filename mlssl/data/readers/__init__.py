@@ -1,1 +1,1 @@
-"""Readers of data sets, one format each: functions that return `Records`."""
+"""Data set readers, one per format: functions that return `Records`."""

@@ -1,9 +1,9 @@
-"""COCO's layout (T.-Y. Lin et al., "Microsoft COCO", ECCV 2014): the years 2014 and 2017, or a data set of one's own.
+"""COCO's layout (T.-Y. Lin et al., "Microsoft COCO", ECCV 2014): the years 2014 and 2017, or a custom data set.
 
 root/annotations/instances_<split>.json    "images", "annotations" and "categories"
 root/<split>/<file_name>
 
-Or one such file anywhere, and one folder of images.
+Alternatively, one such file anywhere and one image folder.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ _PREFIX, _SUFFIX = "instances_", ".json"
 def read_coco(
     root: str | os.PathLike[str], split: str = "train2017", *, decode: Decode = decode_rgb, channels: int = 3
 ) -> Records:
-    """Read a split of COCO: which categories each image shows, by its boxes.
+    """Read a split of COCO: the categories of each image, from its boxes.
 
     Args:
-        root: Folder that holds `annotations` and the folders of images.
+        root: Folder with `annotations` and the image folders.
         split: Such as "train2017", "val2017", "train2014" or "val2014".
-        decode: From a path to pixels uint8 (H, W, C), as for `Records`.
-        channels: C that `decode` gives.
+        decode: Function from a path to pixels uint8 (H, W, C), see `Records`.
+        channels: C of `decode`'s output.
 
     Returns:
-        Every image in the order of the annotation file, with COCO's image ids; one without an object has a row of
-        zeros. The classes are all categories in ascending order of their ids. A crowd counts as present.
+        All images in the order of the annotation file, with COCO's image ids; an image without objects has a row of
+        zeros. The classes are all categories, ascending by id. A crowd counts as present.
 
     Raises:
-        FileNotFoundError: The folder, the annotation file or an image that it names is missing.
-        ValueError: The annotation file is not JSON or not of COCO's format, lists an image twice, or has two categories
-            of one name or one without a name.
+        FileNotFoundError: The folder, the annotation file or a listed image is missing.
+        ValueError: The annotation file is not COCO JSON, lists an image twice, or has a category without a name or with
+            the name of another.
     """
     folder = Path(root)
     return read_coco_file(_annotation_file(folder, split), folder / split, decode=decode, channels=channels)
@@ -50,13 +50,13 @@ def read_coco_file(
     decode: Decode = decode_rgb,
     channels: int = 3,
 ) -> Records:
-    """Read one file of COCO's format whose images lie in one folder.
+    """Read one COCO file whose images are in one folder.
 
     Args:
         path: The file.
-        images: Folder that its file names start from; that of the file by default.
-        decode: From a path to pixels uint8 (H, W, C), as for `Records`.
-        channels: C that `decode` gives.
+        images: Folder that file names are relative to; by default the folder of the file.
+        decode: Function from a path to pixels uint8 (H, W, C), see `Records`.
+        channels: C of `decode`'s output.
 
     Returns:
         As `read_coco`.
@@ -92,7 +92,7 @@ def _annotation_file(folder: Path, split: str) -> Path:
         there = sorted(file.name for file in path.parent.glob(f"*{_SUFFIX}"))
         splits = [name[len(_PREFIX) : -len(_SUFFIX)] for name in there if name.startswith(_PREFIX)]
         if splits:
-            advice = f"use a split that is there: {', '.join(splits)}"
+            advice = f"use an existing split: {', '.join(splits)}"
         else:
             advice = f"put it there (annotation files found: {', '.join(there) or 'none'})"
         raise FileNotFoundError(f"no annotation file {str(path)!r} for split {split!r}: {advice}")

@@ -1,8 +1,8 @@
 """Corel-5K: 4,500 training and 499 test photographs of 192 × 128 pixels with 1–5 of 374 words each.
 
-P. Duygulu et al., "Object Recognition as Machine Translation", ECCV 2002. The layout that is read:
+P. Duygulu et al., "Object Recognition as Machine Translation", ECCV 2002. Expected layout:
 
-    root/labels/words             one word a line; its line number, from 1, is its label
+    root/labels/words             one word per line; the line number, from 1, is its label
     root/labels/training_label    image number, then the numbers of its words
     root/labels/test_label
     root/train_jpeg/<number>.jpeg
@@ -26,7 +26,7 @@ def read_corel5k(root: str | os.PathLike[str], split: str = "train") -> Records:
     """Read a split of Corel-5K: all 374 words are classes, the image numbers are the ids.
 
     Args:
-        root: Folder that holds `labels`, `train_jpeg` and `test_jpeg`.
+        root: Folder with `labels`, `train_jpeg` and `test_jpeg`.
         split: "train" or "test".
 
     Returns:
@@ -34,8 +34,8 @@ def read_corel5k(root: str | os.PathLike[str], split: str = "train") -> Records:
         this split a column of zeros; see `frequent_labels`.
 
     Raises:
-        FileNotFoundError: The folder, a label file or an image that it names is missing.
-        ValueError: Another split, a word that is empty or comes twice, or a label file that does not keep the format.
+        FileNotFoundError: The folder, a label file or a listed image is missing.
+        ValueError: The split is unknown, a word is empty or repeated, or a label file is malformed.
     """
     folder = Path(root)
     if split not in SPLITS:
@@ -63,16 +63,14 @@ def read_corel5k(root: str | os.PathLike[str], split: str = "train") -> Records:
         if present and not 1 <= min(present) <= max(present) <= len(words):
             raise ValueError(
                 f"line {row + 1} of {str(label_path)!r} names the words {present}: "
-                f"expected numbers from 1 to {len(words)}, the lines of labels/words"
+                f"expected line numbers of labels/words, 1 to {len(words)}"
             )
         if not 0 <= number < 2**63:
             raise ValueError(
                 f"line {row + 1} of {str(label_path)!r} begins with {number}: expected the number of an image"
             )
         if number in seen:
-            raise ValueError(
-                f"line {row + 1} of {str(label_path)!r} names image {number} once more: keep one of its lines"
-            )
+            raise ValueError(f"line {row + 1} of {str(label_path)!r} repeats image {number}: keep one of its lines")
         seen.add(number)
         numbers[row] = number
         labels[row, np.array(present, dtype=np.int64) - 1] = 1
@@ -82,19 +80,19 @@ def read_corel5k(root: str | os.PathLike[str], split: str = "train") -> Records:
 
 
 def frequent_labels(train: Records, test: Records, min_train: int = 40, min_test: int = 4) -> list[int]:
-    """Choose the classes that are seen often enough to be scored: give them to `Records.with_classes` of both.
+    """Select classes frequent enough to be scored; pass them to `Records.with_classes` of both sets.
 
     Args:
         train: Labelled records.
         test: Labelled records of the same classes.
-        min_train: Least number of training images that show a class. With 40 and 4, Corel-5K keeps 81 of 374 words.
-        min_test: Least number of test images that show a class.
+        min_train: Minimum number of training images per class. With 40 and 4, Corel-5K keeps 81 of 374 words.
+        min_test: Minimum number of test images per class.
 
     Returns:
         Columns of `labels`, ascending; empty if no class is frequent enough.
 
     Raises:
-        ValueError: Unlabelled records, or other classes in one than in the other.
+        ValueError: Records are unlabelled, or their classes differ.
     """
     if train.labels is None or test.labels is None or train.classes != test.classes:
         raise ValueError(
@@ -112,7 +110,7 @@ def _lines(path: Path) -> list[str]:
     try:
         text = path.read_text(encoding="utf-8").rstrip()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{str(path)!r} is no text in UTF-8 ({error}): fetch Corel-5K's label files again") from error
+        raise ValueError(f"{str(path)!r} is not UTF-8 text ({error}): fetch Corel-5K's label files again") from error
     if not text:
         raise ValueError(f"{str(path)!r} is empty: fetch Corel-5K's label files again")
     return [line.strip() for line in text.splitlines()]

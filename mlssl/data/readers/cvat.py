@@ -1,10 +1,12 @@
-"""CVAT's format "CVAT for images 1.1": one XML file, and the images below one folder.
+"""CVAT's format "CVAT for images 1.1": one XML file, and images below one folder.
 
-annotations.xml
-    <annotations>
-      <meta>…<label><name>car</name>…</label>…</meta>
-      <image id="0" name="street/1.jpg" subset="Train"> <box label="car" …/> <tag label="night"/> </image>
-images/street/1.jpg    or images/Train/street/1.jpg
+::
+
+    annotations.xml
+        <annotations>
+          <meta>…<label><name>car</name>…</label>…</meta>
+          <image id="0" name="street/1.jpg" subset="Train"> <box label="car" …/> <tag label="night"/> </image>
+    images/street/1.jpg    or images/Train/street/1.jpg
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from mlssl.data.records import Decode, Records
 from mlssl.data.safe_xml import read_xml
 
 SHAPES = frozenset({"box", "polygon", "polyline", "points", "ellipse", "cuboid", "skeleton", "mask", "tag"})
-"""Elements of an image whose label it shows."""
+"""Elements whose label counts as present in the image."""
 
 
 def read_cvat(
@@ -34,48 +36,48 @@ def read_cvat(
     decode: Decode = decode_rgb,
     channels: int = 3,
 ) -> Records:
-    """Read a file of CVAT: which labels each image has, by its shapes and tags.
+    """Read a CVAT file: the labels of each image, from its shapes and tags.
 
     Args:
         path: The file.
-        images: Folder that names of images start from. None: the folder "images" beside the file where there is one,
-            else that of the file.
-        classes: The L names, in the order of the labels; then any other label is an error. None: the labels that the
-            file declares, in its order, or else those of its shapes, in alphabetical order.
-        subset: Of the images to read, such as "Train"; all of them by default.
-        leave_out_others: Whether to leave out, and count, labels of other classes than `classes`.
+        images: Folder that image names are relative to. None: the folder "images" next to the file if it exists, else
+            the folder of the file.
+        classes: The L names, in label order; any other label is an error. None: the labels declared in the file, in
+            file order, or else those of its shapes, in alphabetical order.
+        subset: Subset to read, such as "Train"; all images by default.
+        leave_out_others: Whether to leave out and count labels not in `classes`.
         decode: From a path to pixels uint8 (H, W, C), as for `Records`.
         channels: C that `decode` gives.
 
     Returns:
-        Images in the order of the file; ids 0 … n − 1. One without a shape or tag has a row of zeros.
+        Images in the order of the file; ids 0 … n − 1. An image without shapes or tags has a row of zeros.
 
     Raises:
         FileNotFoundError: The folder or an image is missing.
-        ValueError: The file is not XML or not of this format, has no image or none of the subset, lists an image twice,
-            or has a label that is empty or none of the classes.
+        ValueError: The file is not XML of this format, has no image in the subset, repeats an image, or has an empty or
+            unknown label.
         OSError: The file cannot be read.
     """
     file = Path(path)
     root = read_xml(file)
     if root.tag != "annotations":
         raise ValueError(
-            f"{str(file)!r} is XML of {root.tag!r} and not of CVAT: export the task in its format 'CVAT for images 1.1'"
+            f"{str(file)!r} is XML of {root.tag!r}, not CVAT: export the task in its format 'CVAT for images 1.1'"
         )
     listed = [one for one in root if one.tag == "image"]
     if not listed:
         what = "tracks of a video" if any(one.tag == "track" for one in root) else "no image"
-        raise ValueError(f"{str(file)!r} holds {what}: export the task in CVAT's format 'CVAT for images 1.1'")
-    chosen = [(place, one) for place, one in enumerate(listed, start=1) if subset in (None, one.get("subset"))]
+        raise ValueError(f"{str(file)!r} contains {what}: export the task in CVAT's format 'CVAT for images 1.1'")
+    chosen = [(number, one) for number, one in enumerate(listed, start=1) if subset in (None, one.get("subset"))]
     if not chosen:
         there = sorted({one.get("subset") or "" for one in listed} - {""})
         raise ValueError(
-            f"{str(file)!r} has no image of the subset {subset!r}: use one that is there, "
-            f"{', '.join(there) or 'none'}, or val_fraction (--data.val_fraction 0.1) to hold images out"
+            f"{str(file)!r} has no image of the subset {subset!r}: use an existing one, {', '.join(there) or 'none'}, "
+            "or val_fraction (--data.val_fraction 0.1) to hold images out"
         )
-    beside = file.parent / "images"
-    folder = Path(images) if images is not None else beside if beside.is_dir() else file.parent
-    entries = [Entry(f"image {place}", _path(one, folder), _labels(one, file)) for place, one in chosen]
+    next_to_file = file.parent / "images"
+    folder = Path(images) if images is not None else next_to_file if next_to_file.is_dir() else file.parent
+    entries = [Entry(f"image {number}", _path(one, folder), _labels(one, file)) for number, one in chosen]
     return records_of_entries(
         entries,
         file,
@@ -89,7 +91,7 @@ def read_cvat(
 
 
 def _path(image: Element, folder: Path) -> str | None:
-    """Its path in the folder, where each subset may have a folder of its own."""
+    """Path of the image in the folder; each subset may have its own subfolder."""
     name, subset = image.get("name"), image.get("subset")
     if name and subset and "/" not in subset and subset != ".." and (folder / subset).is_dir():
         return f"{subset}/{name}"
@@ -108,7 +110,7 @@ def _labels(image: Element, file: Path) -> list[str]:
 
 
 def _declared(root: Element) -> list[str] | None:
-    """Labels of the task, without the points of skeletons, which have a parent."""
+    """Labels of the task, without skeleton points, which have a parent."""
     names = []
     for meta in root:
         if meta.tag == "meta":

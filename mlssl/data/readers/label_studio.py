@@ -1,4 +1,4 @@
-"""Label Studio's exports "JSON" and "JSON-MIN": a list of tasks, and the images below one folder.
+"""Label Studio's exports "JSON" and "JSON-MIN": a list of tasks, and images below one folder.
 
 JSON        [{"id": 1, "data": {"image": "/data/upload/1/0a1b2c3d-1.jpg"},
               "annotations": [{"result": [{"type": "choices", "value": {"choices": ["night"]}},
@@ -26,13 +26,13 @@ from mlssl.data.paths import IMAGE_EXTENSIONS, extension, listing
 from mlssl.data.records import Decode, Records
 
 _OF_LABELS = re.compile("choices|labels|[a-z]+labels")
-"""Types of results, which are also the keys of their names: choices, rectanglelabels, polygonlabels, …"""
+"""Result types, also the keys of their names: choices, rectanglelabels, polygonlabels, …"""
 
 _META = frozenset({"id", "annotator", "annotation_id", "created_at", "updated_at", "lead_time", "comment"})
-"""Keys of a task of JSON-MIN that say nothing about its image."""
+"""Keys of a JSON-MIN task that do not describe the image."""
 
 _UPLOADED = re.compile(r"[0-9a-f]{8}-")
-"""What Label Studio puts in front of the name of an uploaded file."""
+"""Prefix that Label Studio adds to the name of an uploaded file."""
 
 
 def read_label_studio(
@@ -46,20 +46,19 @@ def read_label_studio(
     decode: Decode = decode_rgb,
     channels: int = 3,
 ) -> Records:
-    """Read an export of Label Studio: which choices and labels each image has.
+    """Read a Label Studio export: the choices and labels of each image.
 
-    What one annotator of a task named and another did not is unknown; so is everything in a task that nobody annotated
-    or that was skipped.
+    A label that only some annotators of a task chose is unknown; all labels of a skipped or unannotated task are
+    unknown.
 
     Args:
         path: The file.
-        images: Folder that holds the images; that of the file by default. An image is looked for by the longest end of
-            its path that exists there, and without the prefix that an upload gives to its name.
-        classes: The L names, in the order of the labels; then any other name is an error. None: all names in the file,
-            in alphabetical order.
-        path_column: Key of the image in the data of a task. None: the one that holds the path of an image.
-        label_columns: Names of the controls (`from_name`; keys of JSON-MIN) whose labels count. None: all of choices
-            and labels.
+        images: Folder of the images; by default the folder of the file. An image is found by the longest suffix of its
+            path that exists there, with or without the upload prefix of its name.
+        classes: The L names, in label order; any other name is an error. None: all names in the file, in alphabetical
+            order.
+        path_column: Key of the image in the data of a task. None: the one key whose value is an image path.
+        label_columns: Controls (`from_name`; keys of JSON-MIN) whose labels count. None: all choices and labels.
         leave_out_others: Whether to leave out, and count, labels of other classes than `classes`.
         decode: From a path to pixels uint8 (H, W, C), as for `Records`.
         channels: C that `decode` gives.
@@ -69,8 +68,8 @@ def read_label_studio(
 
     Raises:
         FileNotFoundError: The folder or an image is missing.
-        ValueError: The file is not JSON or not of this format, has no task, no image in one or several, lists an image
-            twice, or has a label that is empty or none of the classes.
+        ValueError: The file is not JSON of this format, has no task, a task has no image or several, an image is
+            repeated, or a label is empty or unknown.
         OSError: The file cannot be read.
     """
     file = Path(path)
@@ -81,12 +80,12 @@ def read_label_studio(
     if is_min and wanted is None:
         _check_texts(tasks, path_column, file)
     found: dict[Any, _Task] = {}
-    for place, task in enumerate(tasks, start=1):
-        where = f"task {place} of {str(file)!r}"
-        key = ("id", task["id"]) if is_min and isinstance(task.get("id"), (int, str)) else ("place", place)
+    for number, task in enumerate(tasks, start=1):
+        where = f"task {number} of {str(file)!r}"
+        key = ("id", task["id"]) if is_min and isinstance(task.get("id"), (int, str)) else ("number", number)
         data = task if is_min else task["data"]
         image = data[_image_key(data, path_column, where)]
-        if key in found and found[key].image == image:  # JSON-MIN has one for each annotation
+        if key in found and found[key].image == image:  # JSON-MIN has one task per annotation
             found[key].annotations.append(_names_of_min(task, wanted, where))
             continue
         if is_min:
@@ -94,11 +93,11 @@ def read_label_studio(
             annotations = [names] if names or "annotation_id" in task else []
         else:
             annotations = _annotations(task, wanted, where)
-        found[key if key not in found else ("place", place)] = _Task(f"task {place}", image, annotations)
+        found[key if key not in found else ("number", number)] = _Task(f"task {number}", image, annotations)
     if wanted is not None:
         _check_controls(tasks, wanted, file)
-    place_of = _Places(folder)
-    entries = [Entry(one.place, place_of(one.image), *_agreed(one.annotations)) for one in found.values()]
+    find_image = _ImageFinder(folder)
+    entries = [Entry(one.where, find_image(one.image), *_agreed(one.annotations)) for one in found.values()]
     disagreed = sum(len(entry.unknown) for entry in entries)
     counts = Counter({"tasks skipped or not annotated": sum(not one.annotations for one in found.values())})
     return records_of_entries(
@@ -114,7 +113,7 @@ def read_label_studio(
 
 
 class _Task(NamedTuple):
-    place: str
+    where: str
     image: Any
     annotations: list[list[str]]
 
@@ -125,12 +124,12 @@ def _tasks(file: Path) -> list[dict[str, Any]]:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{str(file)!r} is not JSON ({error}): export the project again") from error
     if not (isinstance(tasks, list) and tasks and all(isinstance(task, dict) for task in tasks)):
-        what = "no task" if tasks == [] else "something else than a list of tasks"
-        raise ValueError(f"{str(file)!r} holds {what}: export the project in Label Studio's format JSON or JSON-MIN")
+        what = "no task" if tasks == [] else "something other than a list of tasks"
+        raise ValueError(f"{str(file)!r} contains {what}: export the project in Label Studio's format JSON or JSON-MIN")
     with_data = [isinstance(task.get("data"), dict) for task in tasks]
     if any("data" in task for task in tasks) and not all(with_data):
-        place = with_data.index(False) + 1
-        raise ValueError(f"task {place} of {str(file)!r} has no data, and others have: export the project again")
+        number = with_data.index(False) + 1
+        raise ValueError(f"task {number} of {str(file)!r} has no data, but others have: export the project again")
     return tasks
 
 
@@ -142,7 +141,7 @@ def _image_key(data: dict[str, Any], path_column: str | None, where: str) -> str
     keys = [key for key, value in data.items() if isinstance(value, str) and extension(_file_path(value)) in _ENDS]
     if len(keys) != 1:
         raise ValueError(
-            f"{where} has {len(keys)} paths of images ({', '.join(keys) or ', '.join(data) or 'nothing'}): pass "
+            f"{where} has {len(keys)} image paths ({', '.join(keys) or ', '.join(data) or 'nothing'}): pass "
             "path_column (--data.path_column), the key of the image"
         )
     return keys[0]
@@ -152,7 +151,7 @@ _ENDS = frozenset(IMAGE_EXTENSIONS)
 
 
 def _annotations(task: dict[str, Any], wanted: Sequence[str] | None, where: str) -> list[list[str]]:
-    """Names of each annotation of a task of JSON, without those that were cancelled."""
+    """Names of each annotation of a JSON task, without cancelled annotations."""
     annotations = task.get("annotations", task.get("completions")) or []
     if not isinstance(annotations, list) or not all(isinstance(one, dict) for one in annotations):
         raise ValueError(f"{where} has annotations {annotations!r:.40}: export the project again")
@@ -176,12 +175,12 @@ def _names_of_value(value: Any, where: str) -> Iterator[str]:
     for key, names in value.items() if isinstance(value, dict) else ():
         if _OF_LABELS.fullmatch(str(key)):
             if not isinstance(names, list) or not all(isinstance(name, str) and name.strip() for name in names):
-                raise ValueError(f"{where} has {key} {names!r:.40}: expected a list of names that are not empty")
+                raise ValueError(f"{where} has {key} {names!r:.40}: expected a list of non-empty names")
             yield from names
 
 
 def _names_of_min(task: dict[str, Any], wanted: Sequence[str] | None, where: str) -> list[str]:
-    """Names of one annotation: lists and objects tell what they are, a text is one choice."""
+    """Names of one annotation, from lists and objects; a text is a single choice."""
     names: list[str] = []
     for key, value in task.items():
         if wanted is not None and key not in wanted:
@@ -196,25 +195,25 @@ def _names_of_min(task: dict[str, Any], wanted: Sequence[str] | None, where: str
 
 
 def _check_texts(tasks: Sequence[dict[str, Any]], path_column: str | None, file: Path) -> None:
-    """Refuse texts that may be a choice or a caption: nothing tells."""
-    for place, task in enumerate(tasks, start=1):
+    """Refuse texts that may be a choice or a caption."""
+    for number, task in enumerate(tasks, start=1):
         for key, value in task.items():
             if key in _META or key == path_column or not isinstance(value, str):
                 continue
             if extension(_file_path(value)) not in _ENDS:
                 raise ValueError(
-                    f"task {place} of {str(file)!r} has the text {value!r:.40} as {key!r}, which may be a choice or "
-                    f"none: pass label_columns (--data.label_columns), the keys of the labels, such as [{key}]"
+                    f"task {number} of {str(file)!r} has the text {value!r:.40} as {key!r}, which may be a choice or a "
+                    f"caption: pass label_columns (--data.label_columns), the keys of the labels, such as [{key}]"
                 )
 
 
 def _check_controls(tasks: Sequence[dict[str, Any]], wanted: Sequence[str], file: Path) -> None:
-    """Refuse names of controls that no task has."""
+    """Refuse unknown control names."""
     results = [
         one
         for task in tasks
         for annotation in task.get("annotations", task.get("completions")) or ()
-        if not annotation.get("was_cancelled")  # those that count were checked
+        if not annotation.get("was_cancelled")  # only uncancelled ones were checked
         for one in annotation["result"]
     ]
     known = (
@@ -234,7 +233,7 @@ def _unique(names: Sequence[str] | Iterator[str]) -> list[str]:
 
 
 def _agreed(annotations: list[list[str]]) -> tuple[list[str] | None, list[str]]:
-    """What all annotations name, and what only some do; no labels where there is no annotation."""
+    """Names in all annotations, and names in only some; None without annotations."""
     if not annotations:
         return None, []
     counts = Counter(name for names in annotations for name in names)
@@ -245,7 +244,7 @@ def _agreed(annotations: list[list[str]]) -> tuple[list[str] | None, list[str]]:
 
 
 def _file_path(address: str) -> str:
-    """The path in an address: of /data/local-files/?d=a/1.jpg that of its query, of a URL that behind the host."""
+    """Path in an address: the query of /data/local-files/?d=a/1.jpg, or the path of a URL."""
     try:
         parts = urlsplit(address)
     except ValueError:
@@ -255,8 +254,8 @@ def _file_path(address: str) -> str:
     return unquote(parts.path) if parts.scheme or parts.netloc or address.startswith("/data/") else address
 
 
-class _Places:
-    """Finds images below a folder by the longest end of their paths that exists there; lists every folder once."""
+class _ImageFinder:
+    """Finds images below a folder by the longest existing suffix of their paths; lists every folder once."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

@@ -1,6 +1,6 @@
-"""A manifest: one file that lists images and what they show.
+"""A manifest: one file that lists images and their labels.
 
-A CSV or JSON Lines file is read::
+CSV or JSON Lines::
 
     photos/train.csv                          photos/train.jsonl
         path,labels,unknown                       {"path": "a/1.jpg", "labels": ["sky", "sea"]}
@@ -9,9 +9,9 @@ A CSV or JSON Lines file is read::
     photos/a/1.jpg
     photos/b/2.jpg
 
-Where labels are null or left out, as in {"path": "c/3.jpg"}, nobody labelled the image.
+An image whose labels are null or left out, as in {"path": "c/3.jpg"}, is unlabelled.
 
-A CSV file may also have a column for each class, of 1, 0 and −1 (unknown)::
+A CSV file may also have one column per class, of 1, 0 and −1 (unknown)::
 
     path,sky,sea
     a/1.jpg,1,1
@@ -31,7 +31,7 @@ from typing import Any
 
 from mlssl.data.absent import absent_values
 from mlssl.data.decoding import decode_rgb
-from mlssl.data.named_labels import Entry, check_repeated, records_of_entries, with_names
+from mlssl.data.named_labels import Entry, check_repeated, records_of_entries, split_names
 from mlssl.data.paths import check_files, check_names
 from mlssl.data.records import OTHER_CLASSES, Decode, Records
 from mlssl.data.table import FIELDS, Columns, Line, chosen_columns, csv_lines, labels_of_flags
@@ -50,37 +50,36 @@ def read_manifest(
     absent: int | str | Sequence[int | str] | None = None,
     leave_out_others: bool = False,
 ) -> Records:
-    """Read a list of images and their labels: CSV with a header, or one JSON object a line.
+    """Read a list of images and their labels: CSV with a header, or one JSON object per line.
 
-    A line has `path`, `labels` and, if wanted, `unknown`: names of the classes that the image shows, and of those
-    that nobody looked for. All others are absent. Without `labels` in the whole file the images are unlabelled; where
-    only some have them, as null in JSON Lines, all classes are unknown in the others. A CSV file may have a column for
-    each class instead, and its columns may have other names.
+    A line has `path`, `labels` and optionally `unknown`: names of the present and of the unknown classes. All others
+    are absent. If no line has `labels`, the images are unlabelled; if only some have them, all classes of the others
+    are unknown. A CSV file may have one column per class instead, and other column names.
 
     Args:
-        path: The file; .jsonl and .ndjson are JSON Lines, anything else is CSV (UTF-8).
-        classes: The L names, in the order of the labels; then any other name is an error. None: all names in the file,
-            in alphabetical order, or its columns, in theirs.
-        root: Folder that paths in the file start from; that of the file by default. Paths stay inside it.
+        path: The file; .jsonl and .ndjson are JSON Lines, all others CSV (UTF-8).
+        classes: The L names, in label order; any other name is an error. None: all names in the file, in alphabetical
+            order, or its columns, in column order.
+        root: Folder that paths are relative to and must not leave; by default the folder of the file.
         decode: From a path to pixels uint8 (H, W, C), as for `Records`.
         channels: C that `decode` gives.
-        separator: Between the names in a CSV field; " " stands for any blanks. None: "|", or a list as Python writes
-            it; names that seem to be separated by something else are an error.
-        path_column: Column of the paths. None: the one column whose name is in `PATH_COLUMNS`.
-        label_columns: The column of names, or the columns of 1, 0 and −1 that each stand for a class; others are left
-            out. None: a column of names in `LABEL_COLUMNS`, or all columns if each holds only 1, 0, −1 and blanks.
-        absent: What else than 0 means absent in columns of classes, −1, "blank" or both; anything else is unknown.
-            None: nothing; then blanks, or −1 where there is no 0, are an error. In a column of names, a blank means
-            that the image shows no class, or with `absent=0` that nobody labelled it.
+        separator: Separator of names in a CSV field; " " means any blanks. None: "|", or a Python list; names that seem
+            to use another separator are an error.
+        path_column: Column of the paths. None: the column whose name is in `PATH_COLUMNS`.
+        label_columns: The column of names, or the columns of 1, 0 and −1, one per class; others are left out. None: a
+            column in `LABEL_COLUMNS`, or all columns if they contain only 1, 0, −1 and blanks.
+        absent: What else means absent in class columns: −1, "blank" or both; the rest is unknown. None: only 0; then
+            blanks, or −1 without any 0, are an error. In a column of names, a blank means no class, or unlabelled with
+            `absent=0`.
         leave_out_others: Whether to leave out, and count, labels of other classes than `classes`.
 
     Returns:
         Images in the order of the file; ids 0 … n − 1.
 
     Raises:
-        FileNotFoundError: The file or an image that it lists is missing.
-        ValueError: The file has no line, another column, no path, a path twice, one that leads out of the folder, a
-            name that is no class, a name that is both present and unknown, or labels that can be read in two ways.
+        FileNotFoundError: The file or a listed image is missing.
+        ValueError: The file is empty, has an unexpected column, no path, a repeated path or one that leaves the folder,
+            a name that is unknown or both present and unknown, or ambiguous labels.
     """
     manifest = Path(path)
     if not manifest.is_file():
@@ -97,7 +96,7 @@ def read_manifest(
         wanted = [label_columns] if isinstance(label_columns, str) else label_columns
         columns = chosen_columns(header, lines, path_column, wanted, f"the header of {str(manifest)!r}")
         if columns.flags and lines:
-            _check_given(given, ("path_column", "label_columns", "absent"), "a column for each class", manifest)
+            _check_given(given, ("path_column", "label_columns", "absent"), "one column per class", manifest)
             names = check_names([line[columns.path] for _, line in lines], manifest)
             check_repeated(names, [f"line {number}" for number, _ in lines], manifest)
             files = check_files(folder, names, manifest)
@@ -110,7 +109,7 @@ def read_manifest(
         _check_given(given, of_names if absent_values(absent)["-1"] == 0 else (*of_names, "absent"), what, manifest)
         entries = _of_names(lines, columns, separator, classes, manifest, absent)
     if not entries:
-        raise ValueError(f"{str(manifest)!r} lists no image: write one line for each, with its path and labels")
+        raise ValueError(f"{str(manifest)!r} lists no image: write one line per image, with path and labels")
     return records_of_entries(entries, manifest, folder, classes, leave_out_others=leave_out_others, **settings)
 
 
@@ -128,9 +127,9 @@ def _of_names(
     path: Path,
     absent: int | str | Sequence[int | str] | None,
 ) -> list[Entry]:
-    """The images of a table whose fields hold names; a blank that is not absent is one that nobody labelled."""
+    """Entries of a table whose fields contain names; a blank is either no class or unlabelled."""
     fields = {"labels": columns.names, "unknown": columns.unknown}
-    named = with_names(lines, {field: one for field, one in fields.items() if one}, separator, classes, path)
+    named = split_names(lines, {field: one for field, one in fields.items() if one}, separator, classes, path)
     blank_is_absent = absent is None or absent_values(absent)["blank"] == 0
     entries = []
     for (number, line), names in zip(lines, named, strict=True):
@@ -149,7 +148,7 @@ def _of_json(path: Path) -> list[Entry]:
         try:
             entry = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{where} is not JSON ({error}): write one object a line") from error
+            raise ValueError(f"{where} is not JSON ({error}): write one object per line") from error
         if not isinstance(entry, dict):
             raise ValueError(f'{where} is a {type(entry).__name__}: write an object, {{"path": …, "labels": […]}}')
         for field in entry:
@@ -157,7 +156,7 @@ def _of_json(path: Path) -> list[Entry]:
                 near = difflib.get_close_matches(str(field), FIELDS, n=1)
                 raise ValueError(
                     f"{where} has the column {field!r}{f' (did you mean {near[0]!r}?)' if near else ''}: "
-                    "expected path, labels and unknown, and nothing else"
+                    "expected only path, labels and unknown"
                 )
         if "path" not in entry:
             raise ValueError(f"{where} has no path: expected path, labels and unknown")
@@ -171,6 +170,6 @@ def _of_json(path: Path) -> list[Entry]:
             None if (names := entry.get(field)) is None else [unicodedata.normalize("NFC", name) for name in names]
             for field in ("labels", "unknown")
         )
-        # Whoever says what is unknown looked for the rest.
+        # An image with unknown classes is labelled for the rest.
         entries.append(Entry(f"line {number}", entry["path"], [] if unknown and not labels else labels, unknown or ()))
     return entries

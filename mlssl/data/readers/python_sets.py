@@ -1,4 +1,4 @@
-"""Records of a data set that lives in Python: any torch Dataset, or one of Hugging Face's `datasets`."""
+"""Records of a Python data set: any torch Dataset, or one from Hugging Face's `datasets`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mlssl.data.records import Records
 Key = int | str
 
 _OF_OBJECTS = ("category", "category_id", "categories", "label", "labels")
-"""Where a detection target keeps the class ids of its objects."""
+"""Keys of a detection target with the class ids of its objects."""
 
 
 def read_dataset(
@@ -34,33 +34,32 @@ def read_dataset(
     absent: int | None = None,
     channels: int = 3,
 ) -> Records:
-    """Wrap a data set whose items are (image, target) or dictionaries, so that `MultiLabelDataModule` takes it.
+    """Wrap a data set of (image, target) pairs or dictionaries for `MultiLabelDataModule`.
 
-    Images stay where they are: `dataset[index]` is called when one is needed. Targets are read once, here: a column
-    alone where the data set has columns, as those of Hugging Face do; else every item is read, under a progress bar,
-    which `targets` saves.
+    Images are not copied: `dataset[index]` is called when one is needed. Targets are read once, here: only the column
+    if the data set has columns, as with Hugging Face; otherwise every item, with a progress bar. Pass `targets` to
+    avoid that.
 
     Args:
-        dataset: It has a length and gives item i under `dataset[i]`, the same one every time, and it can be pickled.
-        classes: The L names, in the order of the ids. None: those that a Hugging Face data set names itself; for
-            "multi_hot" "0", "1", …
-        image: Key of the image in an item: 0 of a pair and "image" of a dictionary by default. An image is one of
-            Pillow's, uint8 (H, W) or (H, W, C) of numpy, or a tensor (C, H, W) of uint8 or of floats in 0–1.
-        target: Key of the target in an item: 1 of a pair by default, in a dictionary none, which is unlabelled.
-        targets: The n targets themselves, instead of `target`.
-        target_kind: Of "class_ids" a target is a list of ids in 0 … L − 1, one id, or a dictionary as detection sets
-            have it, with the ids of the objects under "category" or "label"; of "multi_hot" it has L numbers, 1
-            present, 0 absent, −1 unknown. Lists do not tell which they are, so nothing is guessed.
-        absent: −1 if it means absent in "multi_hot" targets; by default it means unknown.
+        dataset: Has a length, returns the same item i for `dataset[i]` every time, and can be pickled.
+        classes: The L names, in id order. None: the names in a Hugging Face data set; for "multi_hot" "0", "1", …
+        image: Key of the image in an item: 0 of a pair and "image" of a dictionary by default. An image is a Pillow
+            image, a numpy uint8 array (H, W) or (H, W, C), or a tensor (C, H, W) of uint8 or of floats in 0–1.
+        target: Key of the target in an item: 1 of a pair by default; none of a dictionary, which is then unlabelled.
+        targets: The n targets, instead of `target`.
+        target_kind: For "class_ids" a target is a list of ids in 0 … L − 1, one id, or a detection target, a dictionary
+            with object ids under "category" or "label"; for "multi_hot" it is L numbers, 1 present, 0 absent, −1
+            unknown. Lists are ambiguous, so the kind is not guessed.
+        absent: −1 if −1 means absent in "multi_hot" targets; by default it means unknown.
         channels: C of the images.
 
     Returns:
-        Items in the order of the data set; ids 0 … n − 1, and paths that are the same numbers.
+        Items in data set order; ids and paths are 0 … n − 1.
 
     Raises:
-        ValueError: An empty data set, targets that are not of the kind, another number of them, or no names for ids.
-        TypeError: It has no length or no item, or targets are no integers.
-        KeyError: An item has no such key.
+        ValueError: The data set is empty, the targets have the wrong kind or number, or the ids have no names.
+        TypeError: The data set has no length or items, or targets are not integers.
+        KeyError: An item lacks a key.
 
     >>> pairs = [(np.zeros((4, 5, 3), np.uint8), [0, 2]), (np.ones((4, 5, 3), np.uint8), [])]
     >>> records = read_dataset(pairs, ["sky", "sea", "sun"])
@@ -69,11 +68,11 @@ def read_dataset(
     """
     if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
         raise TypeError(
-            f"the data set is a {type(dataset).__name__} without length or items: pass one that has both, "
-            "such as a list of its items"
+            f"the data set is a {type(dataset).__name__} without length or items: pass one with both, such as a list "
+            "of its items"
         )
     if len(dataset) == 0:
-        raise ValueError("a data set of no items was given: pass one with images")
+        raise ValueError("an empty data set was given: pass one with images")
     first = dataset[0]
     is_pair = isinstance(first, (tuple, list))
     image_key: Key = (0 if is_pair else "image") if image is None else image
@@ -89,7 +88,7 @@ def read_dataset(
         classes = classes or _named_classes(dataset, target_key)
         targets = list(_targets(dataset, target_key))
     if len(targets) != len(dataset):
-        raise ValueError(f"{len(targets)} targets were given for {len(dataset)} images: pass one an image")
+        raise ValueError(f"{len(targets)} targets were given for {len(dataset)} images: pass one per image")
     if target_kind == "multi_hot":
         labels = np.stack([np.asarray(one) for one in targets])
         labels = np.where(labels == -1, absent_values(absent)["-1"], labels) if absent is not None else labels
@@ -97,13 +96,13 @@ def read_dataset(
     if target_kind != "class_ids":
         raise ValueError(f"target_kind={target_kind!r} is unknown: pass 'class_ids' or 'multi_hot'")
     if not classes:
-        raise ValueError("targets are ids, and nothing says of which classes: pass classes=[…], the name of each id")
+        raise ValueError("targets are ids without class names: pass classes=[…], the name of each id")
     return Records(names, _labels_of_ids(targets, len(classes)), classes, **settings)
 
 
 @dataclass(frozen=True)
 class _Item:
-    """Gives the image of the item that a path numbers; stands where other data sets decode a file."""
+    """Returns the image of the item that a path numbers; used in place of a file decoder."""
 
     dataset: Any
     image_key: Key
@@ -117,10 +116,10 @@ class _Item:
             return np.repeat(pixels, 3, axis=2) if is_gray else pixels
         except (MemoryError, KeyError):
             raise
-        except Exception as error:  # data sets decode by many libraries
+        except Exception as error:  # data sets use many decoders
             raise BadImageError(
-                f"item {path.name} of the {type(self.dataset).__name__} gives no image ({error}): "
-                "correct the item or leave it out"
+                f"item {path.name} of the {type(self.dataset).__name__} has no valid image ({error}): correct the item "
+                "or leave it out"
             ) from error
 
 
@@ -133,15 +132,15 @@ def _pixels(image: Any) -> ImageArray:
             if not 0 <= float(image.min()) <= float(image.max()) <= 1:
                 raise ValueError(
                     f"a float tensor with values from {float(image.min()):.3g} to {float(image.max()):.3g} was given: "
-                    "leave normalisation to the module, and give floats in 0–1 or uint8"
+                    "leave normalisation to the module, and pass floats in 0–1 or uint8"
                 )
             image = (image * 255).round().to(torch.uint8)
         return np.ascontiguousarray(image.permute(1, 2, 0).numpy())
     pixels = np.asarray(image)
     if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3):
         raise ValueError(
-            f"a {type(image).__name__} of {pixels.dtype} and shape {pixels.shape} was given: give an image of "
-            "Pillow's, uint8 (H, W, C), or a tensor (C, H, W) of uint8 or of floats in 0–1"
+            f"a {type(image).__name__} of {pixels.dtype} and shape {pixels.shape} was given: pass a Pillow image, "
+            "uint8 (H, W, C), or a tensor (C, H, W) of uint8 or of floats in 0–1"
         )
     return np.repeat(pixels[:, :, None], 3, axis=2) if pixels.ndim == 2 else pixels
 
@@ -155,8 +154,8 @@ def _item_at(item: Any, key: Key, what: str) -> Any:
 
 
 def _targets(dataset: Any, key: Key) -> Iterator[Any]:
-    if hasattr(dataset, "select_columns"):  # of Hugging Face: without decoding images
-        # A transform of its images may need columns that are not selected.
+    if hasattr(dataset, "select_columns"):  # Hugging Face: reads no images
+        # An image transform may need columns that are not selected.
         for item in dataset.with_format(None).select_columns([key]):
             yield _categories(item[key])
         return
@@ -165,7 +164,7 @@ def _targets(dataset: Any, key: Key) -> Iterator[Any]:
 
 
 def _named_classes(dataset: Any, key: Key) -> Sequence[str] | None:
-    """What Hugging Face calls a ClassLabel, alone or in a list."""
+    """Class names of a Hugging Face ClassLabel, alone or in a list."""
     feature = getattr(dataset, "features", {}).get(key) if hasattr(dataset, "features") else None
     feature = getattr(feature, "feature", feature)
     if isinstance(feature, dict):
@@ -175,12 +174,12 @@ def _named_classes(dataset: Any, key: Key) -> Sequence[str] | None:
 
 
 def _categories(target: Any) -> Any:
-    """The ids of a detection target's objects, each once; any other target as it is."""
+    """Unique object ids of a detection target; other targets unchanged."""
     if not isinstance(target, dict):
         return target
     name = next((one for one in _OF_OBJECTS if one in target), None)
     if name is None:
-        raise KeyError(f"a target has {', '.join(map(repr, target))}: expected the objects' ids under 'category'")
+        raise KeyError(f"a target has {', '.join(map(repr, target))}: expected object ids under 'category'")
     return sorted({int(one) for one in target[name]})
 
 
@@ -191,11 +190,11 @@ def _labels_of_ids(targets: Sequence[Any], num_classes: int) -> npt.NDArray[np.i
         if ids.size == 0:
             continue
         if ids.dtype.kind not in "iu":
-            raise TypeError(f"target {row} is {target!r}: give class ids, integers, or pass target_kind='multi_hot'")
+            raise TypeError(f"target {row} is {target!r}: pass integer class ids, or target_kind='multi_hot'")
         if ids.ndim != 1 or ids.min() < 0 or ids.max() >= num_classes or len(set(ids.tolist())) < ids.size:
             raise ValueError(
-                f"target {row} is {ids.tolist()}: give each class id once, from 0 to {num_classes - 1}, "
-                "or pass target_kind='multi_hot'"
+                f"target {row} is {ids.tolist()}: pass each class id once, from 0 to {num_classes - 1}, or "
+                "target_kind='multi_hot'"
             )
         labels[row, ids] = 1
     return labels

@@ -1,7 +1,7 @@
-"""Roboflow's exports: a folder for each split, with the images and one file of annotations.
+"""Roboflow exports: one folder per split, with images and one annotation file.
 
 root/train/_annotations.coco.json    "COCO"
-root/train/_classes.csv              "Multi-Label Classification", instead: a column for each class, of 1 and 0
+root/train/_classes.csv              or "Multi-Label Classification": one column per class, of 1 and 0
 root/train/<image>
 root/valid/…, root/test/…            likewise
 """
@@ -30,29 +30,29 @@ def read_roboflow(
     decode: Decode = decode_rgb,
     channels: int = 3,
 ) -> Records:
-    """Read a split of an export of Roboflow, in its format COCO or Multi-Label Classification.
+    """Read a split of a Roboflow export in COCO or Multi-Label Classification format.
 
     Args:
-        root: Folder that holds the folders of the splits.
+        root: Folder with one folder per split.
         split: Folder in it, "train", "valid" or "test".
-        classes: The L names, in the order of the labels, for a CSV file, whose columns are not in the same order in
-            every split. None: in its order.
+        classes: The L names, in label order, for a CSV file, whose column order may differ between splits. None: file
+            order.
         decode: From a path to pixels uint8 (H, W, C), as for `Records`.
         channels: C that `decode` gives.
 
     Returns:
-        Images in the order of the file; with COCO's ids, or 0 … n − 1.
+        Images in file order; ids from COCO, or 0 … n − 1.
 
     Raises:
         FileNotFoundError: The folder, its file or an image is missing.
-        ValueError: The folder has both files; a file is broken, lists an image twice, or has two classes of one name.
+        ValueError: The folder has both files; a file is malformed, repeats an image, or has two classes with one name.
     """
     folder = Path(root) / split
     if not folder.is_dir():
         there = sorted(path.name for path in Path(root).glob("*") if _files(path))
         raise FileNotFoundError(
-            f"no folder {str(folder)!r}: pass as root the folder with Roboflow's train/ and valid/, and a split that "
-            f"is there: {', '.join(there) or 'none'}"
+            f"no folder {str(folder)!r}: pass as root the folder with Roboflow's train/ and valid/, and an existing "
+            f"split: {', '.join(there) or 'none'}"
         )
     found = _files(folder)
     if not found:
@@ -90,7 +90,7 @@ def read_roboflow(
 
 
 def has_split(root: str | os.PathLike[str], split: str) -> bool:
-    """Whether there is a folder of a split to read."""
+    """Whether the split exists."""
     return bool(_files(Path(root) / split))
 
 

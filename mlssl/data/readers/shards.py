@@ -1,12 +1,12 @@
-"""Shards: images packed in tar archives of a few hundred megabytes, with an index in JSON Lines.
+"""Shards: images in tar archives of a few hundred megabytes, with an index in JSON Lines.
 
-root/train/index.jsonl    a line about the whole, then one for each image
-root/train/000000.tar     the image files as they were, under their own names
+root/train/index.jsonl    a header line, then one line per image
+root/train/000000.tar     the unchanged image files, under their own names
 root/train/000001.tar
 root/val/…                likewise
 
-webdataset and every other tool for tar reads the archives. The index says at which byte of which archive a file starts,
-so that any image is one read, in any order, from a disk or from an object store.
+webdataset and any other tar tool can read the archives. The index gives archive and byte offset of each file, so any
+image takes one read, in any order, from a disk or an object store.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ from mlssl.data.decoding import ImageArray, decode_rgb_bytes
 from mlssl.data.paths import check_names
 from mlssl.data.records import Records, check_class_names
 from mlssl.received import is_remote
-from mlssl.waiting import LONGEST_READ, answer
+from mlssl.waiting import READ_TIMEOUT, call_with_timeout
 
 DecodeBytes: TypeAlias = Callable[[bytes, str], ImageArray]
 
 INDEX = "index.jsonl"
 FORMAT = "mlssl shards 1"
 NUMBERS = ("archive", "offset", "size", "image_id")
-"""Of each image: its archive from 0, the byte in it where the file starts, its bytes, its id."""
+"""For each image: archive number from 0, byte offset in it, size in bytes, id."""
 
 LABELS = {"present": 1, "unknown": -1}
-"""Lists of columns from 0, where there are classes; what is in neither is absent."""
+"""Lists of class columns from 0, if labelled; columns in neither list are absent."""
 
 
 _ARCHIVE_NAME = "[A-Za-z0-9_-][A-Za-z0-9_.-]{0,250}"
-"""In a folder and in an address alike."""
+"""Valid in folders and in addresses."""
 
 
 def read_shards(
@@ -53,26 +53,26 @@ def read_shards(
     decode: DecodeBytes = decode_rgb_bytes,
     channels: int = 3,
 ) -> Records:
-    """Read the index of a packed set; an image is read when it is needed.
+    """Read the index of a packed set; images are read when needed.
 
-    Nothing stays open between two images, so that loader workers share no file, however they are started.
+    No file stays open between images, so loader workers share none, however they are started.
 
     Args:
-        root: Folder that holds the folders of the splits, or its address: any that fsspec knows, such as
-            "s3://bucket/photos", "gs://bucket/photos" or "https://host/photos". Credentials are fsspec's own.
+        root: Folder with one folder per split, or its address for fsspec, such as "s3://bucket/photos",
+            "gs://bucket/photos" or "https://host/photos". Credentials are fsspec's.
         split: Folder in it; "" for `root` itself.
-        decode: From the bytes of an image file, and its name for messages, to pixels uint8 (H, W, C). It must be
-            picklable, and raises `BadImageError` for an image that may be skipped.
+        decode: Function from the bytes of an image file, and its name for messages, to pixels uint8 (H, W, C). Must be
+            picklable; raises `BadImageError` for an image that may be skipped.
         channels: C that `decode` gives.
 
     Returns:
-        Images, labels, classes and ids in the order in which they were packed. A path is root/split/archive/name.
+        Images, labels, classes and ids in packing order. A path is root/split/archive/name.
 
     Raises:
         FileNotFoundError: The index or an archive is missing.
-        ValueError: The index is broken, an archive has another size than it says, or there is no such kind of address.
-        ImportError: This kind of address needs a package, such as s3fs.
-        OSError: They cannot be read otherwise.
+        ValueError: The index is malformed, the size of an archive does not match it, or the kind of address is unknown.
+        ImportError: The kind of address needs a package, such as s3fs.
+        OSError: They cannot be read for another reason.
     """
     folder = _joined(root, split)
     index = f"{folder}/{INDEX}"
@@ -92,15 +92,15 @@ def read_shards(
 
 
 def has_split(root: str | os.PathLike[str], split: str) -> bool:
-    """Whether there is an index for `read_shards` to read.
+    """Whether the split has an index.
 
     Args:
-        root: As for `read_shards`.
-        split: As for `read_shards`.
+        root: See `read_shards`.
+        split: See `read_shards`.
 
     Raises:
-        ValueError: There is no such kind of address.
-        ImportError: It needs a package.
+        ValueError: The kind of address is unknown.
+        ImportError: The kind of address needs a package.
         OSError: It cannot be read.
     """
     folder = _joined(root, split)
@@ -127,7 +127,7 @@ class _Images(NamedTuple):
 
 
 class _Member:
-    """Reads and decodes the file that a path names; stands where other data sets decode a file of their own."""
+    """Reads and decodes the archived file that a path names; used in place of a file decoder."""
 
     def __init__(
         self,
@@ -137,7 +137,7 @@ class _Member:
         sizes: npt.NDArray[np.int64],
         decode: DecodeBytes,
     ) -> None:
-        found = np.array([os.fsencode(name) for name in names])  # arrays, which workers share until they end
+        found = np.array([os.fsencode(name) for name in names])  # arrays, whose memory workers share
         order = np.argsort(found)
         self.folder = folder
         self.depth = len(Path(folder).parts)
@@ -148,19 +148,17 @@ class _Member:
         name = "/".join(path.parts[self.depth :])
         row = min(int(np.searchsorted(self.names, os.fsencode(name))), len(self.names) - 1)
         if self.names[row] != os.fsencode(name):
-            raise FileNotFoundError(
-                f"{self.folder + '/' + INDEX!r} lists no image {name!r}: pass a path of its records"
-            )
+            raise FileNotFoundError(f"{self.folder + '/' + INDEX!r} does not list {name!r}: pass a path of its records")
         start, size = int(self.offsets[row]), int(self.sizes[row])
-        place = f"{self.folder}/{name}"
+        address = f"{self.folder}/{name}"
         archive = name.partition("/")[0]
-        content = _content(self.folder, archive, place, start, start + size) if size else b""
+        content = _content(self.folder, archive, address, start, start + size) if size else b""
         if len(content) != size:
             raise OSError(
-                f"{self.folder + '/' + archive!r} gave {len(content)} bytes for the {size} of {name!r}: copy the "
-                "archive again, or have it served by a server that gives parts of a file"
+                f"{self.folder + '/' + archive!r} returned {len(content)} bytes instead of {size} for {name!r}: copy "
+                "the archive again, or use a server that supports range requests"
             )
-        return self.decode(content, place)
+        return self.decode(content, address)
 
 
 def _joined(root: str | os.PathLike[str], split: str) -> str:
@@ -169,7 +167,7 @@ def _joined(root: str | os.PathLike[str], split: str) -> str:
 
 def _opened(address: str) -> tuple[Any, str]:
     try:
-        system, path = answer(url_to_fs, address) if is_remote(address) else url_to_fs(address)
+        system, path = call_with_timeout(url_to_fs, address) if is_remote(address) else url_to_fs(address)
     except ValueError as error:
         raise ValueError(
             f"cannot open {address!r} ({error}): pass a folder, or an address such as s3://bucket/photos"
@@ -178,47 +176,48 @@ def _opened(address: str) -> tuple[Any, str]:
 
 
 @contextmanager
-def _reading(place: str) -> Iterator[None]:
+def _clear_errors(address: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"no {place!r} ({error}): put it there, or pass the folder that mlssl pack wrote"
+            f"no {address!r} ({error}): put it there, or pass the folder that mlssl pack wrote"
         ) from error
     except (PermissionError, ImportError, ValueError, MemoryError):
         raise
-    except Exception as error:  # each kind of store has its own
+    except Exception as error:  # each kind of store has its own exceptions
         raise OSError(
-            f"cannot read {place!r} ({type(error).__name__}: {error}): look at the connection and the credentials, or "
+            f"cannot read {address!r} ({type(error).__name__}: {error}): check the connection and the credentials, or "
             "copy the archives to a disk"
         ) from error
 
 
-def _content(folder: str, name: str, place: str, start: int | None = None, end: int | None = None) -> bytes:
-    """Bytes of a file of the folder, by the process's own connection, which fsspec keeps; `place` is for messages."""
-    with _reading(place):
+def _content(folder: str, name: str, address: str, start: int | None = None, end: int | None = None) -> bytes:
+    """Bytes of a file in the folder, over this process's fsspec connection; `address` is for messages."""
+    with _clear_errors(address):
         system, path = _opened(folder)
         wanted = f"{path}/{name}"
         if not is_remote(folder):
             return bytes(system.cat_file(wanted, start=start, end=end))
-        if start is None:  # a whole file takes its time, once the server has answered
+        if start is None:  # once the server has answered, a whole file may take long
             try:
-                answer(system.info, wanted)
-            except FileNotFoundError as error:  # by which fsspec tells of a lost connection too
+                call_with_timeout(system.info, wanted)
+            except FileNotFoundError as error:  # fsspec raises this for a lost connection too
                 raise error.__cause__ or error from None
-        seconds = LONGEST_READ if start is None else None
-        return bytes(answer(system.cat_file, wanted, start=start, end=end, seconds=seconds))
+        seconds = READ_TIMEOUT if start is None else None
+        return bytes(call_with_timeout(system.cat_file, wanted, start=start, end=end, seconds=seconds))
 
 
 def _check_archives(folder: str, archives: Sequence[_Archive], index: str) -> None:
-    with _reading(f"{folder}/*.tar"):
+    with _clear_errors(f"{folder}/*.tar"):
         system, path = _opened(folder)
         names = [f"{path}/{archive.name}" for archive in archives]
-        sizes = answer(system.sizes, names) if is_remote(folder) else system.sizes(names)
+        sizes = call_with_timeout(system.sizes, names) if is_remote(folder) else system.sizes(names)
     for archive, size in zip(archives, sizes, strict=True):
-        if size is not None and size != archive.size:  # some servers do not tell
+        if size is not None and size != archive.size:  # some servers do not report sizes
             raise ValueError(
-                f"{folder + '/' + archive.name!r} has {size} bytes, and {index!r} says {archive.size}: copy it again"
+                f"{folder + '/' + archive.name!r} has {size} bytes instead of the {archive.size} in {index!r}: copy it "
+                "again"
             )
 
 
@@ -250,12 +249,12 @@ def _parse(index: str, content: bytes) -> tuple[list[_Archive], _Images]:
         names.append(line["name"])
     if len(names) != head["images"]:
         raise ValueError(
-            f"{index!r} lists {len(names)} images and says {head['images']}: copy it again or pack the images again"
+            f"{index!r} lists {len(names)} images instead of {head['images']}: copy it again or pack the images again"
         )
     check_names(names, Path(index))
     of_archives, offsets, sizes, ids = numbers.values()
     if min(len(set(zip(of_archives, names, strict=True))), len(set(ids))) < len(names):
-        raise ValueError(f"{index!r} lists some names or image ids twice: pack the images again")
+        raise ValueError(f"{index!r} repeats names or image ids: pack the images again")
     labels = None
     if num_classes is not None:
         labels = np.zeros((len(names), num_classes), dtype=np.int8)
@@ -274,12 +273,12 @@ def _json(text: bytes, index: str, number: int) -> Any:
 
 def _wrong_head(head: Any) -> str | None:
     if not isinstance(head, dict) or head.get("format") != FORMAT:
-        return f"does not say {FORMAT!r}"
+        return f"does not have the format {FORMAT!r}"
     if not (_is_integer(head.get("images")) and head["images"] > 0):
-        return "does not say how many images there are"
+        return "does not give the number of images"
     classes = head.get("classes", "none")  # null without labels
     if classes is not None and not (classes and _is_list_of(str, classes)):
-        return "does not list names of classes"
+        return "does not list class names"
     archives = head.get("archives")
     if not (archives and _is_list_of(dict, archives)):
         return "does not list archives"
@@ -296,17 +295,17 @@ def _wrong_line(line: Any, archives: Sequence[_Archive], num_classes: int | None
     if not (isinstance(line, dict) and all(_is_integer(line.get(key)) for key in NUMBERS)):
         return f"has no integers as {', '.join(NUMBERS)}"
     if not _is_name(line.get("name")):
-        return f"has the name {line.get('name')!r}, which no file has"
+        return f"has the name {line.get('name')!r}, which is not a file name"
     if not 0 <= line["archive"] < len(archives):
-        return f"names archive {line['archive']}, and there are {len(archives)}"
+        return f"names archive {line['archive']} of {len(archives)}"
     if not 0 <= line["offset"] <= line["offset"] + line["size"] <= archives[line["archive"]].size or line["size"] < 0:
-        return f"puts the image at {line['offset']}, {line['size']} bytes long, outside of its archive"
+        return f"puts the image at {line['offset']}, {line['size']} bytes long, outside its archive"
     given = [line[key] for key in LABELS if key in line]
     if len(given) != (0 if num_classes is None else len(LABELS)):
-        return "has labels without classes, or none beside them"
+        return "has labels without classes, or classes without labels"
     columns = [column for one in given if _is_list_of(int, one) for column in one]
     if not all(_is_list_of(int, one) for one in given) or any(not 0 <= one < (num_classes or 0) for one in columns):
-        return f"has labels that are not numbers of the {num_classes} classes"
+        return f"has labels that are not indices of the {num_classes} classes"
     if len(set(columns)) < len(columns):
         return "has a label twice"
     return None

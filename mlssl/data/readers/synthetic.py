@@ -1,8 +1,7 @@
-"""Scenes that the library draws itself: several shapes of several classes a picture, on a faint restless background.
+"""Generated scenes: several shapes of several classes per image, on a faint, noisy background.
 
-A class is a shape, never a colour: every object and every patch of background takes its colour at random, so that only
-the set of shapes is common to all blocks of a scene. Nothing is stored: a scene is drawn when it is asked for, from
-(seed, split, index) alone.
+A class is a shape, never a colour: objects and background patches have random colours, so that only the set of shapes
+is common to all blocks of a scene. Nothing is stored: a scene is drawn on demand from (seed, split, index).
 """
 
 from __future__ import annotations
@@ -17,32 +16,35 @@ from mlssl.data.decoding import ImageArray
 from mlssl.data.records import Records
 
 SPLITS = ("train", "test")
-MAX_CLASSES = 3  # of one scene
+MAX_CLASSES = 3  # per scene
 CELLS = 3  # objects lie near the centres of CELLS × CELLS cells
 NUM_OBJECTS = 9
 NUM_DISTRACTORS = 3
 RADIUS = (0.12, 0.17)  # of an object, in image sides
-BACKGROUND = (88, 168)  # range of its colours; a stronger one tells scenes apart, and the shapes are not learned
+BACKGROUND = (
+    88,
+    168,
+)  # colour range; with more contrast the background identifies scenes, and the shapes are not learned
 
-_STREAM = 5379  # keeps the draws of a scene apart from those of its views, which start from a seed and an index too
+_STREAM = 5379  # separates the random stream of a scene from that of its views, also seeded with seed and index
 
 _Points = npt.NDArray[np.float64]
 
 
 def synthetic_scenes(split: str = "train", *, size: int = 128, seed: int = 0, count: int = 2000) -> Records:
-    """Make records of drawn scenes with 1–3 of 12 shapes in each, every one of them several times.
+    """Make records of generated scenes, each with 1–3 of 12 shapes, each shape several times.
 
     Args:
-        split: "train" or "test": other scenes, even for one seed.
+        split: "train" or "test": different scenes, even for one seed.
         size: Height and width in pixels, at least 32.
-        seed: 0 or more; another seed gives other scenes.
+        seed: Seed ≥ 0; each seed gives different scenes.
         count: Number of scenes n. The first scenes do not depend on it.
 
     Returns:
-        Labelled records; their paths name scenes, there are no such files.
+        Labelled records; their paths name scenes, not files.
 
     Raises:
-        ValueError: Another split, or size, seed or count below their least value.
+        ValueError: The split is unknown, or size, seed or count is below its minimum.
 
     >>> records = synthetic_scenes("test", size=64, count=3)
     >>> records.image(2).shape, len(records.classes)
@@ -52,7 +54,7 @@ def synthetic_scenes(split: str = "train", *, size: int = 128, seed: int = 0, co
         raise ValueError(f"there are no synthetic scenes of split {split!r}: use 'train' or 'test'")
     for name, value, least in (("size", size, 32), ("seed", seed, 0), ("count", count, 1)):
         if value < least:
-            raise ValueError(f"synthetic scenes with {name} = {value} were asked for: use {name} >= {least}")
+            raise ValueError(f"synthetic scenes with {name} = {value} were requested: use {name} >= {least}")
     labels = np.zeros((count, len(SHAPES)), dtype=np.int8)
     for index in range(count):
         labels[index, _choose_classes(_generator(seed, split, index))] = 1
@@ -62,7 +64,7 @@ def synthetic_scenes(split: str = "train", *, size: int = 128, seed: int = 0, co
 
 @dataclass(frozen=True)
 class _Drawing:
-    """Draws the scene that a path names; stands where other data sets decode a file."""
+    """Draws the scene that a path names; used in place of a file decoder."""
 
     seed: int
     size: int
@@ -82,7 +84,7 @@ def _choose_classes(generator: np.random.Generator) -> npt.NDArray[np.int64]:
 
 
 def _draw(generator: np.random.Generator, classes: npt.NDArray[np.int64], size: int) -> ImageArray:
-    import cv2  # sets LD_LIBRARY_PATH, which a mere import of the package should not
+    import cv2  # sets LD_LIBRARY_PATH, which importing the package should not
 
     image = _background(generator, size)
     for _ in range(NUM_DISTRACTORS):
@@ -107,7 +109,7 @@ def _background(generator: np.random.Generator, size: int) -> ImageArray:
 def _fill(
     image: ImageArray, generator: np.random.Generator, contours: list[_Points], centre: _Points, radius: float
 ) -> None:
-    """Fill contours by the even-odd rule, turned, squeezed and coloured at random; centre and radius in image sides."""
+    """Fill contours by the even-odd rule, randomly turned, squeezed and coloured; centre and radius in image sides."""
     import cv2
 
     angle = generator.uniform(0, 2 * np.pi)

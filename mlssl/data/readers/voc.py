@@ -1,11 +1,10 @@
-"""PASCAL VOC 2007 and 2012: photographs with 1–7 of 20 classes each.
+"""PASCAL VOC 2007 and 2012: images with 1–7 of 20 classes each.
 
-M. Everingham et al., "The PASCAL Visual Object Classes Challenge", IJCV 2010. The layout that is read, which is that of
-the archives:
+M. Everingham et al., "The PASCAL Visual Object Classes Challenge", IJCV 2010. Expected layout, as in the archives:
 
-    root/VOC2012/ImageSets/Main/trainval.txt    one image a line: 2008_000002
+    root/VOC2012/ImageSets/Main/trainval.txt    one image per line: 2008_000002
     root/VOC2012/Annotations/2008_000002.xml    its objects, <name> and <difficult> of each
-    root/VOC2012/JPEGImages/2008_000002.jpg     or .png and others, as annotation tools write them
+    root/VOC2012/JPEGImages/2008_000002.jpg     or .png and others, from annotation tools
     root/VOC2007/…                              likewise
 """
 
@@ -39,26 +38,26 @@ def read_voc(
     leave_out_others: bool = False,
     decode: Decode = decode_rgb,
 ) -> Records:
-    """Read a split of PASCAL VOC: which classes each image shows, by its objects.
+    """Read a split of PASCAL VOC: the classes of each image, from its objects.
 
-    A class is present (1) where an object of it is not difficult, unknown (−1) where all of them are difficult, and
-    absent (0) where there is none; so say the files `ImageSets/Main/<class>_<split>.txt` too, with 1, 0 and −1.
+    A class is present (1) if one of its objects is not difficult, unknown (−1) if all are difficult, and absent (0) if
+    there are none, as in the files `ImageSets/Main/<class>_<split>.txt`.
 
     Args:
-        root: Folder that holds `VOC2007` and `VOC2012`; the archives call it VOCdevkit.
-        split: Year and list of images, such as "2012/trainval", "2012/val", "2007/trainval" or "2007/test".
-        classes: Names of the objects, in the order of the labels; VOC's twenty by default.
-        leave_out_others: Whether to leave out, and count, objects of other classes, which are an error otherwise.
-        decode: From a path to pixels uint8 (H, W, 3), as for `Records`.
+        root: Folder with `VOC2007` and `VOC2012`, named VOCdevkit in the archives.
+        split: Year and image list, such as "2012/trainval", "2012/val", "2007/trainval" or "2007/test".
+        classes: Class names of the objects, in label order; VOC's twenty by default.
+        leave_out_others: Whether to leave out and count objects of other classes; otherwise they are an error.
+        decode: Function from a path to pixels uint8 (H, W, 3), see `Records`.
 
     Returns:
-        Images in the order of the list. Their ids are the digits of their names (2008_000002 becomes 2008000002), and
-        0 … n − 1 where names have no such form.
+        Images in list order. Ids are the digits of the names (2008_000002 becomes 2008000002), or 0 … n − 1 if the
+        names have another form.
 
     Raises:
         FileNotFoundError: The folder, the list, an annotation or an image is missing.
-        ValueError: A split of another form, a list that is empty or names an image twice, two image files of one name,
-            or an annotation that is broken or names another class.
+        ValueError: The split is malformed, the list is empty or repeats an image, two image files share a name, or an
+            annotation is malformed or names an unknown class.
     """
     year, _, name = split.partition("/")
     if not (year and name):
@@ -98,12 +97,12 @@ def _stems(path: Path, name: str, annotations: set[str]) -> list[str]:
     if not path.is_file():
         there = sorted(file.stem for file in path.parent.glob("*.txt") if "_" not in file.stem)
         raise FileNotFoundError(
-            f"no list of images {str(path)!r} for split {name!r}: use one that is there, {', '.join(there) or 'none'}"
+            f"no list of images {str(path)!r} for split {name!r}: use an existing one, {', '.join(there) or 'none'}"
         )
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{str(path)!r} is no text in UTF-8 ({error}): fetch the data set again") from error
+        raise ValueError(f"{str(path)!r} is not UTF-8 text ({error}): fetch the data set again") from error
     stems = [_stem(line.strip(), annotations) for line in lines if line.strip()]
     if not stems:
         raise ValueError(f"{str(path)!r} lists no image: fetch the data set again")
@@ -111,13 +110,13 @@ def _stems(path: Path, name: str, annotations: set[str]) -> list[str]:
 
 
 def _stem(line: str, annotations: set[str]) -> str:
-    """A line without the 1, 0 or −1 that a list of a single class has behind each name."""
+    """A line without the flag 1, 0 or −1 that single-class lists have after each name."""
     name, _, flag = line.rpartition(" ")
     return name.rstrip() if flag in ("1", "0", "-1") and name and f"{line}.xml" not in annotations else line
 
 
 def _image_names(folder: Path, stems: list[str]) -> list[str]:
-    """The file of each image: VOC's own are .jpg, those of annotation tools .png and others too."""
+    """File of each image: .jpg in VOC, also .png and others from annotation tools."""
     there: dict[str, list[str]] = {}
     for file in listing(folder):
         if extension(file) in IMAGE_EXTENSIONS:
@@ -127,7 +126,7 @@ def _image_names(folder: Path, stems: list[str]) -> list[str]:
         found = sorted(there.get(unicodedata.normalize("NFC", stem), ()))
         if len(found) > 1:
             raise ValueError(
-                f"{str(folder)!r} holds {' and '.join(found)}, and one annotation is for both: keep one of them, or "
+                f"{str(folder)!r} contains {' and '.join(found)}, which share one annotation: keep one of them, or "
                 "give each its own name"
             )
         names.append(found[0] if found else f"{stem}.jpg")
@@ -135,7 +134,7 @@ def _image_names(folder: Path, stems: list[str]) -> list[str]:
 
 
 def _read_objects(path: Path, column_of: dict[str, int], labels: npt.NDArray[np.int8], leave_out_others: bool) -> int:
-    """Set the labels (L,) of an image: 1 outlasts −1, because one plain object is enough. Give the number left out."""
+    """Set the labels (L,) of an image and return the number of objects left out; 1 overrides −1."""
     left_out = 0
     for one in read_xml(path).iter("object"):
         texts = {part.tag: (part.text or "").strip() for part in reversed(one)}

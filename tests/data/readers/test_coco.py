@@ -1,4 +1,4 @@
-"""COCO's layout: the real sample where it is, trees written by the test, and annotation files that are wrong."""
+"""COCO's layout: the real sample if available, generated folders, and wrong annotation files."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_reads_both_years_with_ids_classes_and_images(root: Path, split: str) ->
     assert records.image(2).shape == (12, 20, 3)
 
 
-def test_images_may_lie_deeper_and_annotations_may_be_none(root: Path, split: str) -> None:
+def test_images_may_be_in_subfolders_and_annotations_may_be_empty(root: Path, split: str) -> None:
     (root / split / "day").mkdir()
     Image.new("RGB", (4, 4)).save(root / split / "day" / "1.png")
     changed = content(split) | {"annotations": []}
@@ -87,22 +87,22 @@ def test_images_may_lie_deeper_and_annotations_may_be_none(root: Path, split: st
     assert not records.labels.any()
 
 
-def test_says_which_folder_file_or_image_is_missing(root: Path, split: str) -> None:
+def test_names_the_missing_folder_file_or_image(root: Path, split: str) -> None:
     with pytest.raises(
         FileNotFoundError, match=r"no folder '.*gone': pass as root the folder with COCO's annotations/"
     ):
         read_coco(root / "gone")
     with pytest.raises(
-        FileNotFoundError, match=rf"no annotation file '.*instances_test.json' .*that is there: {split}"
+        FileNotFoundError, match=rf"no annotation file '.*instances_test.json' .*existing split: {split}"
     ):
         read_coco(root, "test")
     (root / split / NAMES[split].format(9)).unlink()
     with pytest.raises(
-        FileNotFoundError, match=r"1 of 3 images that '.*json' names are not in .*first .*0009\.jpg: put"
+        FileNotFoundError, match=r"1 of 3 images listed in '.*json' are not in .*first .*0009\.jpg: put"
     ):
         read_coco(root, split)
     (root / split).rename(root / "images")
-    with pytest.raises(FileNotFoundError, match=rf"no folder '.*{split}': put the images there"):
+    with pytest.raises(FileNotFoundError, match=rf"no folder '.*{split}': put the images of"):
         read_coco(root, split)
     (root / "annotations" / f"instances_{split}.json").rename(root / "annotations" / "captions.json")
     with pytest.raises(FileNotFoundError, match=r"put it there \(annotation files found: captions\.json\)"):
@@ -116,17 +116,17 @@ def test_says_which_folder_file_or_image_is_missing(root: Path, split: str) -> N
         ('{"images": [', "is not JSON"),
         ("version https://git-lfs.github.com/spec/v1", "is not JSON"),
         ("[" * 100_000, "is not JSON"),
-        ("[1, 2]", "holds a list: expected an object with the lists images, annotations and categories"),
-        ('"text"', "holds a str: expected"),
-        ('{"images": [], "annotations": []}', "holds images, annotations: expected"),
-        ('{"images": {}, "annotations": [], "categories": []}', "holds images, annotations, categories: expected"),
+        ("[1, 2]", "contains a list: expected an object with the lists images, annotations and categories"),
+        ('"text"', "contains a str: expected"),
+        ('{"images": [], "annotations": []}', "contains images, annotations: expected"),
+        ('{"images": {}, "annotations": [], "categories": []}', "contains images, annotations, categories: expected"),
         (
             '{"images": [], "annotations": [], "categories": []}',
             "lists 0 images and 0 categories: expected at least one",
         ),
     ],
 )
-def test_refuses_what_is_not_json_or_of_another_shape(tmp_path: Path, text: str, sentence: str) -> None:
+def test_refuses_files_that_are_not_coco_json(tmp_path: Path, text: str, sentence: str) -> None:
     with pytest.raises(ValueError, match=rf"instances_train2017\.json' {sentence}"):
         read_coco(write(tmp_path, "train2017", text))
 
@@ -138,22 +138,22 @@ def test_refuses_what_is_not_json_or_of_another_shape(tmp_path: Path, text: str,
         ("images", 7, "incomplete entries"),
         ("annotations", {"image_id": 9, "caption": "a dog"}, "incomplete entries"),
         ("categories", {"id": 3}, "incomplete entries"),
-        ("images", {"id": "4", "file_name": "x.jpg"}, "ids of images that are no integers, such as '4'"),
+        ("images", {"id": "4", "file_name": "x.jpg"}, "ids of images that are not integers, such as '4'"),
         (
             "annotations",
             {"image_id": 9, "category_id": 1.5},
-            "annotations of category_id that are no integers, such as 1.5",
+            "annotations of category_id that are not integers, such as 1.5",
         ),
         (
             "annotations",
             {"image_id": [9], "category_id": 1},
-            r"annotations of image_id that are no integers, such as \[9\]",
+            r"annotations of image_id that are not integers, such as \[9\]",
         ),
         ("images", {"id": 9, "file_name": "x.jpg"}, "images that share an id, such as 9: expected each id once"),
         ("categories", {"id": 18, "name": "cat"}, "categories that share an id, such as 18"),
     ],
 )
-def test_refuses_entries_that_are_not_as_cocos(tmp_path: Path, key: str, entry: Any, sentence: str) -> None:
+def test_refuses_malformed_entries(tmp_path: Path, key: str, entry: Any, sentence: str) -> None:
     changed = content("train2017")
     changed[key] = [*changed[key], entry]
     with pytest.raises(ValueError, match=rf"instances_train2017\.json' has {sentence}"):
@@ -188,17 +188,17 @@ def test_refuses_annotations_of_images_or_categories_that_are_not_listed(
         5,
     ],
 )
-def test_refuses_names_that_leave_the_folder_even_where_such_a_file_is(root: Path, split: str, name: Any) -> None:
+def test_refuses_names_that_leave_the_folder_even_if_the_file_exists(root: Path, split: str, name: Any) -> None:
     Image.new("RGB", (4, 4)).save(root / "secret.jpg")
     changed = content(split)
     changed["images"][2]["file_name"] = name
     with pytest.raises(
-        ValueError, match=r"names the image .*: expected a path inside the folder of the images, without '\.\.'"
+        ValueError, match=r"names the image .*: expected a path inside the image folder, without '\.\.'"
     ):
         read_coco(write(root, split, changed), split)
 
 
-def test_a_name_may_hold_dots(root: Path, split: str) -> None:
+def test_a_name_may_contain_dots(root: Path, split: str) -> None:
     changed = content(split)
     changed["images"][2]["file_name"] = "a..b.jpg"
     Image.new("RGB", (4, 4)).save(root / split / "a..b.jpg")
@@ -206,7 +206,7 @@ def test_a_name_may_hold_dots(root: Path, split: str) -> None:
 
 
 @pytest.mark.parametrize("other", ["a.jpg", "./a.jpg", ".//a.jpg", "cafe\u0301.jpg"])
-def test_an_image_twice_is_refused_in_any_spelling(tmp_path: Path, other: str) -> None:
+def test_a_repeated_image_is_refused_in_any_spelling(tmp_path: Path, other: str) -> None:
     first = "caf\u00e9.jpg" if "caf" in other else "a.jpg"
     images = [{"id": 1, "file_name": first}, {"id": 2, "file_name": "b.jpg"}, {"id": 100, "file_name": other}]
     write(tmp_path, "train2017", {"images": images, "annotations": [], "categories": CATEGORIES})
@@ -224,7 +224,7 @@ def test_an_image_twice_is_refused_in_any_spelling(tmp_path: Path, other: str) -
         (3, "has the name 3 for category 7"),
     ],
 )
-def test_a_class_twice_or_without_a_name_is_refused(tmp_path: Path, name: Any, sentence: str) -> None:
+def test_a_repeated_or_unnamed_class_is_refused(tmp_path: Path, name: Any, sentence: str) -> None:
     categories = [*CATEGORIES, {"id": 7, "name": name}]
     images = [{"id": 1, "file_name": "a.jpg"}]
     write(tmp_path, "train2017", {"images": images, "annotations": [], "categories": categories})

@@ -1,4 +1,4 @@
-"""Label columns as people have them: joined by other signs, one column per class, −1 for absent, other headers."""
+"""Label columns in practice: other separators, one column per class, −1 for absent, other headers."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def shown(records: Records, value: int = 1) -> list[set[str]]:
 
 
 @pytest.mark.parametrize("sign", [";", "; ", ",", ", ", " ", "  "])
-def test_names_joined_by_another_sign_are_a_question_until_the_separator_is_given(photos: Path, sign: str) -> None:
+def test_names_with_another_separator_are_refused_until_it_is_given(photos: Path, sign: str) -> None:
     path, separator = joined(photos, sign.join), sign.strip() or " "
     with pytest.raises(
         ValueError,
@@ -72,23 +72,23 @@ def test_names_joined_by_another_sign_are_a_question_until_the_separator_is_give
     ],
     ids=["bars", "Python", "numpy", "without quotes", "JSON"],
 )
-def test_bars_and_lists_need_no_word(photos: Path, join: Any) -> None:
+def test_bars_and_lists_need_no_option(photos: Path, join: Any) -> None:
     assert shown(read_manifest(joined(photos, join))) == SHOWN
 
 
-def test_a_list_that_is_broken_is_named_by_line(photos: Path) -> None:
+def test_a_malformed_list_is_reported_by_line(photos: Path) -> None:
     path = table(photos, "path,labels", "0.jpg,\"['a', 'b']\"", "1.jpg,\"['a', 'b]\"")
     with pytest.raises(ValueError, match=r"line 3 of .* has the labels .*: write a list as \['sky', 'sea'\], or sky"):
         read_manifest(path)
 
 
-def test_names_of_several_words_are_taken_whole(photos: Path) -> None:
+def test_names_of_several_words_are_kept_whole(photos: Path) -> None:
     for names in (["traffic light", "stop sign", "fire hydrant"], ["traffic light|stop sign", "traffic light", "sign"]):
         path = table(photos, "path,labels", *(f"{number}.jpg,{name}" for number, name in enumerate(names)))
         assert "traffic light" in read_manifest(path).classes
 
 
-def test_val_may_hold_whole_names_of_trains_classes(photos: Path) -> None:
+def test_val_may_contain_multi_word_names_of_train_classes(photos: Path) -> None:
     path = table(photos, "path,labels", "0.jpg,traffic light", "1.jpg,light", "2.jpg,traffic")
     classes = ["light", "traffic", "traffic light"]
     assert shown(read_manifest(path, classes)) == [{"traffic light"}, {"light"}, {"traffic"}]
@@ -116,11 +116,11 @@ CHEXPERT = [
 ]
 
 
-def test_blanks_are_a_question_and_other_columns_are_left_out_by_name(photos: Path) -> None:
+def test_blanks_are_refused_until_defined_and_other_columns_are_left_out(photos: Path) -> None:
     path, columns = table(photos, *CHEXPERT), ["No Finding", "Edema", "Fracture"]
     with pytest.raises(
         ValueError,
-        match=r"has the column 'Sex': expected path.*, or pass the columns of the labels, such as label_columns",
+        match=r"has the column 'Sex': expected only path.*, or pass the label columns, such as label_columns",
     ):
         read_manifest(path)
     with pytest.raises(
@@ -142,7 +142,7 @@ def test_blanks_are_a_question_and_other_columns_are_left_out_by_name(photos: Pa
         read_manifest(path, label_columns=["Sex", "Edema"])
 
 
-def test_signed_labels_are_refused_until_it_is_said_what_they_mean(photos: Path) -> None:
+def test_signed_labels_are_refused_until_their_meaning_is_given(photos: Path) -> None:
     table(photos, "path,a,b", *(f"{number}.jpg,{1 - number % 2 * 2},-1" for number in range(6)))
     with pytest.raises(
         ValueError, match=r"The labels of train are 1 and -1 and never 0, .*: pass absent=-1 \(--data.absent -1"
@@ -155,7 +155,7 @@ def test_signed_labels_are_refused_until_it_is_said_what_they_mean(photos: Path)
     assert set(data.train_records.labels.ravel().tolist()) == {0, 1}
 
 
-def test_signed_labels_of_python_likewise() -> None:
+def test_signed_labels_in_python_are_refused_until_their_meaning_is_given() -> None:
     draws = np.random.default_rng(0)
     items = [(np.zeros((40, 40, 3), np.uint8), np.where(draws.random(3) < 0.4, 1, -1)) for _ in range(8)]
     signed, pixels = read_dataset(items, ["a", "b", "c"], target_kind="multi_hot"), items[0][0]
@@ -175,11 +175,11 @@ def test_signed_labels_of_python_likewise() -> None:
     "header",
     ["image,tags", "Image Index,Finding Labels", "file_name,label", "File Path,Classes", "filename,categories"],
 )
-def test_headers_that_mean_the_same_are_known(photos: Path, header: str) -> None:
+def test_synonymous_headers_are_recognised(photos: Path, header: str) -> None:
     assert shown(read_manifest(joined(photos, "|".join, header))) == SHOWN
 
 
-def test_any_header_may_be_named(photos: Path) -> None:
+def test_any_header_can_be_selected(photos: Path) -> None:
     path = joined(photos, ";".join, "photo,shows")
     with pytest.raises(ValueError, match=r"has no path: expected path, labels and unknown, or pass path_column"):
         read_manifest(path)
@@ -193,32 +193,30 @@ def test_any_header_may_be_named(photos: Path) -> None:
 @pytest.mark.parametrize(
     ("header", "settings", "sentence"),
     [
-        ("image,file", {}, "has the columns image, file: say which one to read, path_column='image'"),
-        ("path,tags,label", {}, "has the columns tags, label: say which one to read, label_columns='tags'"),
+        ("image,file", {}, "has the columns image, file: choose one, path_column='image'"),
+        ("path,tags,label", {}, "has the columns tags, label: choose one, label_columns='tags'"),
         (
             "path,labels",
             {"label_columns": ["label"]},
             r"has no column 'label' \(did you mean 'labels'\?\): it has path",
         ),
         ("path,labels", {"path_column": "photo"}, "has no column 'photo': it has path, labels"),
-        ("path,sky,sky", {}, "has the column 'sky' twice: give each column a name of its own"),
+        ("path,sky,sky", {}, "has the column 'sky' twice: give each column a unique name"),
         ("path,labels", {"absent": -1}, "absent=-1 was given, and .* has names of classes: leave absent out"),
         (
             "path,sky",
             {"separator": ";"},
-            "separator=';' was given, and .* has a column for each class: leave separator",
+            "separator=';' was given, and .* has one column per class: leave separator",
         ),
     ],
 )
-def test_columns_that_can_be_read_in_two_ways_are_refused(
-    photos: Path, header: str, settings: dict[str, Any], sentence: str
-) -> None:
+def test_ambiguous_columns_are_refused(photos: Path, header: str, settings: dict[str, Any], sentence: str) -> None:
     path = table(photos, header, ",".join(["0.jpg", "1", "1"][: header.count(",") + 1]))
     with pytest.raises(ValueError, match=sentence):
         read_manifest(path, **settings)
 
 
-def test_settings_of_a_manifest_are_refused_elsewhere(photos: Path) -> None:
+def test_manifest_options_are_refused_for_other_formats(photos: Path) -> None:
     path = table(photos, '{"path": "0.jpg", "labels": ["a"]}', name="train.jsonl")
     with pytest.raises(ValueError, match=r"separator=';' was given, and .* has named fields: leave separator out"):
         read_manifest(path, separator=";")
@@ -242,7 +240,7 @@ def test_an_empty_name_in_json_is_refused(photos: Path) -> None:
         read_manifest(path)
 
 
-def test_the_words_reach_the_reader_from_the_command_line() -> None:
+def test_the_options_reach_the_reader_from_the_command_line() -> None:
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(MultiLabelDataModule, "data", skip={"train", "val", "probe_train"})
     instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes  # before jsonargparse 4.49

@@ -1,4 +1,4 @@
-"""Corel-5K: the real data where they are, the same layout written by the test, and files that do not keep it."""
+"""Corel-5K: the real data if available, a generated copy of its layout, and malformed files."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_real_data_have_4500_and_499_images_and_81_frequent_labels(corel5k: Path
         assert 3 < records.labels.sum(axis=1).mean() < 4  # words an image
 
 
-def test_reads_words_numbers_and_pictures_in_the_order_of_the_file(root: Path) -> None:
+def test_reads_words_numbers_and_images_in_file_order(root: Path) -> None:
     train = read_corel5k(root)
     assert train.classes == ("sky", "sea", "polar bear")
     assert train.image_ids.tolist() == [1000, 1003, 2001]
@@ -63,13 +63,15 @@ def test_refuses_another_split(root: Path) -> None:
         read_corel5k(root, "val")
 
 
-def test_says_what_is_missing(root: Path) -> None:
+def test_names_missing_files(root: Path) -> None:
     (root / "train_jpeg" / "1003.jpeg").unlink()
-    with pytest.raises(FileNotFoundError, match=r"1 of 3 images that '.*training_label' names .*first 1003\.jpeg: put"):
+    with pytest.raises(
+        FileNotFoundError, match=r"1 of 3 images listed in '.*training_label' are not .*first 1003\.jpeg: put"
+    ):
         read_corel5k(root)
     (root / "test_jpeg" / "5.jpeg").unlink()
     (root / "test_jpeg").rmdir()
-    with pytest.raises(FileNotFoundError, match=r"no folder '.*test_jpeg': put the images there"):
+    with pytest.raises(FileNotFoundError, match=r"no folder '.*test_jpeg': put the images of"):
         read_corel5k(root, "test")
     (root / "labels" / "words").unlink()
     with pytest.raises(FileNotFoundError, match=r"no file '.*words': Corel-5K's root needs labels/words and"):
@@ -84,12 +86,15 @@ def test_says_what_is_missing(root: Path) -> None:
         ("", r"'.*training_label' is empty: fetch Corel-5K's label files again"),
         ("1000 1\n1003 x\n", r"line 2 of '.*training_label' is '1003 x': expected an image number and the numbers"),
         ("1000 1\n\n1003 2\n", r"line 2 of '.*training_label' is '': expected an image number"),
-        ("1000 1 4\n", r"line 1 of '.*training_label' names the words \[1, 4\]: expected numbers from 1 to 3"),
-        ("1000 1\n1001 2\n1000 2\n", r"line 3 of '.*training_label' names image 1000 once more: keep one of its"),
-        ("1000 0\n", r"names the words \[0\]: expected numbers from 1 to 3"),
+        (
+            "1000 1 4\n",
+            r"line 1 of '.*training_label' names the words \[1, 4\]: expected line numbers of labels/words, 1 to 3",
+        ),
+        ("1000 1\n1001 2\n1000 2\n", r"line 3 of '.*training_label' repeats image 1000: keep one of its"),
+        ("1000 0\n", r"names the words \[0\]: expected line numbers of labels/words, 1 to 3"),
     ],
 )
-def test_refuses_lines_that_do_not_keep_the_format(root: Path, text: str, sentence: str) -> None:
+def test_refuses_malformed_lines(root: Path, text: str, sentence: str) -> None:
     (root / "labels" / "training_label").write_text(text)
     with pytest.raises(ValueError, match=sentence):
         read_corel5k(root)
@@ -109,13 +114,11 @@ def test_frequent_labels_counts_both_sets_and_leaves_unknown_out() -> None:
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ("sky\n\nsea\n", r"labels/words': class 1 has the name '': give each class a name"),
+        ("sky\n\nsea\n", r"labels/words': class 1 has the name '': give each class a non-empty name"),
         ("sky\nsea\nsky\n", r"labels/words': classes 0 and 2 are both named 'sky': merge their columns"),
     ],
 )
-def test_words_that_are_empty_or_come_twice_are_refused_with_their_file(
-    tmp_path: Path, words: str, sentence: str
-) -> None:
+def test_empty_and_repeated_words_are_refused_with_their_file(tmp_path: Path, words: str, sentence: str) -> None:
     (tmp_path / "labels").mkdir()
     (tmp_path / "labels" / "words").write_text(words)
     with pytest.raises(ValueError, match=sentence):

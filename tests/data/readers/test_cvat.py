@@ -27,7 +27,7 @@ def write(folder: Path, inside: str, *names: str) -> Path:
     return path
 
 
-def test_reads_shapes_and_tags_of_the_labels_that_are_declared(tmp_path: Path) -> None:
+def test_reads_shapes_and_tags_of_the_declared_labels(tmp_path: Path) -> None:
     path = write(tmp_path, META + IMAGES, "images/a/1.jpg", "images/2.jpg", "images/3.jpg", "images/4.jpg")
     records = read_cvat(path)
     assert records.labels is not None
@@ -36,12 +36,12 @@ def test_reads_shapes_and_tags_of_the_labels_that_are_declared(tmp_path: Path) -
     assert [len(read_cvat(path, subset=one)) for one in ("Train", "Validation")] == [2, 1]
     assert read_cvat(path, classes=["night"], leave_out_others=True).left_out["labels of other classes"] == 2
     with pytest.raises(
-        ValueError, match=r"has no image of the subset 'Test': .* there, Train, Validation, or val_fraction"
+        ValueError, match=r"has no image of the subset 'Test': .* existing one, Train, Validation, or val_fraction"
     ):
         read_cvat(path, subset="Test")
 
 
-def test_images_lie_beside_the_file_in_a_folder_or_in_one_of_their_subset(tmp_path: Path) -> None:
+def test_images_are_next_to_the_file_in_a_folder_or_in_a_subset_folder(tmp_path: Path) -> None:
     beside = write(tmp_path / "beside", IMAGES, "a/1.jpg", "2.jpg", "3.jpg")
     assert read_cvat(beside).classes == ("car", "night")
     other = write(tmp_path / "other", IMAGES)
@@ -65,16 +65,16 @@ def test_every_kind_of_shape_counts_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("inside", "sentence"),
     [
-        ('<track id="0"/>', r"holds tracks of a video: export the task in CVAT's format 'CVAT for images 1\.1'"),
-        ("", "holds no image: export the task"),
-        ('<image name="1.jpg"/><image name="./1.jpg"/>', "image 2 of .* lists './1.jpg' as image 1 does: keep one"),
-        ('<image name="../1.jpg"/>', r"names the image '\.\./1\.jpg': expected a path inside the folder"),
+        ('<track id="0"/>', r"contains tracks of a video: export the task in CVAT's format 'CVAT for images 1\.1'"),
+        ("", "contains no image: export the task"),
+        ('<image name="1.jpg"/><image name="./1.jpg"/>', "image 2 of .* repeats './1.jpg' of image 1: keep one"),
+        ('<image name="../1.jpg"/>', r"names the image '\.\./1\.jpg': expected a path inside the image folder"),
         ("<image/>", "names the image None: expected a path"),
         (f'{META}<image name="1.jpg"><tag label="caar"/></image>', r"image 1 of .* 'caar' \(did you mean 'car'\?\)"),
         ('<!DOCTYPE a><image name="1.jpg"/>', "is not XML"),
     ],
 )
-def test_refuses_what_it_cannot_read(tmp_path: Path, inside: str, sentence: str) -> None:
+def test_refuses_unreadable_files(tmp_path: Path, inside: str, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence) as caught:
         read_cvat(write(tmp_path, inside, "1.jpg"))
     assert "annotations.xml" in str(caught.value)
@@ -82,5 +82,5 @@ def test_refuses_what_it_cannot_read(tmp_path: Path, inside: str, sentence: str)
 
 def test_other_xml_is_named(tmp_path: Path) -> None:
     (tmp_path / "1.xml").write_text("<annotation/>")
-    with pytest.raises(ValueError, match=r"1\.xml' is XML of 'annotation' and not of CVAT: export the task"):
+    with pytest.raises(ValueError, match=r"1\.xml' is XML of 'annotation', not CVAT: export the task"):
         read_cvat(tmp_path / "1.xml")

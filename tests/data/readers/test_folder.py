@@ -1,4 +1,4 @@
-"""Folders of images without labels: what is found, what is passed over, and what is said where nothing is there."""
+"""Folders of unlabelled images: files found and skipped, and errors for empty folders."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def found(root: Path) -> list[str]:
     return [records.path(index).relative_to(root).as_posix() for index in range(len(records))]
 
 
-def test_finds_pictures_however_deep_in_the_order_of_their_paths(tmp_path: Path) -> None:
+def test_finds_images_recursively_ordered_by_path(tmp_path: Path) -> None:
     names = ["z.jpg", "a/b/c/deep.png", "a/x.JPEG", "b.tif", "ä/ö.webp"]
     for name in names:
         picture(tmp_path / name)
@@ -32,7 +32,7 @@ def test_finds_pictures_however_deep_in_the_order_of_their_paths(tmp_path: Path)
     assert all(records.image(index).shape == (12, 20, 3) for index in range(5))
 
 
-def test_passes_over_hidden_files_hidden_folders_and_what_is_no_picture(tmp_path: Path) -> None:
+def test_skips_hidden_files_hidden_folders_and_other_files(tmp_path: Path) -> None:
     picture(tmp_path / "seen.jpg")
     for hidden in ("._seen.jpg", ".cache/a.jpg", "sub/.b.png"):
         picture(tmp_path / hidden)
@@ -42,7 +42,7 @@ def test_passes_over_hidden_files_hidden_folders_and_what_is_no_picture(tmp_path
     assert found(tmp_path) == ["seen.jpg"]
 
 
-def test_other_extensions_may_be_asked_for(tmp_path: Path) -> None:
+def test_other_extensions_can_be_requested(tmp_path: Path) -> None:
     picture(tmp_path / "a.png")
     picture(tmp_path / "b.jpg")
     for extensions in (["png"], [".PNG"]):
@@ -50,7 +50,7 @@ def test_other_extensions_may_be_asked_for(tmp_path: Path) -> None:
         assert [records.path(index).name for index in range(len(records))] == ["a.png"]
 
 
-def test_follows_links_to_files_and_folders_but_enters_none_twice(tmp_path: Path) -> None:
+def test_follows_links_to_files_and_folders_but_visits_none_twice(tmp_path: Path) -> None:
     root, elsewhere = tmp_path / "root", tmp_path / "elsewhere"
     picture(root / "own" / "a.jpg")
     picture(elsewhere / "b.jpg")
@@ -62,17 +62,17 @@ def test_follows_links_to_files_and_folders_but_enters_none_twice(tmp_path: Path
     assert found(root) == ["c.jpg", "linked/b.jpg", "own/a.jpg"]
 
 
-def test_says_that_there_is_no_such_folder_or_no_picture_in_it(tmp_path: Path) -> None:
+def test_reports_a_missing_folder_or_one_without_images(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no folder '.*gone': pass a folder of images"):
         read_folder(tmp_path / "gone")
     for name in ("a.txt", "sub/b.csv", ".hidden"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     with pytest.raises(
-        FileNotFoundError, match=r"no image below '.*', which holds 2 other files: looked for .*\.bmp, "
+        FileNotFoundError, match=r"no image below '.*', which contains 2 other files: the extensions are .*\.bmp, "
     ):
         read_folder(tmp_path)
-    with pytest.raises(NotADirectoryError, match=r"a\.txt' is a file: pass the folder that holds the images"):
+    with pytest.raises(NotADirectoryError, match=r"a\.txt' is a file: pass the folder of the images"):
         read_folder(tmp_path / "a.txt")
     with pytest.raises(TypeError, match=r"extensions='png' is one string: pass a list"):
         read_folder(tmp_path, "png")

@@ -59,7 +59,7 @@ def test_reads_choices_and_labels_of_every_shape(tmp_path: Path) -> None:
     assert (shown(few)[0], few.left_out["labels of other classes"]) == ([1, 1], 3)
 
 
-def test_what_was_skipped_or_is_disputed_is_unknown(tmp_path: Path) -> None:
+def test_skipped_and_disputed_labels_are_unknown(tmp_path: Path) -> None:
     skipped = task("2.jpg", [result("night")])
     skipped["annotations"][0]["was_cancelled"] = True
     tasks = [task("1.jpg", [result("night", "rain")], [result("night")]), skipped, task("3.jpg"), task("4.jpg", [])]
@@ -118,7 +118,7 @@ def test_reads_json_min(tmp_path: Path) -> None:
         ("/home/me/photos/1.jpg", "media/1.jpg"),
     ],
 )
-def test_images_are_found_by_the_end_of_their_paths(tmp_path: Path, image: str, file: str) -> None:
+def test_images_are_found_by_path_suffix(tmp_path: Path, image: str, file: str) -> None:
     path = write(tmp_path, [task(image, [result("night")])], file)
     assert read_label_studio(path, tmp_path / "media").path(0) == tmp_path / file
 
@@ -126,35 +126,35 @@ def test_images_are_found_by_the_end_of_their_paths(tmp_path: Path, image: str, 
 @pytest.mark.parametrize(
     ("tasks", "sentence"),
     [
-        ([], "holds no task: export the project in Label Studio's format JSON or JSON-MIN"),
-        ({"data": {}}, "holds something else than a list of tasks"),
-        ([1], "holds something else than a list of tasks"),
-        ([task("1.jpg"), {"id": 2}], "task 2 of .* has no data, and others have"),
+        ([], "contains no task: export the project in Label Studio's format JSON or JSON-MIN"),
+        ({"data": {}}, "contains something other than a list of tasks"),
+        ([1], "contains something other than a list of tasks"),
+        ([task("1.jpg"), {"id": 2}], "task 2 of .* has no data, but others have"),
         (
             [task("a street")],
-            r"task 1 of .* has 0 paths of images \(image, caption\): pass path_column \(--data\.path_col",
+            r"task 1 of .* has 0 image paths \(image, caption\): pass path_column \(--data\.path_col",
         ),
-        ([{"data": {"a": "1.jpg", "b": "2.jpg"}}], r"has 2 paths of images \(a, b\)"),
+        ([{"data": {"a": "1.jpg", "b": "2.jpg"}}], r"has 2 image paths \(a, b\)"),
         ([task("1.jpg", annotations=3)], "task 1 of .* has annotations 3: export the project again"),
         ([task("1.jpg", annotations=[{"result": {}}])], "has the result {}: expected a list"),
-        ([task("1.jpg", [result("")])], r"has choices \[''\]: expected a list of names that are not empty"),
+        ([task("1.jpg", [result("")])], r"has choices \[''\]: expected a list of non-empty names"),
         ([task("1.jpg", [result(None)])], r"has choices \[None\]"),  # type: ignore[arg-type]
-        ([task("1.jpg", [result("a")]), task("/x/1.jpg", [])], "task 2 of .* lists '1.jpg' as task 1 does: keep one"),
-        ([task("../1.jpg", [result("a")])], r"names the image '\.\./1\.jpg': expected a path inside the folder"),
+        ([task("1.jpg", [result("a")]), task("/x/1.jpg", [])], "task 2 of .* repeats '1.jpg' of task 1: keep one"),
+        ([task("../1.jpg", [result("a")])], r"names the image '\.\./1\.jpg': expected a path inside the image folder"),
     ],
 )
-def test_refuses_what_it_cannot_read(tmp_path: Path, tasks: Any, sentence: str) -> None:
+def test_refuses_unreadable_files(tmp_path: Path, tasks: Any, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence) as caught:
         read_label_studio(write(tmp_path, tasks, "1.jpg"))
     assert "export.json" in str(caught.value)
 
 
-def test_refuses_what_is_not_json_or_has_no_such_key(tmp_path: Path) -> None:
+def test_refuses_files_that_are_not_json_or_lack_a_key(tmp_path: Path) -> None:
     path = write(tmp_path, [task("1.jpg", [result("a")])], "1.jpg")
     with pytest.raises(ValueError, match=r"task 1 of .* has no 'picture': it has image, caption"):
         read_label_studio(path, path_column="picture")
     with pytest.raises(
-        FileNotFoundError, match=r"1 of 1 images that .* names are not in '.*gone', first 1\.jpg|no folder"
+        FileNotFoundError, match=r"1 of 1 images listed in .* are not in '.*gone', first 1\.jpg|no folder"
     ):
         read_label_studio(path, tmp_path / "gone")
     for text in ("[{", "[" * 100_000):

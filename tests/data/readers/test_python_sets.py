@@ -1,4 +1,4 @@
-"""Data sets that live in Python: torch's and Hugging Face's, wrapped in one line, train like any other."""
+"""Python data sets: torch's and Hugging Face's, wrapped in one line, train like any other."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Pairs(Dataset[Any]):
 
 
 @pytest.mark.parametrize("kind", ["pillow", "numpy", "tensor", "floats"])
-def test_images_of_every_kind_come_out_the_same(kind: str) -> None:
+def test_images_of_every_kind_are_decoded_alike(kind: str) -> None:
     records = read_dataset(Pairs(IDS, kind), CLASSES)
     assert records.labels is not None
     assert records.labels.tolist() == LABELS
@@ -72,7 +72,7 @@ def test_targets_are_ids_or_multi_hot(targets: list[Any], settings: dict[str, An
     assert labels.tolist() == LABELS
 
 
-def test_one_id_an_image_and_unknown_labels_are_taken() -> None:
+def test_one_id_per_image_and_unknown_labels_are_accepted() -> None:
     one = read_dataset(Pairs([2, 0]), CLASSES).labels
     unknown = read_dataset(Pairs([[1, -1], [0, 0]]), target_kind="multi_hot")
     assert one is not None
@@ -89,7 +89,7 @@ def test_items_may_be_dictionaries_with_any_keys() -> None:
     assert read_dataset([{"image": photograph(0)}]).labels is None
 
 
-def test_targets_that_are_given_save_reading_the_images() -> None:
+def test_given_targets_avoid_reading_the_images() -> None:
     dataset = Pairs(IDS)
     labels = read_dataset(dataset, CLASSES, targets=IDS).labels
     assert labels is not None
@@ -97,7 +97,7 @@ def test_targets_that_are_given_save_reading_the_images() -> None:
     assert dataset.asked == 1
 
 
-def test_views_are_drawn_probes_learn_and_draws_repeat() -> None:
+def test_views_probes_and_reproducible_sampling_work() -> None:
     train, val = read_dataset(Pairs(IDS), CLASSES), read_dataset(Pairs(IDS[:2]), CLASSES)
     batches = [
         next(iter(MultiLabelDataModule(train=train, val=val, batch_size=2, size=16, num_workers=n).train_dataloader()))
@@ -108,7 +108,7 @@ def test_views_are_drawn_probes_learn_and_draws_repeat() -> None:
     assert torch.equal(batches[0]["views"], batches[1]["views"])
 
 
-def test_gray_pixels_and_other_channels_are_taken() -> None:
+def test_gray_pixels_and_other_channels_are_accepted() -> None:
     gray = np.arange(12, dtype=np.uint8).reshape(3, 4)
     assert read_dataset([(gray,)]).image(0)[2, 3].tolist() == [11, 11, 11]
     bands = torch.zeros(13, 4, 5, dtype=torch.uint8)
@@ -118,15 +118,15 @@ def test_gray_pixels_and_other_channels_are_taken() -> None:
 @pytest.mark.parametrize(
     ("image", "reason"),
     [
-        (np.zeros((4, 5, 3), np.float32), "a ndarray of float32 and shape .* was given: give an image of Pillow's"),
+        (np.zeros((4, 5, 3), np.float32), "a ndarray of float32 and shape .* was given: pass a Pillow image"),
         (np.zeros((4, 5, 3), np.uint16), "a ndarray of uint16"),
         (torch.full((3, 4, 5), 1.5), r"a float tensor with values from 1.5 to 1.5 was given: leave normalisation"),
         ("a.jpg", "a str of <U5"),
         (None, "a NoneType of object"),
     ],
 )
-def test_what_is_no_image_is_refused_by_item(image: Any, reason: str) -> None:
-    with pytest.raises(BadImageError, match=rf"item 0 of the list gives no image \({reason}"):
+def test_invalid_images_are_refused_by_item(image: Any, reason: str) -> None:
+    with pytest.raises(BadImageError, match=rf"item 0 of the list has no valid image \({reason}"):
         read_dataset([(image,)]).image(0)
 
 
@@ -134,16 +134,16 @@ def test_what_is_no_image_is_refused_by_item(image: Any, reason: str) -> None:
     ("dataset", "settings", "error", "sentence"),
     [
         (iter([1]), {}, TypeError, "is a list_iterator without length or items"),
-        ([], {}, ValueError, "a data set of no items was given"),
-        (Pairs(IDS), {}, ValueError, "targets are ids, and nothing says of which classes: pass classes="),
+        ([], {}, ValueError, "an empty data set was given"),
+        (Pairs(IDS), {}, ValueError, "targets are ids without class names: pass classes="),
         (
             Pairs(LABELS),
             {"classes": CLASSES},
             ValueError,
-            r"target 0 is \[1, 0, 1\]: .*or pass target_kind='multi_hot'",
+            r"target 0 is \[1, 0, 1\]: .*or target_kind='multi_hot'",
         ),
-        (Pairs([[3]]), {"classes": CLASSES}, ValueError, r"target 0 is \[3\]: give each class id once, from 0 to 2"),
-        (Pairs([["sky"]]), {"classes": CLASSES}, TypeError, r"target 0 is \['sky'\]: give class ids, integers"),
+        (Pairs([[3]]), {"classes": CLASSES}, ValueError, r"target 0 is \[3\]: pass each class id once, from 0 to 2"),
+        (Pairs([["sky"]]), {"classes": CLASSES}, TypeError, r"target 0 is \['sky'\]: pass integer class ids"),
         (Pairs(IDS), {"classes": CLASSES, "target_kind": "hot"}, ValueError, "target_kind='hot' is unknown"),
         (Pairs(IDS), {"classes": CLASSES, "targets": IDS[:2]}, ValueError, "2 targets were given for 4 images"),
         (Pairs([[0.5, 1]]), {"target_kind": "multi_hot"}, TypeError, "labels of float64 were given"),
@@ -151,7 +151,7 @@ def test_what_is_no_image_is_refused_by_item(image: Any, reason: str) -> None:
         ([{"image": 1}], {"target": "tags"}, KeyError, "an item has no target under 'tags', it is 'image'"),
     ],
 )
-def test_what_is_wrong_is_said_at_once(
+def test_errors_are_reported_at_once(
     dataset: Any, settings: dict[str, Any], error: type[Exception], sentence: str
 ) -> None:
     with pytest.raises(error, match=sentence):
@@ -184,7 +184,7 @@ def test_real_photographs_are_wrapped_with_their_labels(corel5k: Path) -> None:
     assert np.array_equal(wrapped.image(19), expected.image(19))
 
 
-def test_a_transform_of_the_images_is_not_asked_for_the_labels() -> None:
+def test_an_image_transform_is_not_called_for_the_labels() -> None:
     import datasets  # takes seconds
 
     photos = [Image.fromarray(np.full((12, 16), value, np.uint8)) for value in (0, 90, 180)]
@@ -215,5 +215,5 @@ def test_a_transform_of_the_images_is_not_asked_for_the_labels() -> None:
 
 def test_a_detection_target_without_ids_is_refused() -> None:
     items: list[Any] = [(np.zeros((4, 5, 3), np.uint8), {"boxes": []})]
-    with pytest.raises(KeyError, match="a target has 'boxes': expected the objects' ids under 'category'"):
+    with pytest.raises(KeyError, match="a target has 'boxes': expected object ids under 'category'"):
         read_dataset(items, ["sky"])

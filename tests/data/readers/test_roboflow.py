@@ -1,4 +1,4 @@
-"""Roboflow's exports: COCO or a column for each class, in the folder of each split."""
+"""Roboflow exports: COCO or one column per class, in the folder of each split."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def table(folder: Path, header: str, *rows: str) -> None:
     (folder / "_classes.csv").write_text("\n".join([header, *rows]) + "\n")
 
 
-def test_reads_coco_without_the_category_that_stands_above_all(tmp_path: Path) -> None:
+def test_reads_coco_without_the_root_category(tmp_path: Path) -> None:
     above = [(0, "cup", "none"), (1, "cup", "cup"), (2, "table", "cup")]
     coco(tmp_path / "train", above, [[1], [2, 1], []])
     records = read_roboflow(tmp_path)
@@ -44,7 +44,7 @@ def test_reads_coco_without_the_category_that_stands_above_all(tmp_path: Path) -
         read_roboflow(tmp_path, "valid")
 
 
-def test_reads_a_column_for_each_class_in_the_order_of_the_training_set(tmp_path: Path) -> None:
+def test_reads_one_column_per_class_in_the_order_of_the_training_set(tmp_path: Path) -> None:
     table(tmp_path / "train", "filename, cup, table", "a.jpg, 1, 0", "b.jpg, 1, 1")
     table(tmp_path / "valid", "filename, table, cup", "c.jpg, 1, 0", "d.jpg, 0, 0")
     data = MultiLabelDataModule("roboflow", tmp_path, batch_size=2)
@@ -52,7 +52,7 @@ def test_reads_a_column_for_each_class_in_the_order_of_the_training_set(tmp_path
     assert data.val_records is not None
     assert data.classes == ("cup", "table")
     assert np.asarray(data.val_records.labels).tolist() == [[0, 1], [0, 0]]
-    # Without a folder for validation there is no validation set.
+    # No validation folder means no validation set.
     for path in (tmp_path / "valid").iterdir():
         path.unlink()
     alone = MultiLabelDataModule("roboflow", tmp_path)
@@ -60,8 +60,8 @@ def test_reads_a_column_for_each_class_in_the_order_of_the_training_set(tmp_path
     assert alone.val_records is None
 
 
-def test_refuses_what_it_cannot_read(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no folder '.*train': pass as root .* a split that is there: none"):
+def test_refuses_unreadable_files(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no folder '.*train': pass as root .* an existing split: none"):
         read_roboflow(tmp_path)
     (tmp_path / "train").mkdir()
     with pytest.raises(
@@ -69,9 +69,7 @@ def test_refuses_what_it_cannot_read(tmp_path: Path) -> None:
     ):
         read_roboflow(tmp_path)
     table(tmp_path / "twice", "filename, cup", "a.jpg, 1", "a.jpg, 0")
-    with pytest.raises(
-        ValueError, match=r"line 3 of '.*_classes\.csv' lists 'a\.jpg' as line 2 does: keep one of them"
-    ):
+    with pytest.raises(ValueError, match=r"line 3 of '.*_classes\.csv' repeats 'a\.jpg' of line 2: keep one of them"):
         read_roboflow(tmp_path, "twice")
     table(tmp_path / "empty", "filename, cup")
     with pytest.raises(ValueError, match=r"_classes\.csv' lists no image: export the data set again"):

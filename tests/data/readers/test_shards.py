@@ -1,4 +1,4 @@
-"""Shards: what is packed comes back, in any process and order; over HTTP too; and what is wrong is said."""
+"""Shards: packed records are read back, in any process and order, also over HTTP; errors are reported."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from mlssl.data.records import Records
 from mlssl.distributed import rank, world_size
 from mlssl.module import MultiLabelSSLModule
 
-pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # where there are fewer cores
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on machines with fewer cores
 
 CLASSES = ["sky", "sea", "sun"]
 NUMBER = 14
@@ -91,10 +91,10 @@ def assert_same_batches(found: list[Any], expected: list[Any]) -> None:
         assert all(torch.equal(one[key], other[key]) for key in other)
 
 
-# ---------------------------------------------------------------------- what comes back
+# ---------------------------------------------------------------------- reading back
 
 
-def test_what_is_packed_comes_back_also_from_a_copy_and_from_a_part(packed: Path, records: Records) -> None:
+def test_packed_records_are_read_back_also_from_a_copy_and_a_subset(packed: Path, records: Records) -> None:
     found = read_shards(packed)
     assert_same(found, records)
     assert found.path(3) == packed / "train" / "000000.tar" / "a" / "ä 3.jpg"
@@ -105,9 +105,7 @@ def test_what_is_packed_comes_back_also_from_a_copy_and_from_a_part(packed: Path
     assert_same(read_shards(packed / "val", ""), records.subset([0, 1, 2]))
 
 
-def test_folders_that_are_named_from_here_and_moved_are_read(
-    packed: Path, records: Records, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_relative_and_moved_folders_are_read(packed: Path, records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(packed.parent)
     shutil.move("packed", "moved")
     for root in ("moved", "./moved/", Path("moved"), "photos/../moved"):
@@ -116,7 +114,7 @@ def test_folders_that_are_named_from_here_and_moved_are_read(
     assert_same(read_shards("."), records)
 
 
-def test_images_without_labels_and_of_any_channels_come_back(tmp_path: Path) -> None:
+def test_unlabelled_images_and_any_channels_are_read_back(tmp_path: Path) -> None:
     bands = np.arange(2 * 3 * 5, dtype=np.uint8).reshape(2, 3, 5)
     (tmp_path / "bands").mkdir()
     bands.tofile(tmp_path / "bands" / "a.raw")
@@ -144,7 +142,7 @@ def test_views_of_coco_and_of_its_shards_are_the_same(coco256: Path, tmp_path: P
     assert_same_batches(list(shards.val_dataloader()), list(files.val_dataloader()))
 
 
-def test_corel5k_comes_back_byte_for_byte(corel5k: Path, tmp_path: Path) -> None:
+def test_corel5k_is_read_back_byte_for_byte(corel5k: Path, tmp_path: Path) -> None:
     expected = read_corel5k(corel5k, "test").subset(range(40))
     pack_shards({"test": expected}, tmp_path / "packed")
     assert_same(read_shards(tmp_path / "packed", "test"), expected)
@@ -188,7 +186,7 @@ def ids_of_two_epochs(root: Path) -> list[list[int]]:
     warnings.simplefilter("ignore")
     backbone = nn.Sequential(nn.Conv2d(3, 4, 3, 4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     seen = Seen()
-    os.environ["LOCAL_RANK"] = str(rank())  # tells Lightning that somebody else started the processes
+    os.environ["LOCAL_RANK"] = str(rank())  # Lightning must not start the processes itself
     try:
         trainer = L.Trainer(
             accelerator="cpu", devices=world_size(), strategy="ddp", max_epochs=2, logger=False, callbacks=[seen],
@@ -212,7 +210,7 @@ def test_two_ranks_with_two_workers_each_see_every_image_once_an_epoch(tmp_path:
     assert first[0] != first[1]
 
 
-def test_an_epoch_that_is_stopped_goes_on_with_the_next_batch(packed: Path) -> None:
+def test_a_stopped_epoch_continues_with_the_next_batch(packed: Path) -> None:
     def data(workers: int) -> MultiLabelDataModule:
         return MultiLabelDataModule("shards", packed, batch_size=3, size=16, num_workers=workers)
 
@@ -273,7 +271,7 @@ def test_an_index_as_large_as_coco_takes_little_memory(tmp_path: Path, fresh: Pr
 
 
 class Ranges(http.server.SimpleHTTPRequestHandler):
-    """Python's server of files, which gives parts of them too, as object stores do."""
+    """Python's file server with range requests, like object stores."""
 
     parts = True
 
@@ -312,11 +310,11 @@ def test_shards_are_read_from_a_server_also_by_workers(address: str, packed: Pat
     assert served.val_records is not None
 
 
-def test_a_server_that_fails_is_said(address: str, packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_server_is_reported(address: str, packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = read_shards(address)
     monkeypatch.setattr(Ranges, "parts", False)
     with pytest.raises(
-        OSError, match=r"000000\.tar' gave \d+ bytes for the \d+ of .*: copy the archive again, or have"
+        OSError, match=r"000000\.tar' returned \d+ bytes instead of \d+ for .*: copy the archive again, or use"
     ):
         found.image(0)
     (packed / "train" / "000000.tar").unlink()
@@ -324,13 +322,13 @@ def test_a_server_that_fails_is_said(address: str, packed: Path, monkeypatch: py
         found.image(0)
     with pytest.raises(FileNotFoundError, match=r"no 'http:.*/train/\*\.tar' \(.*000000\.tar"):
         read_shards(address)
-    with pytest.raises(OSError, match=r"cannot read 'http://127\.0\.0\.1:9/x/.*look at the connection"):
+    with pytest.raises(OSError, match=r"cannot read 'http://127\.0\.0\.1:9/x/.*check the connection"):
         read_shards("http://127.0.0.1:9/x")
     with pytest.raises(OSError, match=r"cannot read 'http://127\.0\.0\.1:9/x/val/"):
         has_split("http://127.0.0.1:9/x", "val")
 
 
-# ---------------------------------------------------------------------- what is wrong
+# ---------------------------------------------------------------------- errors
 
 
 def index_head(images: int, archives: Any) -> dict[str, Any]:
@@ -338,15 +336,18 @@ def index_head(images: int, archives: Any) -> dict[str, Any]:
 
 
 HEADS: list[tuple[dict[str, Any], str]] = [
-    ({"format": "mlssl shards 2"}, "line 1 of .* does not say 'mlssl shards 1': pass the folder that mlssl pack wrote"),
-    ({"images": 0}, "does not say how many images"),
-    ({"images": 2.0}, "does not say how many images"),
-    ({"images": 15}, "lists 14 images and says 15: copy it again"),
-    ({"classes": ["sky", 3]}, "does not list names of classes"),
-    ({"classes": []}, "does not list names of classes"),
-    ({"classes": "none"}, "does not list names of classes"),
-    ({"classes": ["sky"]}, "line 3 of .* has labels that are not numbers of the 1 classes: pack"),
-    ({"classes": None}, "line 2 of .* has labels without classes, or none beside them"),
+    (
+        {"format": "mlssl shards 2"},
+        "line 1 of .* does not have the format 'mlssl shards 1': pass the folder that mlssl pack wrote",
+    ),
+    ({"images": 0}, "does not give the number of images"),
+    ({"images": 2.0}, "does not give the number of images"),
+    ({"images": 15}, "lists 14 images instead of 15: copy it again"),
+    ({"classes": ["sky", 3]}, "does not list class names"),
+    ({"classes": []}, "does not list class names"),
+    ({"classes": "none"}, "does not list class names"),
+    ({"classes": ["sky"]}, "line 3 of .* has labels that are not indices of the 1 classes: pack"),
+    ({"classes": None}, "line 2 of .* has labels without classes, or classes without labels"),
     ({"archives": []}, "does not list archives"),
     ({"archives": [{"name": "../0.tar", "size": 1}]}, "has an archive without a plain name or a size"),
     ({"archives": [{"name": "..", "size": 1}]}, "has an archive without a plain name or a size"),
@@ -356,7 +357,7 @@ HEADS: list[tuple[dict[str, Any], str]] = [
     ({"archives": [{"name": "gone.tar", "size": 10**9}]}, r"no '.*/train/\*\.tar' \(.*gone\.tar.*\): put it there"),
     (
         {"archives": [{"name": "000000.tar", "size": 10**9}]},
-        r"000000\.tar' has \d+ bytes, and .* says 1000000000: copy",
+        r"000000\.tar' has \d+ bytes instead of the 1000000000 in .*: copy",
     ),
 ]
 LINES: list[tuple[dict[str, Any], str]] = [
@@ -364,30 +365,30 @@ LINES: list[tuple[dict[str, Any], str]] = [
     ({"image_id": True}, "has no integers"),
     ({"image_id": 2**63}, "has no integers"),
     ({"image_id": None}, "has no integers"),
-    ({"image_id": -20 + 7 * 9}, "lists some names or image ids twice"),
-    ({"name": "../a.jpg"}, r"names the image '\.\./a\.jpg': expected a path inside the folder"),
+    ({"image_id": -20 + 7 * 9}, "repeats names or image ids"),
+    ({"name": "../a.jpg"}, r"names the image '\.\./a\.jpg': expected a path inside the image folder"),
     ({"name": "/etc/passwd"}, "names the image '/etc/passwd'"),
-    ({"name": ""}, "has the name '', which no file has"),
+    ({"name": ""}, "has the name '', which is not a file name"),
     ({"name": "a//b.jpg"}, "has the name 'a//b.jpg'"),
     ({"name": "a\0"}, "has the name"),
     ({"name": "\ud800"}, "has the name"),
     ({"name": 3}, "has the name 3"),
-    ({"name": "c/ä 2.webp"}, "lists some names or image ids twice"),
-    ({"archive": 1}, "names archive 1, and there are 1"),
+    ({"name": "c/ä 2.webp"}, "repeats names or image ids"),
+    ({"archive": 1}, "names archive 1 of 1"),
     ({"archive": -1}, "names archive -1"),
-    ({"offset": 10**8}, r"puts the image at 100000000, \d+ bytes long, outside of its archive"),
+    ({"offset": 10**8}, r"puts the image at 100000000, \d+ bytes long, outside its archive"),
     ({"offset": -1}, "puts the image at -1"),
-    ({"size": -1}, "outside of its archive"),
-    ({"present": "sky"}, "has labels that are not numbers of the 3 classes"),
-    ({"present": [3]}, "has labels that are not numbers"),
-    ({"present": [False]}, "has labels that are not numbers"),
+    ({"size": -1}, "outside its archive"),
+    ({"present": "sky"}, "has labels that are not indices of the 3 classes"),
+    ({"present": [3]}, "has labels that are not indices"),
+    ({"present": [False]}, "has labels that are not indices"),
     ({"unknown": [0, 0]}, "has a label twice"),
     ({"present": [1], "unknown": [1]}, "has a label twice"),
 ]
 
 
 @pytest.mark.parametrize(("row", "changes", "sentence"), [*((0, *one) for one in HEADS), *((2, *one) for one in LINES)])
-def test_a_wrong_index_is_said(row: int, changes: dict[str, Any], sentence: str, packed: Path) -> None:
+def test_a_wrong_index_is_reported(row: int, changes: dict[str, Any], sentence: str, packed: Path) -> None:
     index = packed / "train" / "index.jsonl"
     lines = [json.loads(line) for line in index.read_text().splitlines()]
     lines[2] |= {"present": [2], "unknown": []}
@@ -404,25 +405,25 @@ def test_a_wrong_index_is_said(row: int, changes: dict[str, Any], sentence: str,
         (lambda whole: whole[:-30], "line 15 of .*index.jsonl' is not JSON .*: copy it again or pack the images again"),
         (lambda whole: b"", "line 1 of .* is not JSON"),
         (lambda whole: b"[" * 10**5, "line 1 of .* is not JSON"),
-        (lambda whole: b"[1]\n" + whole, "line 1 of .* does not say"),
+        (lambda whole: b"[1]\n" + whole, "line 1 of .* does not have the format"),
         (lambda whole: whole + b"\xff", "line 16 of .* is not JSON"),
-        (lambda whole: whole[: whole.rindex(b"{")], "lists 13 images and says 14"),
+        (lambda whole: whole[: whole.rindex(b"{")], "lists 13 images instead of 14"),
     ],
 )
-def test_an_index_that_is_cut_or_is_none_is_said(change: Any, sentence: str, packed: Path) -> None:
+def test_a_truncated_index_or_another_file_is_reported(change: Any, sentence: str, packed: Path) -> None:
     index = packed / "train" / "index.jsonl"
     index.write_bytes(change(index.read_bytes()))
     with pytest.raises(ValueError, match=sentence):
         read_shards(packed)
 
 
-def test_what_is_missing_or_of_another_size_is_said_before_training(packed: Path, tmp_path: Path) -> None:
+def test_missing_archives_and_wrong_sizes_are_reported_before_training(packed: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no '.*/packed/test/index\.jsonl' .*pass the folder that mlssl pack"):
         read_shards(packed, "test")
     archive = packed / "train" / "000000.tar"
     archive.write_bytes(archive.read_bytes()[:-1])
     data = MultiLabelDataModule("shards", packed, batch_size=2)
-    with pytest.raises(ValueError, match=r"000000\.tar' has \d+ bytes, and .* says \d+: copy it again"):
+    with pytest.raises(ValueError, match=r"000000\.tar' has \d+ bytes instead of the \d+ in .*: copy it again"):
         data.setup()
     archive.unlink()
     with pytest.raises(FileNotFoundError, match=r"no '.*/train/\*\.tar' \(.*000000\.tar"):
@@ -431,12 +432,12 @@ def test_what_is_missing_or_of_another_size_is_said_before_training(packed: Path
         read_shards("nosuch://bucket")
 
 
-def test_what_becomes_wrong_later_names_the_image(packed: Path, records: Records) -> None:
+def test_later_failures_name_the_image(packed: Path, records: Records) -> None:
     found = read_shards(packed)
     archive = packed / "train" / "000000.tar"
     whole = archive.read_bytes()
     archive.write_bytes(whole[:700])
-    with pytest.raises(OSError, match=r"000000\.tar' gave \d+ bytes for the \d+ of '000000\.tar/c/ä 11\.webp'"):
+    with pytest.raises(OSError, match=r"000000\.tar' returned \d+ bytes instead of \d+ for '000000\.tar/c/ä 11\.webp'"):
         found.image(11)
     archive.unlink()
     with pytest.raises(FileNotFoundError, match=r"no '.*000000\.tar/c/ä 11\.webp' \(.*No such file"):
@@ -444,7 +445,7 @@ def test_what_becomes_wrong_later_names_the_image(packed: Path, records: Records
     archive.mkdir()
     with pytest.raises(OSError, match=r"cannot read '.*000000\.tar/c/ä 11\.webp' \(IsADirectoryError"):
         found.image(11)
-    with pytest.raises(FileNotFoundError, match=r"index\.jsonl' lists no image '000000\.tar/zzz\.jpg': pass a path of"):
+    with pytest.raises(FileNotFoundError, match=r"index\.jsonl' does not list '000000\.tar/zzz\.jpg': pass a path of"):
         found.decode(packed / "train" / "000000.tar" / "zzz.jpg")
     archive.rmdir()
     archive.write_bytes(whole)

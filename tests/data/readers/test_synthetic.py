@@ -1,4 +1,4 @@
-"""Drawn scenes: always the same from (seed, split, index), several objects of several classes, and not too easy."""
+"""Synthetic scenes: determined by (seed, split, index), several objects of several classes, and not too easy."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from mlssl.data.readers.synthetic import MAX_CLASSES, NUM_OBJECTS, SHAPES, SPLITS, synthetic_scenes
 
 
-def test_a_scene_depends_on_seed_split_and_index_alone() -> None:
+def test_a_scene_depends_only_on_seed_split_and_index() -> None:
     few, many = synthetic_scenes(count=3), synthetic_scenes(count=40)
     assert few.labels is not None
     assert many.labels is not None
@@ -29,7 +29,7 @@ def test_seed_split_and_index_change_the_scene() -> None:
 
 
 @pytest.mark.parametrize("size", [32, 75, 128])
-def test_scenes_are_square_rgb_of_the_size_asked_for(size: int) -> None:
+def test_scenes_are_square_rgb_of_the_requested_size(size: int) -> None:
     image = synthetic_scenes(size=size, count=1).image(0)
     assert (image.shape, image.dtype) == ((size, size, 3), np.uint8)
 
@@ -43,7 +43,7 @@ def test_a_scene_keeps_its_labels_and_layout_at_every_size() -> None:
         assert np.corrcoef(shrunk.ravel(), small.image(index).ravel())[0, 1] > 0.9
 
 
-def test_scenes_hold_one_to_three_classes_each_of_them_several_times() -> None:
+def test_scenes_contain_one_to_three_classes_each_several_times() -> None:
     labels = synthetic_scenes(count=2000).labels
     assert labels is not None
     per_scene = labels.sum(axis=1)
@@ -55,7 +55,7 @@ def test_scenes_hold_one_to_three_classes_each_of_them_several_times() -> None:
     assert 0.12 < share.min() <= share.max() < 0.22  # 2 of 12 classes a scene
 
 
-def test_colour_says_nothing_of_the_class() -> None:
+def test_colour_is_independent_of_the_class() -> None:
     """The mean colour of a scene with a class is that of one without, within the noise of 600 scenes."""
     records = synthetic_scenes(size=32, count=600)
     assert records.labels is not None
@@ -71,11 +71,11 @@ def test_colour_says_nothing_of_the_class() -> None:
     ("settings", "sentence"),
     [
         ({"split": "val"}, "no synthetic scenes of split 'val': use 'train' or 'test'"),
-        ({"size": 31}, "with size = 31 were asked for: use size >= 32"),
-        ({"seed": -1}, "with seed = -1 were asked for: use seed >= 0"),
-        ({"count": 0}, "with count = 0 were asked for: use count >= 1"),
+        ({"size": 31}, "with size = 31 were requested: use size >= 32"),
+        ({"seed": -1}, "with seed = -1 were requested: use seed >= 0"),
+        ({"count": 0}, "with count = 0 were requested: use count >= 1"),
     ],
 )
-def test_refuses_what_cannot_be_drawn(settings: dict[str, object], sentence: str) -> None:
+def test_refuses_invalid_scenes(settings: dict[str, object], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         synthetic_scenes(**settings)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""VOC's archives: the list says which images, the annotations what they show, and difficult objects are unknown."""
+"""VOC's archives: images from the list, labels from the annotations, and difficult objects are unknown."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_is_a_format_of_the_data_module_with_its_published_splits(devkit: Path) 
     assert next(iter(data.train_dataloader()))["labels"].shape == (2, 20)
 
 
-def test_own_classes_and_names_are_read(tmp_path: Path) -> None:
+def test_custom_classes_and_names_are_read(tmp_path: Path) -> None:
     make(tmp_path, "2024", "all", {"house": [("roof", 0)], "yard": [("tree", 0)]})
     records = read_voc(tmp_path, "2024/all", ["tree", "roof"])
     assert records.labels is not None
@@ -79,16 +79,14 @@ def test_own_classes_and_names_are_read(tmp_path: Path) -> None:
     assert records.image_ids.tolist() == [0, 1]
 
 
-def test_what_is_missing_or_broken_is_said_before_training(devkit: Path) -> None:
+def test_missing_and_broken_files_are_reported_before_training(devkit: Path) -> None:
     folder = devkit / "VOC2012"
     with pytest.raises(ValueError, match="VOC has no split 'trainval': pass year and list, such as '2012/trainval'"):
         read_voc(devkit, "trainval")
     with pytest.raises(FileNotFoundError, match=r"no folder '.*VOC2009': pass as root the folder with VOC2007/"):
         read_voc(devkit, "2009/train")
     (folder / "ImageSets" / "Main" / "cat_trainval.txt").write_text("2008_000002 -1\n")
-    with pytest.raises(
-        FileNotFoundError, match=r"no list of images .*for split 'val': use one that is there, trainval$"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"no list of images .*for split 'val': use an existing one, trainval$"):
         read_voc(devkit, "2012/val")
     annotation_file = folder / "Annotations" / "2008_000002.xml"
     annotation_file.write_text("<annotation><object>")
@@ -98,13 +96,15 @@ def test_what_is_missing_or_broken_is_said_before_training(devkit: Path) -> None
     with pytest.raises(ValueError, match="has an object of the class 'dgo', expected one of aeroplane, "):
         read_voc(devkit)
     annotation_file.unlink()
-    with pytest.raises(FileNotFoundError, match=r"1 of 4 images that '.*trainval.txt' names .*first 2008_000002.xml"):
+    with pytest.raises(
+        FileNotFoundError, match=r"1 of 4 images listed in '.*trainval.txt' are not .*first 2008_000002.xml"
+    ):
         read_voc(devkit)
     (folder / "ImageSets" / "Main" / "trainval.txt").write_text("../../secret\n")
-    with pytest.raises(ValueError, match=r"names the image '../../secret': expected a path inside the folder"):
+    with pytest.raises(ValueError, match=r"names the image '../../secret': expected a path inside the image folder"):
         read_voc(devkit)
     (folder / "ImageSets" / "Main" / "trainval.txt").write_bytes(b"2008_00000\xff\n")
-    with pytest.raises(ValueError, match=r"'.*trainval.txt' is no text in UTF-8 .*: fetch the data set again"):
+    with pytest.raises(ValueError, match=r"'.*trainval.txt' is not UTF-8 text .*: fetch the data set again"):
         read_voc(devkit)
     (folder / "ImageSets" / "Main" / "trainval.txt").write_text("\n")
     with pytest.raises(ValueError, match="lists no image: fetch the data set again"):
@@ -192,7 +192,7 @@ def test_encodings_that_cannot_be_read_are_named_with_the_file(tmp_path: Path, c
         read_voc(tmp_path, "2012/all")
 
 
-def test_an_image_twice_is_refused(tmp_path: Path) -> None:
+def test_a_repeated_image_is_refused(tmp_path: Path) -> None:
     folder = make(tmp_path, "2012", "all", {"1": [], "2": []})
     (folder / "ImageSets" / "Main" / "all.txt").write_text("1\n2\n1\n")
     with pytest.raises(ValueError, match=r"all\.txt' lists '1' twice: keep one of its lines"):
@@ -206,7 +206,7 @@ def test_png_images_and_blanks_in_names_are_read(tmp_path: Path) -> None:
     records = read_voc(tmp_path, "2012/all", leave_out_others=True)
     assert [records.path(row).name for row in range(3)] == ["a photo.PNG", "photo 1.jpg", "cat.jpg"]
     (folder / "JPEGImages" / "cat.png").touch()
-    with pytest.raises(ValueError, match=r"JPEGImages' holds cat\.jpg and cat\.png, and one annotation is for both"):
+    with pytest.raises(ValueError, match=r"JPEGImages' contains cat\.jpg and cat\.png, which share one annotation"):
         read_voc(tmp_path, "2012/all")
 
 
