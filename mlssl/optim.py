@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from mlssl.private import muon_in_full_precision, processor_has_bfloat16
+
 ELEMENTWISE = frozenset({"sgd", "adam", "adamw"})
 """Optimizers that update each number of a weight by itself, whatever the weight's shape, as FSDP's shards need."""
 
@@ -83,6 +85,10 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """Build torch's SGD as in the paper's recipe, or any optimizer of timm's factory.
 
+    ``muon`` (Jordan et al. 2024) makes the update of every convolution and linear layer orthogonal; timm gives vectors
+    such as norms and biases to AdamW, with ``nesterov`` to NAdamW. It orthogonalises in bfloat16; on a processor that
+    has no bfloat16 in float32, and float64 weights in float64.
+
     Args:
         name: ``sgd``, or a name of ``timm.optim.list_optimizers()``; ``sgd`` is without Nesterov's momentum, which
             timm's optimizer of that name has (``nesterov``).
@@ -105,7 +111,27 @@ def build_optimizer(
     if name == "adamw":
         settings = {"fused": fused or None, **settings}
     optimizer: torch.optim.Optimizer = create_optimizer_v2(groups, name, lr=lr, **settings)
+    in_float64 = any(parameter.dtype == torch.float64 for group in groups for parameter in group["params"])
+    if in_float64 or ("cpu" in devices and not processor_has_bfloat16()):
+        _orthogonalize_in_full_precision(optimizer)
     return optimizer
+
+
+def _orthogonalize_in_full_precision(optimizer: torch.optim.Optimizer) -> None:
+    """Make each step of a Muon compute in float32 or float64; other optimizers stay as they are."""
+    from timm.optim import Muon
+
+    if not isinstance(optimizer, Muon):
+        return
+    kind: Any = type(optimizer)
+
+    def step(self: Any, closure: Callable[[], Any] | None = None) -> Any:
+        loss = None if closure is None else torch.enable_grad()(closure)()
+        with muon_in_full_precision():
+            kind.step(self)
+        return loss
+
+    optimizer.__class__ = type(kind.__name__, (kind,), {"step": step})
 
 
 def check_optimizer(

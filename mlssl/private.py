@@ -1,8 +1,9 @@
-"""Private internals of torch and Lightning that the library needs, in one place: a new release is checked here."""
+"""Private internals of torch, Lightning and timm that the library needs, in one place, to check with each release."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -42,6 +43,28 @@ def processor_has_bfloat16() -> bool:
     """Whether the processor computes in bfloat16 by instructions of its own; emulated it is twenty times slower."""
     names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, name, lambda: False)() for name in names)
+
+
+@contextmanager
+def muon_in_full_precision() -> Iterator[None]:
+    """Have timm's Muon orthogonalise in float32 within this context, and updates of float64 weights in float64.
+
+    It computes in bfloat16, and its optimizer has no argument for that.
+    """
+    from timm.optim import muon
+
+    given = muon.zeropower_via_newtonschulz
+
+    def orthogonalized(update: Tensor, *args: Any, **settings: Any) -> Tensor:
+        dtype = torch.promote_types(update.dtype, torch.float32)
+        result: Tensor = given(update, *args, **{**settings, "dtype": dtype})
+        return result
+
+    muon.zeropower_via_newtonschulz = orthogonalized
+    try:
+        yield
+    finally:
+        muon.zeropower_via_newtonschulz = given
 
 
 def trainer_of(module: Any) -> Any:

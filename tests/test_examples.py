@@ -283,6 +283,7 @@ def test_every_benchmark_is_run_here():
             "loss",
             "probe",
             "probe_memory",
+            *("recipes", "recipes_page", "recipes_peers", "recipes_score"),  # in test_recipe_trials.py
             "small_maps",
             "step",
             "time_to_quality",

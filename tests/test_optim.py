@@ -104,6 +104,38 @@ def test_each_optimizer_takes_the_groups_and_makes_a_step(
     assert all(torch.isfinite(p).all() for p in after)
 
 
+@pytest.mark.parametrize("has_bfloat16", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_muon_is_not_emulated_in_bfloat16(
+    has_bfloat16: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a processor without bfloat16 one step of a ResNet-18 would take minutes."""
+    from timm.optim import muon
+
+    monkeypatch.setattr("mlssl.optim.processor_has_bfloat16", lambda: has_bfloat16)
+    used, given = [], muon.zeropower_via_newtonschulz
+    monkeypatch.setattr(
+        muon,
+        "zeropower_via_newtonschulz",
+        lambda *args, **settings: used.append(settings.get("dtype")) or given(*args, **settings),
+    )
+    layer = nn.Linear(8, 8, dtype=dtype)
+    optimizer = build_optimizer("muon", parameter_groups(layer.parameters(), 1e-4), 1e-3, {"nesterov": True})
+    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)  # wraps the optimizer's step
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        loss = layer(torch.ones(2, 8, dtype=dtype)).square().sum()
+        loss.backward()
+        return loss.item()
+
+    assert optimizer.step(closure) > 0
+    full = dtype if dtype == torch.float64 or not has_bfloat16 else None
+    assert used == [full]
+    assert type(optimizer).__name__ == "Muon"
+    assert optimizer.state[layer.bias]["use_muon"] is False  # of AdamW
+
+
 def test_momentum_of_the_recipe_is_the_default(network: nn.Sequential) -> None:
     assert (
         build_optimizer("sgd", parameter_groups(network.parameters(), 0.0), lr=0.1).param_groups[0]["momentum"] == 0.9

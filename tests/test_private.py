@@ -1,4 +1,4 @@
-"""Private internals of torch and Lightning still do what the library needs them for."""
+"""Private internals of torch, Lightning and timm still do what the library needs them for."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from mlssl.private import (
     BatchNorm,
     add_to_stepped_batches,
     leave_out_of_torchs_sigchld_handler,
+    muon_in_full_precision,
     processor_has_bfloat16,
     resume_max_steps_as_max_epochs,
     stepped_batches,
@@ -83,6 +84,31 @@ def test_torch_says_whether_the_processor_has_bfloat16() -> None:
     with open("/proc/cpuinfo") as file:  # noqa: PTH123
         flags = next((line for line in file if line.startswith("flags")), "").split()
     assert processor_has_bfloat16() == ("avx512_bf16" in flags or "amx_tile" in flags)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-14)])
+def test_muon_orthogonalises_in_the_precision_of_the_weights(dtype: torch.dtype, tolerance: float) -> None:
+    """timm calls one function by its name in one module, in bfloat16 unless it is told otherwise."""
+    from timm.optim import Muon, muon
+
+    given, updates = muon.zeropower_via_newtonschulz, []
+    start, slope = torch.randn(2, 6, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).to(dtype)
+    for whole in (False, True):
+        weight = nn.Parameter(start.clone())
+        weight.grad = slope.clone()
+        optimizer = Muon([weight], lr=1.0)
+        if whole:
+            with muon_in_full_precision():
+                optimizer.step()
+        else:
+            optimizer.step()
+        updates.append(start - weight.detach())
+    assert muon.zeropower_via_newtonschulz is given
+    exact = given(0.05 * slope, 5, muon.resolve_ns_coefficients("quintic", muon._COEFFICIENTS), dtype=torch.float64)
+    exact = exact * 0.2 * 8**0.5
+    errors = [float((update - exact).norm() / exact.norm()) for update in updates]
+    assert errors[0] > 1e-3
+    assert errors[1] < tolerance
 
 
 class OneWeight(L.LightningModule):

@@ -1,4 +1,4 @@
-"""Recipes: the paper's is what all defaults are, and a file has the same layout."""
+"""Recipes: the paper's is what all defaults are, `mlssl` changes six numbers, and a file has the same layout."""
 
 from __future__ import annotations
 
@@ -18,6 +18,23 @@ def test_the_paper_is_all_defaults() -> None:
         assert settings[part] == {name: parameters[name].default for name in settings[part]}
     assert settings["data"]["overlap"] == 0.2
     assert not {"dataset", "root", "backbone"} & {*settings["data"], *settings["model"]}
+
+
+def test_mlssl_is_the_paper_with_softer_colours_and_muon() -> None:
+    paper, own = recipe("paper"), recipe("mlssl")
+    changed = {part: {k: v for k, v in own[part].items() if paper[part].get(k) != v} for part in ("data", "model")}
+    assert changed == {
+        "data": {"overlap": 0.3, "branches": "soft"},
+        "model": {
+            "optimizer": "muon",
+            "optimizer_kwargs": {"momentum": 0.95, "nesterov": True},
+            "base_lr": 2e-3,
+            "warmup_epochs": 0.5,
+        },
+    }
+    assert own["callbacks"] == []
+    MultiLabelSSLModule("test_resnet", **own["model"])
+    MultiLabelDataModule(**own["data"])
 
 
 def test_each_call_gives_settings_of_its_own() -> None:
@@ -65,7 +82,7 @@ def test_a_file_of_another_layout_is_refused(text: str, message: str, tmp_path: 
 def test_an_unknown_name_is_answered_with_the_nearest() -> None:
     with pytest.raises(ValueError, match="recipe 'papre' is unknown: did you mean 'paper'"):
         recipe("papre")
-    with pytest.raises(ValueError, match=r"recipe 'zzz' is unknown: there are paper, or pass a file"):
+    with pytest.raises(ValueError, match=r"recipe 'zzz' is unknown: there are paper, mlssl, or pass a file"):
         recipe("zzz")
     with pytest.raises(FileNotFoundError, match=r"no file 'nowhere\.yaml': pass the YAML file of a recipe, or one of"):
         recipe("nowhere.yaml")

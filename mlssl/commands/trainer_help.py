@@ -41,8 +41,9 @@ Pre-train a backbone. Everything is written to a new folder, RUNS/NAME-<time>.
   --trainer.max_epochs N   passes over the images
   --trainer.logger CLASS   WandbLogger, TensorBoardLogger, ...; metrics.csv is
                            written in any case
-  --recipe NAME            settings of a recipe: paper, or a YAML file; --config
-                           goes before it, and the other options before both
+  --recipe NAME            settings of a recipe: mlssl, paper, or a YAML file;
+                           --config goes before it, and the other options
+                           before both
   --name NAME              of the run's folder
   --runs FOLDER            in which it is made
   --resume RUN             go on where a run stopped, in its folder, with the

@@ -1,0 +1,162 @@
+"""The benchmark of recipes: a trial in small sizes, its row, its resume, the peers' losses, the page's table."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / "examples" / "benchmarks"
+NETWORK = {"backbone": "test_resnet", "projection_dim": 16, "predictor_dim": 8}
+FILES = ("recipes", "recipes_score", "recipes_page", "recipes_peers", "time_to_quality", "authors_way")
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The number of training batches", "ignore:You are trying to `self.log"),
+    pytest.mark.filterwarnings("ignore:.*train_dataloader.*does not have many"),
+]
+
+
+@pytest.fixture
+def recipes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    script = importlib.import_module("recipes")
+    monkeypatch.setattr(script, "NETWORK", NETWORK)
+    yield script
+    for name in FILES:
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def tiles(tmp_path: Path) -> Path:
+    """UC Merced's layout: two manifests."""
+    folder = tmp_path / "tiles"
+    folder.mkdir()
+    for split, count in (("train", 60), ("test", 4)):
+        for number in range(count):
+            Image.effect_noise((24, 24), 20 + 60 * (number % 2)).save(folder / f"{split}{number}.jpg")
+        lines = [f"{split}{number}.jpg,{('sea', 'sand')[number % 2]}" for number in range(count)]
+        (folder / f"{split}.csv").write_text("\n".join(["path,labels", *lines]))
+    return folder
+
+
+def words(name: str, tiles: Path, tmp_path: Path) -> list[str]:
+    change = ["data.size=32", "data.eval_size=32", "model.warmup_epochs=0.1"]
+    files = ["--results", str(tmp_path / "rows.jsonl"), "--work", str(tmp_path / "work"), "--save_every", "1"]
+    run = ["--set", "ucmerced", "--root", str(tiles), "--batch_size", "20", "--views", "4", "--change", *change]
+    return [name, *files, *run]
+
+
+@pytest.mark.slow
+def test_a_trial_is_a_row_that_goes_on_where_it_stopped_and_is_not_run_twice(
+    recipes: Any, tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail_in_the_third_step(self: Any, trainer: Any, *_: Any) -> None:
+        if trainer.global_step == 2:
+            raise RuntimeError("the power is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recipes.Seconds, "on_train_batch_start", fail_in_the_third_step)
+        with pytest.raises(RuntimeError, match="the power is gone"):
+            recipes.main(words("mlssl", tiles, tmp_path))
+    (last,) = (tmp_path / "work").glob("*/last.ckpt")
+    assert torch.load(last, weights_only=True)["global_step"] == 2
+    capsys.readouterr()
+    assert recipes.main(words("mlssl", tiles, tmp_path)) == 0
+    trained = torch.load(last.with_name("trained.ckpt"), weights_only=True)
+    assert recipes.main(words("mlssl", tiles, tmp_path / "undisturbed")) == 0
+    row, again = (recipes.rows_of(folder / "rows.jsonl")[0] for folder in (tmp_path, tmp_path / "undisturbed"))
+    (whole,) = (tmp_path / "undisturbed" / "work").glob("*/trained.ckpt")
+    assert torch.load(whole, weights_only=True)["global_step"] == trained["global_step"] == row["steps"] == 6
+    for name, weight in torch.load(whole, weights_only=True)["state_dict"].items():
+        assert torch.equal(weight, trained["state_dict"][name]), name
+    assert row["views_per_image"] == 4
+    assert 0 < row["cv_average"] <= 1
+    assert row["cv_average"] == again["cv_average"]
+    assert row["settings"]["model"]["optimizer"] == "muon"
+    assert row["settings"]["data"]["branches"] == "overhead"
+    assert not [key for key in row if key.startswith("test")]
+
+    monkeypatch.setattr(recipes, "train", None)  # a third call trains nothing
+    assert recipes.main(words("mlssl", tiles, tmp_path)) == 0
+    assert "done before:" in capsys.readouterr().out
+
+
+def test_what_an_image_costs(recipes: Any) -> None:
+    blocks = {"rows": 2, "cols": 2, "size": 64}
+    assert recipes.views_per_image(blocks, has_teacher=False) == 8
+    assert recipes.views_per_image({**blocks, "size": 32}, has_teacher=False) == 2
+    whole = {"rows": 1, "cols": 1, "size": 64}
+    assert recipes.views_per_image(whole, has_teacher=True) == pytest.approx(2 + 2 / 3)
+    crops = {**whole, "local_views": {"count": 6, "size": 40}}
+    assert recipes.views_per_image(crops, has_teacher=False) == pytest.approx(2 + 6 * (40 / 64) ** 2)
+
+
+def test_folds_are_the_same_and_hold_each_image_once(recipes: Any) -> None:
+    folds = importlib.import_module("recipes_score").folds
+    first, second = folds(23), folds(23)
+    assert [len(one) for one in first] == [5, 5, 5, 5, 3]
+    assert torch.equal(torch.cat(first).sort().values, torch.arange(23))
+    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["mlssl", "--root", ".", "--colours", "soft"], "--colours is for peers: pass 'soft', 'paper' or --change"),
+        (["mlssl", "--root", ".", "--change", "lr=1"], "--change 'lr=1': pass data.NAME=VALUE or model.NAME=VALUE"),
+    ],
+)
+def test_a_wrong_trial_is_refused(recipes: Any, more: list[str], message: str) -> None:
+    with pytest.raises(SystemExit, match=message):
+        recipes.main(more)
+
+
+def test_a_trial_needs_a_name_and_a_folder(recipes: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        recipes.main(["mlssl"])
+    assert "pass a NAME and --root FOLDER, or --page FILE alone" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["simclr", "mocov2", "simsiam", "byol", "barlow", "vicreg", "dino", "swav"])
+@pytest.mark.filterwarnings("ignore")  # of lightly's imports
+def test_a_peer_has_a_finite_loss_and_a_gradient_for_its_backbone(recipes: Any, name: str) -> None:
+    pytest.importorskip("lightly", reason="the peers come from lightly: pip install 'mlssl[bench]'")
+    peers = importlib.import_module("recipes_peers")
+    torch.manual_seed(0)
+    network = peers.PEERS[name](**NETWORK)
+    batch = {
+        "views": torch.randint(0, 256, (4, 2, 1, 3, 32, 32), dtype=torch.uint8),
+        "local_views": torch.randint(0, 256, (4, peers.SMALL, 3, 24, 24), dtype=torch.uint8),
+        "image_ids": torch.arange(4),
+    }
+    embeddings = [network.embed(views.flatten(0, 1)) for views in batch["views"].unbind(1)]
+    ((weight, value),) = network.terms(embeddings, batch).values()
+    assert value.shape == ()
+    assert torch.isfinite(value)
+    (weight * value).backward()
+    assert all(parameter.grad is not None for parameter in network.backbone.parameters())
+    if network.has_teacher:
+        assert not any(parameter.requires_grad for parameter in network.teacher.parameters())
+    assert len(peers.COLOURS[name]) == 2
+
+
+def test_the_page_holds_the_table_of_the_rows(recipes: Any, tmp_path: Path) -> None:
+    page = importlib.import_module("recipes_page")
+    rows = recipes.rows_of(FOLDER / "recipes.jsonl")
+    text = (ROOT / "docs" / "which_recipe.md").read_text()
+    assert f"{page.MARKS[0]}\n{page.table(rows)}\n{page.MARKS[1]}" in text
+    row = {"name": "mlssl", "set": "corel5k", "views": 20, "cv_average": 0.5, "cv_average_max": 0.4, "cv_knn": 0.3}
+    lines = page.table([row, {**row, "cv_average": 0.6}, {**row, "changed": {"lr": 1}, "cv_average": 0.9}]).splitlines()
+    assert lines[2] == "| Corel-5K | 20 | `mlssl` | 0.550 (2 seeds) | 0.400 (2 seeds) | 0.300 (2 seeds) |"
+    assert sum(page.NOT_YET in line for line in lines) == len(lines) - 3
+    copy = tmp_path / "page.md"
+    copy.write_text(text)
+    recipes.main(["--page", str(copy), "--results", str(FOLDER / "recipes.jsonl")])
+    assert copy.read_text() == text
