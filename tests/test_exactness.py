@@ -19,6 +19,7 @@ from mlssl.data.datamodule import MultiLabelDataModule
 from mlssl.data.readers.synthetic import synthetic_scenes
 from mlssl.distributed import rank, world_size
 from mlssl.module import MultiLabelSSLModule
+from mlssl.recipes import recipe
 
 # Outside a Trainer a step cannot log, and Lightning warns.
 pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log")
@@ -117,9 +118,15 @@ def test_loss_and_every_gradient_are_those_of_one_device(
                 assert difference <= most, f"{name} differs by {difference:.1e} under {SETTINGS[place]}"
 
 
-def weights_after_20_steps(backbone: str, folder: Path) -> dict[str, Tensor]:
+def settings_of(name: str) -> dict[str, Any]:
+    """Settings of a recipe's model but for the widths of the heads."""
+    settings = recipe(name)["model"]
+    return {key: value for key, value in settings.items() if key not in ("projection_dim", "predictor_dim")}
+
+
+def weights_after_20_steps(backbone: str, name: str, folder: Path) -> dict[str, Tensor]:
     """A run of the Trainer on this process's share of the images; the starting weights too."""
-    module = Frozen(backbone)
+    module = Frozen(backbone, **settings_of(name))
     start = {f"start.{name}": value.clone() for name, value in module.state_dict().items()}
     data = MultiLabelDataModule(
         train=synthetic_scenes("train", size=S, count=2 * IMAGES),
@@ -150,20 +157,23 @@ def weights_after_20_steps(backbone: str, folder: Path) -> dict[str, Tensor]:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Found .* module.s. in eval mode at the start of training")
-@pytest.mark.parametrize(("backbone", "number"), [("test_resnet", 2), ("test_vit", 4)])
+@pytest.mark.parametrize(
+    ("backbone", "name", "number"),
+    [("test_resnet", "paper", 2), ("test_vit", "paper", 4), ("test_resnet", "mlssl", 2)],
+)
 def test_weights_after_20_steps_are_those_of_one_device(
-    backbone: str, number: int, tmp_path: Path, processes: Processes
+    backbone: str, name: str, number: int, tmp_path: Path, processes: Processes
 ) -> None:
-    expected = weights_after_20_steps(backbone, tmp_path)
-    for weights in processes.run(weights_after_20_steps, backbone, tmp_path, processes=number):
-        for name, value in expected.items():
+    expected = weights_after_20_steps(backbone, name, tmp_path)
+    for weights in processes.run(weights_after_20_steps, backbone, name, tmp_path, processes=number):
+        for key, value in expected.items():
             if value.is_floating_point():
-                difference = (weights[name] - value).norm() / value.norm().clamp(min=1e-12)
-                assert difference <= 1e-9, f"{name} differs by {difference:.1e}"
+                difference = (weights[key] - value).norm() / value.norm().clamp(min=1e-12)
+                assert difference <= 1e-9, f"{key} differs by {difference:.1e}"
     moved = [
-        name
-        for name, _ in Frozen(backbone).named_parameters()
-        if not torch.equal(expected[name], expected[f"start.{name}"])
+        key
+        for key, _ in Frozen(backbone).named_parameters()
+        if not torch.equal(expected[key], expected[f"start.{key}"])
     ]
     assert len(moved) == len(list(Frozen(backbone).parameters())), "some weights never moved"
 

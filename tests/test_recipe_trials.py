@@ -106,6 +106,14 @@ def test_folds_are_the_same_and_hold_each_image_once(recipes: Any) -> None:
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
 
 
+def test_a_fold_in_which_no_class_can_be_scored_is_refused(recipes: Any) -> None:
+    score = importlib.import_module("recipes_score")
+    features = score.Features(torch.randn(8, 4), torch.tensor([[1, 0]] * 8), torch.arange(8))
+    varied = features._replace(labels=torch.tensor([[1, 0], [0, 1]] * 4))
+    with pytest.raises(ValueError, match="a fold has no class that some of its images show and others do not"):
+        score._scores("cv", [(varied, features)])
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [

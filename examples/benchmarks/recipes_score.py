@@ -1,5 +1,6 @@
 """What a trial is judged by: a linear probe and nearest neighbours, cross-validated inside the training images."""
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -18,7 +19,7 @@ POOLINGS = ("average", "average_max")
 
 
 class BothPoolings(nn.Module):
-    """A ResNet's features under average pooling, and beside them under (average + maximum) / 2, in one pass."""
+    """A ResNet's features under average pooling, next to those under (average + maximum) / 2, in one pass."""
 
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
@@ -70,7 +71,10 @@ def _scores(kind: str, pairs: Iterable[tuple[Features, Features]]) -> dict[str, 
                 k = min(NUM_NEIGHBORS, len(learned.features))
                 votes = knn_scores(judged.features, learned.features, learned.labels, k)
                 found[f"{kind}_knn"].append(mean_average_precision(votes, judged.labels)[0])
-    return {name: round(sum(values) / len(values), 4) for name, values in found.items()}
+    means = {name: round(sum(values) / len(values), 4) for name, values in found.items()}
+    if any(map(math.isnan, means.values())):
+        raise ValueError("a fold has no class that some of its images show and others do not: use a larger set")
+    return means
 
 
 def _rows(features: Features, rows: Tensor) -> Features:

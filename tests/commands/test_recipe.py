@@ -74,6 +74,38 @@ def test_a_run_records_its_recipe_and_goes_on_without_its_file(capsys: pytest.Ca
     assert "--recipe is for a new run, and --resume goes on with the settings of its own" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The number of training batches")
+def test_mlssl_trains_resumes_and_exports_and_what_is_given_next_to_it_wins(capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--recipe", "mlssl", "--model.base_lr", "0.004", "--trainer.max_epochs", "1"]
+    assert main(["fit", *SMALL, *given]) == 0
+    (folder,) = Path("runs").glob("*")
+    settings = yaml.safe_load((folder / "config.yaml").read_text())
+    assert settings["recipe"] == "mlssl"
+    assert (settings["model"]["optimizer"], settings["model"]["base_lr"]) == ("muon", 0.004)
+    assert (settings["data"]["branches"], settings["data"]["overlap"]) == ("soft", 0.3)
+    assert main(["fit", "--resume", str(folder), "--trainer.max_epochs", "2"]) == 0
+    assert yaml.safe_load((folder / "config.yaml").read_text())["model"]["base_lr"] == 0.004
+    assert list(folder.glob("exports/*"))
+    assert main(["report", str(folder)]) == 0
+    page = (folder / "report.html").read_text()
+    assert "mlssl" in page
+    assert "0.004" in page
+
+    words = [
+        "--recipe",
+        "mlssl",
+        "--model.optimizer",
+        "sgd",
+        "--model.optimizer_kwargs",
+        "{}",
+        "--model.base_lr",
+        "0.05",
+    ]
+    model = printed(capsys, *words)["model"]
+    assert (model["optimizer"], model["optimizer_kwargs"], model["base_lr"]) == ("sgd", {}, 0.05)
+
+
 def test_the_paper_changes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     with_it, without = printed(capsys, "--recipe", "paper"), printed(capsys)
     assert with_it.pop("recipe") == "paper"
