@@ -258,6 +258,7 @@ def fit_sharded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return fit
 
 
+@pytest.mark.slow
 def test_what_needs_the_whole_network_leaves_a_sharded_one_alone(
     fit_sharded: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

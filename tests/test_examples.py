@@ -60,6 +60,7 @@ def test_every_example_is_run_here():
     assert {file.name for file in EXAMPLES.glob("*.py")} - elsewhere == SMALL.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The number of training batches")
 def test_the_quickstart_trains_on_a_folder_and_takes_the_backbone_away(photographs, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -69,6 +70,7 @@ def test_the_quickstart_trains_on_a_folder_and_takes_the_backbone_away(photograp
     assert len(list(tmp_path.rglob("views/*.png"))) == 4
 
 
+@pytest.mark.slow
 def test_the_module_works_in_a_lightning_project_of_ones_own(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     _run("own_lightning_project.py", SMALL["own_lightning_project.py"], monkeypatch)

@@ -155,6 +155,7 @@ def test_evaluation_does_not_change_weights_or_statistics(tmp_path: Path) -> Non
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on machines with fewer than three cores
 def test_weights_do_not_depend_on_the_number_of_workers(tmp_path: Path) -> None:
     def weights(workers: int) -> dict[str, Tensor]:

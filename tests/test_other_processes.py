@@ -90,6 +90,7 @@ def test_errors_of_a_group_name_who_is_gone(ended_process: Process, monkeypatch:
     assert "a process on another machine, or one that still ends, ended during the run" in said
 
 
+@pytest.mark.slow
 def test_a_process_that_waits_in_a_collective_is_ended(ended_process: Process) -> None:
     """Nothing interrupts it: it prints the sentence and is gone."""
     program = (

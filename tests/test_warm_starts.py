@@ -99,6 +99,7 @@ def checkpoint(tmp_path: Path) -> Path:
     return tmp_path / "first.ckpt"
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch")
 def test_the_command_goes_on_from_a_run_on_new_data_with_a_new_schedule(checkpoint, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)

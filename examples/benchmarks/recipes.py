@@ -26,7 +26,7 @@ from time_to_quality import GRID, NETWORK, Clock
 
 from mlssl import MultiLabelDataModule, MultiLabelSSLModule, recipe
 from mlssl.atomic import written_aside
-from mlssl.callbacks import RandomState, SmallMaps
+from mlssl.callbacks import RandomState, RunBar, SmallMaps
 from mlssl.checkpoint import AtomicCheckpointIO, RunCheckpoint
 from mlssl.runs import default_precision
 
@@ -157,11 +157,10 @@ def train(
             max_epochs=-1,
             default_root_dir=folder,
             precision=default_precision(),
-            callbacks=[saver, Seconds(), SmallMaps(), RandomState()],
+            callbacks=[saver, Seconds(), SmallMaps(), RandomState(), RunBar()],
             plugins=[AtomicCheckpointIO()],
             limit_val_batches=0,
             logger=False,
-            enable_progress_bar=False,
             enable_model_summary=False,
         )
         trainer.fit(network, data, ckpt_path=last if last.exists() else None)

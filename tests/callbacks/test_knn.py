@@ -211,6 +211,7 @@ def knn_of_this_process(folder: Path, own_bank: bool) -> dict[str, Any]:
     return {"mAP": trainer.callback_metrics["knn/mAP"], "bank": banks[-1], "queries": sum(queries)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("own_bank", [False, True])
 def test_two_processes_score_what_one_does(own_bank: bool, tmp_path: Path, processes: Processes) -> None:
     one = knn_of_this_process(tmp_path, own_bank)

@@ -123,6 +123,7 @@ def test_what_cannot_be_measured_is_left_to_the_step(tmp_path: Path, monkeypatch
     fit(tmp_path, StepMemory(), module=small(kind=Picky))
 
 
+@pytest.mark.slow
 def test_memory_that_runs_out_is_answered_with_half_the_batch_that_fits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

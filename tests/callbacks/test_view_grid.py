@@ -114,6 +114,7 @@ def test_tensorboard_gets_the_pictures(make_model: Make, make_data: Make, make_t
     assert (event.height, event.width) == pictures(trainer)["image-17.png"].shape[:2]
 
 
+@pytest.mark.slow
 def test_wandb_gets_the_pictures(
     make_model: Make, make_data: Make, make_trainer: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -454,6 +454,7 @@ def test_a_place_without_permission_is_said(capsys: pytest.CaptureFixture[str]) 
     assert "cannot be made for the run (Permission denied): pass another place" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_worker_that_dies_is_said_in_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

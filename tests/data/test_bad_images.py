@@ -77,6 +77,7 @@ def test_by_default_the_first_one_stops_the_run_and_is_named(broken: Path, worke
         list(data_of(broken, num_workers=workers).train_dataloader())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_skipped_ones_change_nothing_for_the_others(whole: Path, broken: Path, workers: int) -> None:
     expected = epochs(data_of(whole))

@@ -138,6 +138,7 @@ def test_a_file_that_is_removed_during_training_is_named_with_rank_and_step(
     assert "Traceback" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_hanging_disk_in_an_evaluation_is_reported_with_rank_and_images(photos: Path) -> None:
     names = [path.name for path in sorted(photos.iterdir())]
     records = Records(names, root=photos, decode=decode_or_wait)

@@ -138,7 +138,7 @@ def test_progress_bar_counts_images(model: SimpleNamespace, capsys: pytest.Captu
             yield batch([3])
 
     extract_features(model, Loader(), progress=True)
-    assert "3/3" in capsys.readouterr().err
+    assert "100%" in capsys.readouterr().err
     extract_features(model, Loader())
     assert capsys.readouterr().err == ""
 

@@ -83,6 +83,7 @@ def test_a_program_of_torch_gives_the_features_of_any_batch_and_of_any_or_one_si
                     fixed(images)
 
 
+@pytest.mark.slow
 def test_a_custom_network_of_fixed_size_keeps_its_size(tmp_path: Path) -> None:
     class Fixed(OwnNetwork):
         def forward(self, images: torch.Tensor) -> torch.Tensor:

@@ -52,6 +52,7 @@ def made(views: BlockViews) -> bytes:
     return views(noise(), np.random.default_rng(3)).numpy().tobytes()
 
 
+@pytest.mark.slow
 def test_views_of_a_pipeline_depend_only_on_the_generator(A: Any, pipeline: Any) -> None:
     grid = BlockViews(16, branches=[pipeline, Recipe()])
     first = grid(noise(), np.random.default_rng(3))
