@@ -243,6 +243,24 @@ def test_masks_of_coco_have_small_objects_on_top_and_void_crowds(drawn, probing)
     assert not masks.mask(3, 64, 64).any()
 
 
+def test_annotations_without_masks_are_refused_or_painted_as_boxes(drawn, probing, tmp_path) -> None:
+    content = json.loads((drawn / "annotations" / "instances_val2017.json").read_text())
+    for annotation in content["annotations"]:
+        del annotation["segmentation"]
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "instances_val2017.json").write_text(json.dumps(content))
+    number = len(content["annotations"])
+    with pytest.raises(
+        ValueError, match=rf"{number} of {number} annotations of .* have no segmentation, first id .*: "
+    ):
+        probing["read_coco_masks"](tmp_path, "val2017")
+    masks = probing["read_coco_masks"](tmp_path, "val2017", boxes=True)
+    _, ((kind, (left, top, width, height)),) = scene(1)
+    expected = np.zeros((64, 64), np.uint8)
+    expected[top : top + height, left : left + width] = (2, 1)[kind]
+    assert (masks.mask(1, 64, 64) != expected).mean() < 0.02
+
+
 def test_masks_of_voc_are_the_numbers_of_its_palette(tmp_path, probing) -> None:
     folder = tmp_path / "VOC2012"
     for name in ("ImageSets/Segmentation", "SegmentationClass"):

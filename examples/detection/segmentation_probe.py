@@ -10,6 +10,7 @@ backbone stays as it is. Needs `pip install 'mlssl[detection]'`.
 import json
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -115,6 +116,7 @@ def main(
     lr: float = 0.001,
     num_workers: int = 4,
     seed: int = 0,
+    boxes: bool = False,
 ) -> None:
     """Train a linear layer on each backbone, score the test split once, print a table.
 
@@ -130,9 +132,10 @@ def main(
         lr: Peak learning rate of AdamW; features are standardised, so one fits all backbones.
         num_workers: Loader processes.
         seed: Of untrained weights, order and flips.
+        boxes: Whether COCO's annotations without a mask are painted as their boxes, which scores coarse regions.
     """
     read, splits = {
-        "coco": (read_coco_masks, ("train2017", "val2017")),
+        "coco": (partial(read_coco_masks, boxes=boxes), ("train2017", "val2017")),
         "voc": (read_voc_masks, ("2012/train", "2012/val")),
     }[dataset]
     train, test = (
@@ -163,9 +166,16 @@ def main(
     print("| weights | mIoU |", "|---|---|", *rows, sep="\n")
 
 
-def read_coco_masks(root: Path, split: str) -> Masks:
+def read_coco_masks(root: Path, split: str, boxes: bool = False) -> Masks:
     """root/annotations/instances_<split>.json: objects of all categories, small ones above large ones; crowds void."""
-    content = json.loads((root / "annotations" / f"instances_{split}.json").read_bytes())
+    path = root / "annotations" / f"instances_{split}.json"
+    content = json.loads(path.read_bytes())
+    bare = [one for one in content["annotations"] if not one.get("segmentation")]
+    if bare and not boxes:
+        raise ValueError(
+            f"{len(bare)} of {len(content['annotations'])} annotations of {path} have no segmentation, first id "
+            f"{bare[0]['id']}: use annotations with masks, or pass --boxes true to paint their boxes"
+        )
     categories = sorted(content["categories"], key=lambda one: one["id"])
     number = {one["id"]: place for place, one in enumerate(categories, start=1)}
     objects = defaultdict(list)
@@ -177,12 +187,18 @@ def read_coco_masks(root: Path, split: str) -> Masks:
         # Crowds lie below all objects.
         order = sorted(objects[content["images"][index]["id"]], key=lambda one: (-one.get("iscrowd", 0), -area(one)))
         for one in order:
-            inside = drawn(one["segmentation"], height, width).astype(bool)
+            inside = drawn(one.get("segmentation") or [corners(one["bbox"])], height, width).astype(bool)
             classes[inside] = VOID if one.get("iscrowd") else number[one["category_id"]]
         return classes
 
     paths = [root / split / image["file_name"] for image in content["images"]]
     return Masks(paths, mask, ["background", *(one["name"] for one in categories)])
+
+
+def corners(box: list[float]) -> list[float]:
+    """A box (left, top, width, height) as a polygon."""
+    left, top, width, height = box
+    return [left, top, left + width, top, left + width, top + height, left, top + height]
 
 
 def area(annotation: dict) -> float:
