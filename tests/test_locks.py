@@ -26,10 +26,14 @@ import os, sys, time
 sys.path.insert(0, sys.argv[2])
 from locks import locked
 with locked(sys.argv[1], "it", wait=False):
-    if sys.argv[3] == "forks" and os.fork() == 0:
-        os.close(1)
-        time.sleep(30)
-        os._exit(0)
+    if sys.argv[3] == "forks":
+        begun, begins = os.pipe()
+        if os.fork() == 0:
+            os.write(begins, b"!")
+            os.close(1)
+            time.sleep(30)
+            os._exit(0)
+        os.read(begun, 1)  # by then the fork has let go of the lock
     print("holds", flush=True)
     sys.stdin.read()
 """

@@ -10,12 +10,14 @@ import pytest
 import torch
 from _gloo import Processes
 from _toy import OwnData, small, trainer, view_batch
+from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
 from mlssl.callbacks.step_summary import StepSummary, block, count_unsynchronised, describe_step
 from mlssl.data.datamodule import MultiLabelDataModule
 from mlssl.data.described import describe
 from mlssl.data.readers.synthetic import synthetic_scenes
+from mlssl.distributed import rank
 
 
 def blocks(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -105,6 +107,7 @@ _TRAINER = SimpleNamespace(
 
 
 def warned_on_two_devices(is_frozen: bool) -> list[str]:
+    rank_zero_only.rank = rank()  # type: ignore[attr-defined]  # as Lightning's strategies set it
     module, batch = small(), view_batch()
     module.train(not is_frozen)
     with warnings.catch_warnings(record=True) as caught:
