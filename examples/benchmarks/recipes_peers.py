@@ -56,7 +56,7 @@ MULTI_CROP = frozenset({"swav", "dino"})
 
 
 class Peer(MultiLabelSSLModule):
-    """Two branches of the whole image; a subclass says in `build` what its heads are, and in `terms` its loss.
+    """Two branches of the whole image; a subclass sets its heads and its criterion in `build`.
 
     Args:
         settings: Of MultiLabelSSLModule.
@@ -77,6 +77,14 @@ class Peer(MultiLabelSSLModule):
 
     def build(self, width: int) -> None:
         raise NotImplementedError
+
+    def terms(self, embeddings, batch):
+        """The criterion of both branches' projections, as most have it."""
+        return {"loss": (1.0, self.criterion(*(one.projections for one in embeddings)))}
+
+    def crossed(self, own, aims):
+        """The criterion of each branch with the other one's aim, as a term."""
+        return {"loss": (0.5, self.criterion(own[0], aims[1]) + self.criterion(own[1], aims[0]))}
 
     @torch.no_grad()
     def taught(self, batch):
@@ -101,9 +109,6 @@ class SimCLR(Peer):
         self.projector = SimCLRProjectionHead(width, width, 128)
         self.criterion = NTXentLoss(temperature=0.5)
 
-    def terms(self, embeddings, batch):
-        return {"ntxent": (1.0, self.criterion(*(one.projections for one in embeddings)))}
-
 
 class MoCo(Peer):
     """MoCo v2, arXiv 2003.04297, with both branches as queries."""
@@ -115,9 +120,7 @@ class MoCo(Peer):
         self.criterion = NTXentLoss(temperature=0.2, memory_bank_size=(1024, 128))  # less than an epoch of small sets
 
     def terms(self, embeddings, batch):
-        keys = self.taught(batch)
-        first, second = (self.criterion(embeddings[a].projections, keys[1 - a]) for a in (0, 1))
-        return {"ntxent": (0.5, first + second)}
+        return self.crossed([one.projections for one in embeddings], self.taught(batch))
 
 
 class SimSiam(Peer):
@@ -129,9 +132,7 @@ class SimSiam(Peer):
         self.criterion = NegativeCosineSimilarity()
 
     def terms(self, embeddings, batch):
-        aims = [one.projections.detach() for one in embeddings]
-        first, second = (self.criterion(embeddings[a].predictions, aims[1 - a]) for a in (0, 1))
-        return {"cosine": (0.5, first + second)}
+        return self.crossed([one.predictions for one in embeddings], [one.projections.detach() for one in embeddings])
 
 
 class BYOL(Peer):
@@ -145,9 +146,7 @@ class BYOL(Peer):
         self.criterion = NegativeCosineSimilarity()
 
     def terms(self, embeddings, batch):
-        aims = self.taught(batch)
-        first, second = (self.criterion(embeddings[a].predictions, aims[1 - a]) for a in (0, 1))
-        return {"cosine": (0.5, first + second)}
+        return self.crossed([one.predictions for one in embeddings], self.taught(batch))
 
 
 class Barlow(Peer):
@@ -157,9 +156,6 @@ class Barlow(Peer):
         self.projector = BarlowTwinsProjectionHead(width, 2048, 2048)
         self.criterion = BarlowTwinsLoss()
 
-    def terms(self, embeddings, batch):
-        return {"correlation": (1.0, self.criterion(*(one.projections for one in embeddings)))}
-
 
 class VICReg(Peer):
     """arXiv 2105.04906."""
@@ -167,9 +163,6 @@ class VICReg(Peer):
     def build(self, width):
         self.projector = VICRegProjectionHead(width, 2048, 2048)
         self.criterion = VICRegLoss()
-
-    def terms(self, embeddings, batch):
-        return {"vicreg": (1.0, self.criterion(*(one.projections for one in embeddings)))}
 
 
 class DINO(Peer):
