@@ -32,7 +32,7 @@ _LARGEST = 16_000_000
 _GIT_SECONDS = 10
 """After which a repository on a slow disk is left out."""
 
-_REMEDY = "put the file back as it was, or remove it to go on without what it recorded"
+_REMEDY = "restore the file, or remove it to continue without the record"
 
 
 @dataclass
@@ -53,7 +53,7 @@ class Session:
     """Set → images, and with labels classes and labels_per_image."""
     first_step: int
     commit: str | None = None
-    """Of the git repository that the directory lies in."""
+    """Of the git repository that contains the directory."""
     changed_files: int = 0
     """Tracked files that differ from the commit."""
     last_step: int = 0
@@ -134,7 +134,7 @@ def versions_of(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
 
 
 def commit_of(directory: str | os.PathLike[str]) -> tuple[str | None, int]:
-    """Commit of the git repository that a directory lies in, and how many tracked files differ from it.
+    """Commit of the git repository that contains a directory, and how many tracked files differ from it.
 
     Returns:
         (None, 0) outside of a repository, without a commit, and where git is missing or slow.

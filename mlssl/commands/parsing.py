@@ -57,7 +57,7 @@ def call_command(name: str, words: list[str]) -> None:
     """Run a small command with the words that follow it.
 
     Raises:
-        ArgumentError: On words that are no arguments of it.
+        ArgumentError: A word is not an argument of it.
     """
     call_function(_function(name), words, f"mlssl {name}")
 
@@ -74,7 +74,7 @@ def call_function(function: Callable[..., None], words: list[str], prog: str) ->
         prog: Name of the command, for help.
 
     Raises:
-        ArgumentError: On words that are no arguments of it.
+        ArgumentError: A word is not an argument of it.
     """
     if HELP_ALL in words:
         function_parser(function, prog, all_options=True).print_help()

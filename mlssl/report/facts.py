@@ -25,7 +25,7 @@ def facts_of(folder: Path, config: dict[str, Any], log: dict[str, Log]) -> dict[
     """Settings and numbers of a run, by the words that stand before them; no code that they name is run.
 
     Args:
-        folder: Of the run, with its ``run.json``; one that is damaged is said to be, and the rest is told.
+        folder: Of the run, with its ``run.json``; a damaged one is reported, and the other facts are still given.
         config: Its settings.
         log: Its log.
     """
@@ -75,7 +75,7 @@ def as_text(value: object) -> str:
 
 
 def recorded(folder: Path) -> dict[str, str]:
-    """What the run.json of a run tells; where it is missing or damaged, a sentence that says so."""
+    """What a run's run.json records; a sentence that says so if it is missing or damaged."""
     try:
         sessions = read_record(folder)
     except ValueError as error:
