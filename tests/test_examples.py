@@ -243,6 +243,7 @@ def tiny_corel(tmp_path) -> Path:
         ("small_maps", ["--views", "4", "--channels", "16", "--rounds", "1"], "6 × 6 → 3 × 3, float32"),
         ("probe", ["--source", "test_resnet"], "times faster"),
         ("probe_memory", ["--images", "1200", "--width", "16", "--labels", "3"], "beside MiB"),
+        ("step_cost", ["--networks", "[test_resnet]", "--size", "32", "--steps", "1"], "| test_resnet, 32 pixels | 0"),
         (
             "step",
             ["--dataset", "folder", "--size", "32", "--batch_size", "4", "--steps", "1", "--rounds", "1"],
@@ -260,7 +261,8 @@ def test_a_benchmark_prints_its_rows(name, words, printed, photographs, tiny_cor
     monkeypatch.syspath_prepend(str(EXAMPLES / "benchmarks"))
     threads, cores = torch.get_num_threads(), os.sched_getaffinity(0)
     corel = str(tiny_corel)
-    folders = {"loss": [], "small_maps": [], "probe": ["--root", corel], "probe_memory": [], "time_to_quality": [corel]}
+    folders = {"probe": ["--root", corel], "time_to_quality": [corel]}
+    folders |= {name: [] for name in ("loss", "probe_memory", "small_maps", "step_cost")}
     folder = folders.get(name, [str(photographs)])
     try:
         _run(f"benchmarks/{name}.py", [*folder, *words], monkeypatch)
@@ -288,6 +290,7 @@ def test_every_benchmark_is_run_here():
             *("recipes", "recipes_page", "recipes_peers", "recipes_score"),  # in test_recipe_trials.py
             "small_maps",
             "step",
+            "step_cost",
             "time_to_quality",
         ),
     }
