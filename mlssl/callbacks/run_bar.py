@@ -24,8 +24,8 @@ class RunBar(ProgressBar):
     """Show how far the whole run is, with the time left, epoch, loss, ``probe/mAP`` and images per second.
 
     A run that resumes starts where it was. During a validation its batches are counted in place of the epoch. Where the
-    output is not a terminal a line a minute is printed instead. Validation, test and prediction alone have a bar of their
-    name. `mlssl.runs.run_settings` adds it unless the Trainer has another bar or none.
+    output is not a terminal, one line per minute is printed instead. Validation, test and prediction alone have a bar
+    of their name. `mlssl.runs.run_settings` adds it unless the Trainer has another bar or none.
     """
 
     def __init__(self) -> None:
