@@ -76,10 +76,8 @@ GOOD += '"hardware": {}, "data": {}, "first_step": 0'
 )
 def test_a_damaged_record_is_refused_in_one_sentence(text: str, tmp_path: Path) -> None:
     (tmp_path / "run.json").write_bytes(text.encode(errors="surrogateescape"))
-    with pytest.raises(
-        ValueError,
-        match=r"run\.json is not the record of a run or is damaged .*: restore the file, or remove it to continue without the record",
-    ):
+    remedy = "restore the file, or remove it to continue without the record"
+    with pytest.raises(ValueError, match=rf"run\.json is not the record of a run or is damaged .*: {remedy}"):
         read_record(tmp_path)
 
 
