@@ -160,10 +160,15 @@ def test_the_page_holds_the_table_of_the_rows(recipes: Any, tmp_path: Path) -> N
     rows = recipes.rows_of(FOLDER / "recipes.jsonl")
     text = (ROOT / "docs" / "which_recipe.md").read_text()
     assert f"{page.MARKS[0]}\n{page.table(rows)}\n{page.MARKS[1]}" in text
-    row = {"name": "mlssl", "set": "corel5k", "views": 20, "cv_average": 0.5, "cv_average_max": 0.4, "cv_knn": 0.3}
-    lines = page.table([row, {**row, "cv_average": 0.6}, {**row, "changed": {"lr": 1}, "cv_average": 0.9}]).splitlines()
+    scores = {"cv_average": 0.5, "cv_average_max": 0.4, "cv_knn": 0.3}
+    row = {"name": "mlssl", "set": "corel5k", "views": 20, "changed": {}, **scores}
+    changed = {**row, "name": "swav", "changed": {"lr": 1, "change": ["data.overlap=0"]}}
+    other = {**changed, "changed": {"colours": "own"}, "cv_average": 0.9}
+    lines = page.table([row, changed, other, {**row, "cv_average": 0.6}]).splitlines()
     assert lines[2] == "| Corel-5K | 20 | `mlssl` | 0.550 (2 seeds) | 0.400 (2 seeds) | 0.300 (2 seeds) |"
-    assert sum(page.NOT_YET in line for line in lines) == len(lines) - 3
+    assert sum(page.NOT_YET in line for line in lines) == len(lines) - 5
+    assert lines[5] == "| Corel-5K | 20 | `swav`, colours own | 0.900 (1 seed) | 0.400 (1 seed) | 0.300 (1 seed) |"
+    assert lines[6].startswith("| Corel-5K | 20 | `swav`, data.overlap=0, lr 1 | 0.500")
     copy = tmp_path / "page.md"
     copy.write_text(text)
     recipes.main(["--page", str(copy), "--results", str(FOLDER / "recipes.jsonl")])
