@@ -99,7 +99,7 @@ def settings_of(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
                 f"--colours is for peers: pass 'soft', 'paper' or --change data.branches, not {args.name!r}"
             )
     else:
-        from recipes_peers import COLOURS, LOCAL_VIEWS, MULTI_CROP
+        from recipes_peers import COLOURS, LOCAL_AREA, LOCAL_VIEWS, MULTI_CROP
 
         own = [vars(one) for one in COLOURS[args.name]]
         colours = own if args.colours == "own" else SOFT[args.set]
@@ -113,7 +113,7 @@ def settings_of(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
             "model": {"weight_decay": 1e-4, **OPTIMIZERS["sgd"]},
         }
         if args.name in MULTI_CROP:
-            settings["data"]["local_views"] = LOCAL_VIEWS
+            settings["data"]["local_views"] = LOCAL_VIEWS | {"area": LOCAL_AREA[args.colours or "soft"]}
     settings["data"] |= {"size": SIZE, "seed": args.seed, "num_workers": 0}
     settings["model"] |= NETWORK
     settings["model"] |= OPTIMIZERS.get(args.optimizer, {})

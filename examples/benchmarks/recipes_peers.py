@@ -48,10 +48,13 @@ COLOURS = {
     "swav": [replace(_PLAIN, crop_area=(0.14, 1.0))] * 2,  # arXiv 2006.09882, colours of half the strength
 }
 COLOURS["barlow"] = COLOURS["byol"]  # arXiv 2103.03230, 2.2
-COLOURS["dino"] = [replace(one, crop_area=(0.25, 1.0)) for one in COLOURS["byol"]]  # arXiv 2104.14294
+COLOURS["dino"] = [replace(one, crop_area=(0.14, 1.0)) for one in COLOURS["byol"]]  # its README, convolutional networks
 """Branches as the authors have them, for small images where they say so."""
 
-LOCAL_VIEWS: dict[str, Any] = {"count": SMALL, "size": 40, "area": [0.05, 0.35]}
+LOCAL_AREA = {"own": [0.05, 0.14], "soft": [0.05, 0.35]}
+"""Area of the small views: as both authors have it, and the complement of wider crops for our colours."""
+
+LOCAL_VIEWS: dict[str, Any] = {"count": SMALL, "size": 40}
 MULTI_CROP = frozenset({"swav", "dino"})
 
 
