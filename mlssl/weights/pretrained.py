@@ -87,8 +87,9 @@ def check_tag(name: str, from_file: str = FROM_FILE) -> None:
         return  # build_backbone reports an unknown name with suggestions
     tags = [name.partition(".")[2] for name in timm.list_pretrained(f"{architecture}.*")]
     if tag not in tags:
-        known = f"its tags are {', '.join(sorted(tags))}" if tags else "it has no published weights"
+        known = f"its tags are {', '.join(sorted(tags))}: pass one of these" if tags else "nor any others: pass"
+        comma = "," if tags else ""
         raise ValueError(
-            f"{architecture!r} has no published weights with the tag {tag!r}, {known}: pass one of these, "
-            f"{from_file.replace('NAME', architecture)}, or {architecture} for an untrained network"
+            f"{architecture!r} has no published weights with the tag {tag!r}, {known}{comma} {architecture} for an "
+            f"untrained network, or your own file: {from_file.replace('NAME', architecture)}"
         )

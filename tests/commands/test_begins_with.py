@@ -64,7 +64,9 @@ def test_a_run_that_takes_all_weights_from_a_checkpoint_loads_no_others() -> Non
 
 
 def test_an_unknown_tag_is_refused_with_those_that_there_are() -> None:
-    with pytest.raises(ValueError, match=r"'resnet18' has no published weights with the tag 'none', its tags are .*a1"):
+    with pytest.raises(
+        ValueError, match=r"'resnet18' has no published weights with the tag 'none', its tags are .*a1.* file: --model"
+    ):
         take_published_weights({"model": {"backbone": "resnet18.none", "backbone_kwargs": None}})
 
 

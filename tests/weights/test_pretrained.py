@@ -61,7 +61,10 @@ def test_a_plain_name_is_untrained_and_downloads_nothing(hub: tuple[torch.nn.Mod
         ("test_vit:pretrained", "pass their file, test_vit=FILE, or test_vit for an untrained network"),
         ("hf-hub:nobody/nothing", r"published weights of 'hf-hub:nobody/nothing' cannot be loaded"),
         ("resnet18.nonsense", "'resnet18' has no published weights with the tag 'nonsense', its tags are a1_in1k, "),
-        ("resnet14t.c3_in1", "its tags are c3_in1k: pass one of these, resnet14t=FILE, or resnet14t for an untrained"),
+        (
+            "resnet14t.c3_in1",
+            "c3_in1k: pass one of these, resnet14t for an untrained network, or your own file: resnet14t=FILE$",
+        ),
         ("resnet5O.a1_in1k", "did you mean"),
         ("resnet5O:pretrained", "did you mean 'resnet50'"),
     ],
@@ -73,7 +76,9 @@ def test_unavailable_weights_are_refused(source: str, message: str, hub: tuple[t
 
 def test_a_name_without_any_published_weights_is_refused() -> None:
     name = next(one for one in timm.list_models() if not timm.list_pretrained(f"{one}.*"))
-    with pytest.raises(ValueError, match=f"'{name}' has no published weights with the tag 'x', it has no published"):
+    with pytest.raises(
+        ValueError, match=f"'{name}' has no published weights with the tag 'x', nor any others: pass {name} for"
+    ):
         open_backbone(f"{name}.x")
 
 
