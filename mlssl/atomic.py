@@ -104,7 +104,7 @@ def files_written_aside(folder: str | os.PathLike[str], *, overwrite: bool = Fal
         folder.mkdir(parents=True, exist_ok=True)
     aside = folder / f"{_EXPORT_ASIDE}{secrets.token_hex(4)}"
     try:
-        with locked(folder / ".export.lock", folder, wait=True) as is_alone:
+        with locked(folder / ".export.lock", f"the folder {folder.resolve()}", wait=True) as is_alone:
             if is_alone:
                 _remove(path for path in folder.iterdir() if path.name.startswith(_EXPORT_ASIDE))
             try:
