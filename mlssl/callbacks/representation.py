@@ -26,7 +26,7 @@ from mlssl.report.measure import (
     nearest_of_some,
     picture,
     some_images,
-    spread_lines,
+    spread_indices,
     view_projections,
 )
 
@@ -185,14 +185,14 @@ def _neighbor_table(snapshot: Snapshot, shown: Records) -> Any:
     import wandb
 
     near = min(NUM_NEAREST, len(shown) - 1)
-    table = wandb.Table(["image", "labels", *(f"nearest {place + 1}" for place in range(near))])
+    table = wandb.Table(["image", "labels", *(f"nearest {rank + 1}" for rank in range(near))])
     if near < 1:
         return table
     queries, found = nearest_of_some(snapshot.features, NUM_QUERIES, NUM_NEAREST)
     for query, nearest, cosines in zip(queries.tolist(), found.indices, found.similarities, strict=True):
         others = [
-            wandb.Image(picture(shown, line), caption=f"{cosine:.2f} {_words(shown, line)}")
-            for line, cosine in zip(nearest.tolist(), cosines.tolist(), strict=True)
+            wandb.Image(picture(shown, index), caption=f"{cosine:.2f} {_words(shown, index)}")
+            for index, cosine in zip(nearest.tolist(), cosines.tolist(), strict=True)
         ]
         table.add_data(wandb.Image(picture(shown, query)), _words(shown, query), *others)
     return table
@@ -201,21 +201,21 @@ def _neighbor_table(snapshot: Snapshot, shown: Records) -> Any:
 def _map_entries(snapshot: Snapshot, shown: Records) -> dict[str, Any]:
     import wandb
 
-    lines = spread_lines(len(shown), MAX_POINTS)
-    places, shares = map_2d(snapshot.features.features[torch.from_numpy(lines)])
+    indices = spread_indices(len(shown), MAX_POINTS)
+    positions, shares = map_2d(snapshot.features.features[torch.from_numpy(indices)])
     rows = [
-        [shown.path(line).name, _words(shown, line), *place]
-        for line, place in zip(lines.tolist(), places.tolist(), strict=True)
+        [shown.path(index).name, _words(shown, index), *rank]
+        for index, rank in zip(indices.tolist(), positions.tolist(), strict=True)
     ]
-    figure = figure_of_map(places, shares, [-1] * len(lines), [])
+    figure = figure_of_map(positions, shares, [-1] * len(indices), [])
     return {
         "representation/map": wandb.Table(["image", "labels", "x", "y"], rows),
         "representation/map_figure": wandb.Image(figure),
     }
 
 
-def _words(records: Records, line: int) -> str:
-    return ", ".join(label_names(records, line))
+def _words(records: Records, index: int) -> str:
+    return ", ".join(label_names(records, index))
 
 
 def _wandb_loggers(trainer: L.Trainer) -> list[WandbLogger]:

@@ -300,15 +300,15 @@ class _LiveTensors:
     def made(self, tensor: Tensor) -> None:
         """Count its storage, unless it is that of another tensor."""
         storage = tensor.untyped_storage()
-        place, size = storage.data_ptr(), storage.nbytes()
-        if size and place not in self._there and place not in self._sizes:
-            self._sizes[place] = size
+        address, size = storage.data_ptr(), storage.nbytes()
+        if size and address not in self._there and address not in self._sizes:
+            self._sizes[address] = size
             self._now += size
-            weakref.finalize(storage, self._freed, place)
+            weakref.finalize(storage, self._freed, address)
         self.bytes.append(float(self._now))
 
-    def _freed(self, place: int) -> None:
-        self._now -= self._sizes.pop(place)
+    def _freed(self, address: int) -> None:
+        self._now -= self._sizes.pop(address)
 
 
 def _smaller(images: int, module: Any) -> str:

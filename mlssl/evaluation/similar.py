@@ -103,7 +103,7 @@ def find_similar(
         leave_out: Line of the records that holds the image itself.
         batch_size: Images at a time.
         num_workers: Loader processes.
-        progress: Whether to show a bar with images a second.
+        progress: Whether to show a bar with images per second.
 
     Raises:
         ValueError: If there is no such block, k is below 1, or nothing is left to search.

@@ -1,1 +1,1 @@
-"""One page about a run: measures of a network (`measure`), figures (`figures`), the page (`page`), a run (`run`)."""
+"""A report on a run as one HTML page: measurements (`measure`), contents (`content`), page (`page`), run (`run`)."""

@@ -1,4 +1,4 @@
-"""One page about several runs: what they were told differently, their curves in one, and how good they have become."""
+"""One page that compares runs: settings that differ, shared plots, and linear probes with intervals."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from mlssl.run_folder import Log, last_checkpoint, read_config, read_log
 from mlssl.weights.checkpoints import check_content, load_checkpoint
 
 _PARTS = ("recipe", "seed_everything", "model_class", "model", "data_class", "data", "trainer", "optimizer")
-"""Entries of a config that are compared."""
+"""Compared entries of a config."""
 
 _OF_IMAGES = ("dataset", "root", "train_split", "val_split", "min_images_per_class")
-"""Settings of the data that runs must share to be scored on the same images."""
+"""Data settings that must be equal for a comparison on the same images."""
 
 _CURVES = {
     "train/lr": ("lr", "Learning rate", "learning rate", False),
@@ -37,7 +37,7 @@ _CURVES = {
     "probe/mAP": ("probe", "Online probe", "mAP", False),
     "knn/mAP": ("knn", "Online kNN", "mAP", False),
 }
-"""Quantity of the log → name, title and unit of its figure, and whether its axis begins at 0."""
+"""Logged metric → name, title and unit of its plot, and whether its y axis starts at 0."""
 
 _BY_EPOCH = ("probe/mAP", "knn/mAP")
 
@@ -61,24 +61,24 @@ def write_comparison(
     eval_size: tuple[int, int] | None = None,
     pooling: Pooling = POOLING,
 ) -> Path:
-    """Write one HTML file about several runs of `mlssl fit`.
+    """Write one HTML file that compares several runs of `mlssl fit`.
 
     Args:
-        runs: Their folders, at least two.
-        output: File to write, replaced if it exists.
-        max_images: At most so many training and so many val images score the networks, evenly chosen; at least 2.
-        num_workers: Loader processes; those of the first run by default.
-        progress: Whether to show bars.
-        trust: Whether to fetch images at an address that a config names.
-        eval_size: Height and width that whole images are resized to; those of the first run by default.
-        pooling: Of their features.
+        runs: Run folders, at least two.
+        output: File to write; an existing file is replaced.
+        max_images: Maximum number of training images and of val images for the probes, evenly spaced; at least 2.
+        num_workers: Loader processes; the first run's setting by default.
+        progress: Whether to show progress bars.
+        trust: Whether to fetch images from a URL in a config.
+        eval_size: Height and width that whole images are resized to; the first run's setting by default.
+        pooling: Pooling of the features.
 
     Returns:
         The file.
 
     Raises:
-        FileNotFoundError: If a folder, a file of it or the images are missing.
-        ValueError: If fewer than two runs are given or one twice, max_images is below 2, or one is no run.
+        FileNotFoundError: A folder, one of its files or the images are missing.
+        ValueError: Fewer than two runs are given, one is given twice or is not a run, or max_images is below 2.
     """
     folders = [Path(run) for run in runs]
     if len({folder.resolve() for folder in folders}) < max(2, len(folders)):
@@ -104,16 +104,16 @@ def write_comparison(
 
 
 def differing_settings(configs: Mapping[str, Mapping[str, Any]]) -> Table:
-    """The settings in which runs differ.
+    """Table of the settings that differ between runs.
 
     Args:
-        configs: Name of a run → its config.
+        configs: Run name → config.
     """
     flat = [_flat({part: config.get(part) for part in _PARTS}) for config in configs.values()]
     names = list(dict.fromkeys(name for settings in flat for name in settings))
     rows = [[name, *(settings.get(name, "–") for settings in flat)] for name in names]
     rows = [row for row in rows if len(set(row[1:])) > 1]
-    caption = "Settings of model, data and Trainer that are not the same in all runs. – : the run has no such setting."
+    caption = "Settings of model, data and Trainer that differ between runs. –: not set in this run."
     return Table("What differs", caption if rows else "No setting differs.", ["setting", *configs], rows)
 
 
@@ -128,7 +128,7 @@ def _flat(value: Mapping[str, Any], above: str = "") -> dict[str, str]:
 
 
 def _name(folder: Path, folders: Sequence[Path]) -> str:
-    """The folder's own name, or its path where two have one name."""
+    """The folder's name, or its path if several folders share the name."""
     own = folder.resolve().name
     return own if sum(one.resolve().name == own for one in folders) == 1 else str(folder)
 
@@ -155,7 +155,7 @@ def _curves(runs: Mapping[str, _Run]) -> list[Plot]:
     losses = {title: curves for title, curves in losses.items() if curves}
     if losses:
         figure = figures.figure_of_panels(losses)
-        plots.append(plot_of("loss", "Loss", "Losses of different settings are not on one scale.", figure))
+        plots.append(plot_of("loss", "Loss", "Losses under different settings are not comparable.", figure))
     for key, (name, title, unit, from_zero) in _CURVES.items():
         logs = {run_name: run.log[key] for run_name, run in runs.items() if key in run.log}
         if not logs:
@@ -163,14 +163,14 @@ def _curves(runs: Mapping[str, _Run]) -> list[Plot]:
         by_epoch = key in _BY_EPOCH
         curves = {one: (log.epochs if by_epoch else log.steps, log.values) for one, log in logs.items()}
         figure = figures.figure_of_curves(curves, unit, "epoch" if by_epoch else "step", from_zero=from_zero)
-        plots.append(plot_of(name, title, "As each run logged it.", figure))
+        plots.append(plot_of(name, title, "As logged by each run.", figure))
     return plots
 
 
 def _quality(
     runs: Mapping[str, _Run], max_images: int, trust: bool, how: Mapping[str, Any]
 ) -> tuple[list[Table], list[str]]:
-    """Linear probes of all runs on the same images, with intervals, each against each."""
+    """Linear probes of all runs on the same images, with intervals, and all pairwise differences."""
     first = next(iter(runs.values()))
     for run in runs.values():
         reasons = reason_not_to_look(run.config, run.content, run.checkpoint, trust)
@@ -185,7 +185,7 @@ def _quality(
     data.setup()
     train, val = data.train_records, data.val_records
     if train is None or val is None or train.labels is None or val.labels is None or not (val.labels == 1).any():
-        return [], ["Without labels in the training and the val set there is no probe to compare the runs by."]
+        return [], ["The runs are not compared by a probe: the training or the val set has no labels."]
     train, val = some_images(train, max_images), some_images(val, max_images)
     size = how["eval_size"] or data.eval_size
     networks = {name: network_at_end(run.content, run.checkpoint) for name, run in runs.items()}
@@ -209,19 +209,19 @@ def _quality(
     for name, mean in means.items():
         low, high = interval_of(mean, estimates[name])
         rows.append([name, f"{estimates[name]:.3f}", f"{low:.3f}–{high:.3f}"])
-    pairs = [(b, a) for place, b in enumerate(means) for a in list(means)[:place]]
+    pairs = [(b, a) for index, b in enumerate(means) for a in list(means)[:index]]
     differences = []
     for later, earlier in pairs:
         value = estimates[later] - estimates[earlier]
         low, high = interval_of(means[later] - means[earlier], value)
-        told = "no" if low <= 0 <= high else "yes"
-        differences.append([f"{later} − {earlier}", f"{value:+.3f}", f"{low:+.3f} to {high:+.3f}", told])
+        distinct = "no" if low <= 0 <= high else "yes"
+        differences.append([f"{later} − {earlier}", f"{value:+.3f}", f"{low:+.3f} to {high:+.3f}", distinct])
     caption = (
-        f"Linear probes on frozen features: learned from {len(train):,} training images, scored on {len(val):,} val "
+        f"Linear probes on frozen features: trained on {len(train):,} training images, scored on {len(val):,} val "
         f"images. {words_of_images(size, pooling)} Intervals: 95 %, bootstrap over the val images."
     )
-    paired = "Both runs on the same resamples; it says nothing of other seeds of a training."
+    paired = "Both runs on the same resamples. The intervals do not include the variance between training seeds."
     return [
         Table("How good are the features?", caption, ["run", "probe mAP", "95 % interval"], rows),
-        Table("Differences", paired, ["runs", "mAP", "95 % interval, paired", "told apart"], differences),
+        Table("Differences", paired, ["runs", "mAP", "95 % interval, paired", "significant"], differences),
     ], []

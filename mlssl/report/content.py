@@ -1,4 +1,4 @@
-"""What stands on the page about a run: from its log and two snapshots of its network to verdicts, facts and figures."""
+"""Contents of a run's report: verdicts, facts and plots from its log and two snapshots of its network."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mlssl.drawing import run as figures
 from mlssl.evaluation.classes import FEW_POSITIVES, ClassCounts
 from mlssl.evaluation.geometry import directions_of_variance, map_2d, neighbor_map
 from mlssl.report.facts import backbone_name, facts_of, images_of, steps_taken
-from mlssl.report.measure import Snapshot, label_names, nearest_of_some, picture, spread_lines
+from mlssl.report.measure import Snapshot, label_names, nearest_of_some, picture, spread_indices
 from mlssl.report.page import SPRITE_COLUMNS, THUMBNAIL, FeatureMap, Neighbor, Page, Plot, data_address, sprite
 from mlssl.report.verdicts import has_collapsed, is_learning, waits_for_data
 from mlssl.run_folder import Log
@@ -26,27 +26,27 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MAX_POINTS = 600
-"""Images on the map: their pictures take half a megabyte, and more points would hide one another."""
+"""Maximum number of images on the map: their thumbnails take half a megabyte, and more points would overlap."""
 
 NUM_QUERIES = 12
 NUM_NEAREST = 5
 NUM_VIEW_GRIDS = 2
-MAX_LABELS = 6  # of an image, which a caption can hold
+MAX_LABELS = 6  # per image; more do not fit in a caption
 START, END = "start of the run", "end of the run"
 
 
 class Looked(NamedTuple):
-    """What was seen of the network of a run, and on which images."""
+    """Measurements of a run's network, and their images."""
 
     start: Snapshot
-    """The network that the run began with."""
+    """The initial network."""
     end: Snapshot
-    """The network that it ended with."""
+    """The trained network."""
     all_train: Records
-    """Images of the run."""
+    """All training images of the run."""
     all_val: Records | None
     train: Records
-    """Training images that were looked at."""
+    """Training images that were measured."""
 
 
 def build_page(
@@ -56,14 +56,14 @@ def build_page(
     looked: Looked | None,
     notes: Sequence[str] = (),
 ) -> Page:
-    """Put the page together.
+    """Build the page.
 
     Args:
-        folder: Of the run; its pictures of views are shown.
+        folder: Run folder, with the images of its views.
         config: Settings of the run, as in its config.yaml.
-        log: Quantity → its values over the run.
-        looked: What was seen of the network; None shows the log alone.
-        notes: Sentences on how the network was looked at.
+        log: Metric → logged values.
+        looked: Measurements of the network; None shows only the log.
+        notes: Sentences on how the network was measured.
     """
     settings: dict[str, Any] = {
         "title": folder.resolve().name,
@@ -95,13 +95,13 @@ def build_page(
 
 
 def plot_of(name: str, title: str, caption: str, figure: Figure, table: dict[str, list[str]] | None = None) -> Plot:
-    """A figure with what the pointer says of its points."""
+    """A figure with the tooltips of its points."""
     drawn = figures.svg(figure, name)
     return Plot(name, title, caption, drawn, table, figures.hover_points(figure))
 
 
 LOSSES = {"train/loss": "total", "train/image_aware_loss": "image-aware", "train/pair_loss": "pair"}
-"""Quantities of the log that have a panel each, and what stands beside it."""
+"""Logged losses with a panel each → label of its axis."""
 
 
 def _curves(log: dict[str, Log]) -> list[Plot]:
@@ -112,7 +112,7 @@ def _curves(log: dict[str, Log]) -> list[Plot]:
         plots.append(plot_of("loss", "Loss", caption, figures.figure_of_panels(losses)))
     if "train/lr" in log:
         figure = figures.figure_of_curves({"learning rate": _over_steps(log["train/lr"])}, "learning rate")
-        plots.append(plot_of("lr", "Learning rate", "As the steps were taken, scaled by the views of a step.", figure))
+        plots.append(plot_of("lr", "Learning rate", "As used in each step, scaled by the views per step.", figure))
     if "throughput/images_per_s" in log:
         speed = {"images per second": _over_steps(log["throughput/images_per_s"])}
         figure = figures.figure_of_curves(speed, "images/s", from_zero=True)
@@ -133,10 +133,10 @@ def _quality(log: dict[str, Log], levels: Mapping[str, float]) -> list[Plot]:
     if not curves and not levels:
         return []
     figure = figures.figure_of_curves(curves, "mAP on the val images", "epoch", levels)
-    words = "Lines with points: what the run logged about itself. "
+    words = "Lines with markers: logged during the run. "
     if levels:
         words = (
-            "Dashed: a linear probe and the votes of the nearest training images, on frozen features, "
+            "Dashed: linear probe and kNN on frozen features, "
             f"start → end: probe {levels['probe, start']:.3f} → {levels['probe, end']:.3f}, "
             f"kNN {levels['kNN, start']:.3f} → {levels['kNN, end']:.3f}. "
         ) + (words if curves else "")
@@ -144,7 +144,7 @@ def _quality(log: dict[str, Log], levels: Mapping[str, float]) -> list[Plot]:
 
 
 def _levels(start: Snapshot, end: Snapshot) -> dict[str, float]:
-    """What is known of the quality at the start and at the end; nothing without labels."""
+    """Probe and kNN mAP at the start and at the end; empty without labels."""
     if start.probe is None or end.probe is None or start.knn is None or end.knn is None:
         return {}
     probes = {"probe, start": start.probe.mAP, "probe, end": end.probe.mAP}
@@ -156,25 +156,25 @@ def _classes(start: Snapshot, end: Snapshot) -> list[Plot]:
         return []
     precisions = {START: start.probe.average_precision, END: end.probe.average_precision}
     order = end.probe.average_precision.nan_to_num(-1).argsort(descending=True).tolist()
-    order = [place for place in order if end.probe.average_precision[place].isfinite()]
+    order = [column for column in order if end.probe.average_precision[column].isfinite()]
     assert end.features.labels is not None
     positives = (end.features.labels == 1).sum(0).tolist()
     counts = ClassCounts(end.images.classes, [0] * len(positives), positives)
     table = {
-        "class": [end.images.classes[place] for place in order],
-        "images": [str(positives[place]) for place in order],
-        "start": [f"{start.probe.average_precision[place].item():.3f}" for place in order],
-        "end": [f"{end.probe.average_precision[place].item():.3f}" for place in order],
+        "class": [end.images.classes[column] for column in order],
+        "images": [str(positives[column]) for column in order],
+        "start": [f"{start.probe.average_precision[column].item():.3f}" for column in order],
+        "end": [f"{end.probe.average_precision[column].item():.3f}" for column in order],
     }
-    rare = sum(positives[place] < FEW_POSITIVES for place in order)
+    rare = sum(positives[column] < FEW_POSITIVES for column in order)
     caption = (
-        "Average precision of each class by the linear probe; bars: the end of the run, strokes: its start. Behind a "
-        f"class: val images that show it; {rare} of {len(order)} have fewer than {FEW_POSITIVES} (*), and say little."
+        "Average precision per class of the linear probe; bars: end of the run, ticks: its start. After each class: "
+        f"its val images; {rare} of {len(order)} classes have fewer than {FEW_POSITIVES} (*) and are unreliable."
     )
     if len(order) > figures.MAX_BARS:
         half = figures.MAX_BARS // 2
-        caption += f" Drawn are the best and the worst {half}; all {len(order)} stand under Numbers."
-    figure = figures.figure_of_classes(precisions, [counts.label(place) for place in range(len(positives))])
+        caption += f" The best and the worst {half} are plotted; all {len(order)} are listed under Numbers."
+    figure = figures.figure_of_classes(precisions, [counts.label(column) for column in range(len(positives))])
     return [plot_of("classes", "Each class", caption, figure, table)]
 
 
@@ -189,15 +189,15 @@ def _geometry(start: Snapshot, end: Snapshot, num_images: int) -> list[Plot]:
     return [
         plot_of(
             "cosines",
-            "How alike are views?",
+            "How similar are views?",
             f"Cosines of the projections of views of training images. Means at the end: {means}. The three should be "
-            "ordered, and other images apart from the rest.",
+            "in this order, with other images clearly separated.",
             cosines,
         ),
         plot_of(
             "spectrum",
             "Directions that the features use",
-            f"Singular values of the features of {num_images:,} images about their mean. 90 % of the variance lies in "
+            f"Singular values of the centred features of {num_images:,} images. 90 % of the variance is in "
             f"{directions[1]} of {len(end.spectrum)} directions (start {directions[0]}).",
             spectra,
         ),
@@ -205,41 +205,41 @@ def _geometry(start: Snapshot, end: Snapshot, num_images: int) -> list[Plot]:
 
 
 def _feature_map(end: Snapshot, shown: Records) -> FeatureMap:
-    lines = spread_lines(len(shown), MAX_POINTS)
-    places, shares = map_2d(end.features.features[torch.from_numpy(lines)])
+    indices = spread_indices(len(shown), MAX_POINTS)
+    positions, shares = map_2d(end.features.features[torch.from_numpy(indices)])
     order = np.zeros(0, int)
-    groups = [-1] * len(lines)
+    groups = [-1] * len(indices)
     if shown.labels is not None:
-        present = shown.labels[lines] == 1
+        present = shown.labels[indices] == 1
         order = np.argsort(-present.sum(0), kind="stable")
         order = order[present.sum(0)[order] > 0]
-        # The rarest of the frequent labels of an image says most about it.
+        # An image's rarest frequent label is its most informative one.
         groups = [next((g for g in range(min(8, len(order)) - 1, -1, -1) if row[order[g]]), -1) for row in present]
     names = [shown.classes[column] for column in order]
-    maps = [figures.svg(figures.figure_of_map(places, shares, groups, names[:8]), "map")]
-    better = neighbor_map(end.features.features[torch.from_numpy(lines)])
+    maps = [figures.svg(figures.figure_of_map(positions, shares, groups, names[:8]), "map")]
+    better = neighbor_map(end.features.features[torch.from_numpy(indices)])
     if better is not None:
         maps.append(figures.svg(figures.figure_of_map(better[0], None, groups, names[:8]), "map-neighbors"))
     points = [
         {
-            "name": shown.path(line).name,
-            "labels": label_names(shown, line)[:MAX_LABELS],
-            "classes": [] if shown.labels is None else np.flatnonzero(shown.labels[line][order] == 1).tolist(),
+            "name": shown.path(index).name,
+            "labels": label_names(shown, index)[:MAX_LABELS],
+            "classes": [] if shown.labels is None else np.flatnonzero(shown.labels[index][order] == 1).tolist(),
         }
-        for line in lines.tolist()
+        for index in indices.tolist()
     ]
     caption = (
-        f"{len(lines):,} images on the two directions along which their features vary most (PCA of unit vectors). "
-        "Point at one to see it."
+        f"{len(indices):,} images on the two directions along which their features vary most (PCA of unit vectors). "
+        "Hover over a point to see its image."
     )
     if better is not None:
         caption += (
-            f" Below, t-SNE of the same vectors, which keeps neighbours better (trustworthiness {better[1]:.2f}, PCA "
-            f"{better[2]:.2f}); distances between its groups mean nothing."
+            f" Below, t-SNE of the same vectors, which preserves neighbours better (trustworthiness {better[1]:.2f}, "
+            f"PCA {better[2]:.2f}); distances between its groups are not meaningful."
         )
     if names:
-        caption += " An image is coloured by the rarest of the eight most frequent labels that it shows."
-    images = [picture(shown, line) for line in lines.tolist()]
+        caption += " Colour: the image's rarest label among the eight most frequent."
+    images = [picture(shown, index) for index in indices.tolist()]
     return FeatureMap(maps, caption, sprite(images), SPRITE_COLUMNS, THUMBNAIL, points, names)
 
 
@@ -251,18 +251,18 @@ def _neighbors(end: Snapshot, shown: Records) -> list[list[Neighbor]]:
         [
             _neighbor(shown, query, query, None),
             *(
-                _neighbor(shown, line, query, cosine)
-                for line, cosine in zip(near.tolist(), similar.tolist(), strict=True)
+                _neighbor(shown, index, query, cosine)
+                for index, cosine in zip(near.tolist(), similar.tolist(), strict=True)
             ),
         ]
         for query, near, similar in zip(queries.tolist(), found.indices, found.similarities, strict=True)
     ]
 
 
-def _neighbor(shown: Records, line: int, query: int, cosine: float | None) -> Neighbor:
-    shared = set(label_names(shown, query)) if line != query else set()
-    labels = [(name, name in shared) for name in label_names(shown, line)[:MAX_LABELS]]
-    return Neighbor(data_address(picture(shown, line), 132), shown.path(line).name, labels, cosine)
+def _neighbor(shown: Records, index: int, query: int, cosine: float | None) -> Neighbor:
+    shared = set(label_names(shown, query)) if index != query else set()
+    labels = [(name, name in shared) for name in label_names(shown, index)[:MAX_LABELS]]
+    return Neighbor(data_address(picture(shown, index), 132), shown.path(index).name, labels, cosine)
 
 
 def _view_grids(folder: Path) -> list[tuple[str, str]]:
@@ -270,7 +270,7 @@ def _view_grids(folder: Path) -> list[tuple[str, str]]:
     for path in sorted((folder / "views").glob("*.png"))[:NUM_VIEW_GRIDS]:
         with Image.open(path) as picture:
             pixels = np.asarray(picture.convert("RGB"))
-        words = f"A training image ({path.stem}) with its blocks, and beside it the views of each block"
+        words = f"A training image ({path.stem}) with its blocks, next to the views of each block"
         grids.append((data_address(pixels, 1400, 82), words))
     return grids
 
@@ -279,14 +279,14 @@ def _notes(looked: Looked) -> list[str]:
     start, end = looked.start, looked.end
     if start.probe is None or end.probe is None:
         return [
-            "Without labels in the training and the val set there is no probe. What the features are good for shows in "
-            "the neighbours below."
+            "There is no probe, because the training or the val set has no labels. The neighbours below show the "
+            "quality of the features."
         ]
     strengths = f"{start.probe.strength:.2g} at the start, {end.probe.strength:.2g} at the end"
     return [
-        f"The probe learned from {len(looked.train):,} of {len(looked.all_train):,} training images and was scored on "
-        f"{len(end.images):,} val images, in {end.probe.num_classes} classes that these show; "
-        f"how strongly it is regularised was chosen on a fifth of the training images ({strengths})."
+        f"The probe was trained on {len(looked.train):,} of {len(looked.all_train):,} training images and scored on "
+        f"{len(end.images):,} val images, over the {end.probe.num_classes} classes present in them; "
+        f"its regularisation was chosen on a fifth of the training images ({strengths})."
     ]
 
 

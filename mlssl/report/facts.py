@@ -1,4 +1,4 @@
-"""Facts about a run: when, how long, on what, and by which settings."""
+"""Facts about a run: date, duration, hardware and settings."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from mlssl.run_folder import Log
 from mlssl.run_record import DONE, RUN_RECORD, RUNNING, Session, read_record, versions_of
 
 MAX_TEXT = 300
-"""Characters of a setting that are shown."""
+"""Maximum number of characters shown per setting."""
 
 MAX_COMMAND = 3000
-"""Likewise, of a command line."""
+"""Maximum number of characters shown of a command line."""
 
 
 def facts_of(folder: Path, config: dict[str, Any], log: dict[str, Log]) -> dict[str, str]:
-    """Settings and numbers of a run, by the words that stand before them; no code that they name is run.
+    """Settings and numbers of a run by label; no code named in them is executed.
 
     Args:
-        folder: Of the run, with its ``run.json``; a damaged one is reported, and the other facts are still given.
-        config: Its settings.
-        log: Its log.
+        folder: Run folder with its ``run.json``; a damaged one is reported, and the other facts are still given.
+        config: Settings of the run.
+        log: Log of the run.
     """
     data, model, trainer = config["data"], config["model"], config["trainer"]
     loss = log.get("train/loss", Log([], [], []))
@@ -64,7 +64,7 @@ def facts_of(folder: Path, config: dict[str, Any], log: dict[str, Log]) -> dict[
 
 
 def backbone_name(config: dict[str, Any]) -> str:
-    """Of the config of a run."""
+    """Backbone name in a run's config."""
     return str(config["model"].get("backbone", "custom backbone"))
 
 
@@ -75,7 +75,7 @@ def as_text(value: object) -> str:
 
 
 def recorded(folder: Path) -> dict[str, str]:
-    """What a run's run.json records; a sentence that says so if it is missing or damaged."""
+    """Facts in a run's run.json; one sentence if it is missing or damaged."""
     try:
         sessions = read_record(folder)
     except ValueError as error:
@@ -107,7 +107,7 @@ def words_of_versions(versions: dict[str, str]) -> str:
 
 
 def words_of_hardware(hardware: dict[str, Any]) -> str:
-    """Devices, processor and system, as far as they are recorded.
+    """Recorded devices, processor and system.
 
     >>> words_of_hardware({"device": "cpu", "devices": 1, "processor": "EPYC", "cores": 2, "threads": 1})
     '1 × cpu; EPYC, 2 cores, 1 thread'
@@ -129,7 +129,7 @@ def words_of_hardware(hardware: dict[str, Any]) -> str:
 
 
 def images_of(train: Records, val: Records | None) -> dict[str, str]:
-    """How many images and labels a run has."""
+    """Numbers of images and labels of a run."""
     return {
         "training images": f"{len(train):,}",
         "val images": "none" if val is None else f"{len(val):,}",
@@ -138,7 +138,7 @@ def images_of(train: Records, val: Records | None) -> dict[str, str]:
 
 
 def steps_taken(log: dict[str, Log]) -> int:
-    """Steps of a run, as far as it has logged them."""
+    """Logged steps of a run."""
     return int(max(log["train/loss"].steps, default=-1)) + 1 if "train/loss" in log else 0
 
 

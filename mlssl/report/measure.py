@@ -1,4 +1,4 @@
-"""What can be said about a network by looking at some images: how its views, features and neighbours lie."""
+"""Measure a network on some images: cosines of views, spectrum of features, neighbours, probe and kNN."""
 
 from __future__ import annotations
 
@@ -30,31 +30,31 @@ from mlssl.modes import eval_mode, training_mode
 from mlssl.views.blocks import BlockViews
 
 MAX_VIEWS = 1024
-"""Views whose cosines are taken: a million pairs, which a histogram shows without steps."""
+"""Views for the cosines: a million pairs, enough for a smooth histogram."""
 
 
 class ProjectingNetwork(FeatureNetwork, Protocol):
-    """A network whose views are compared behind a projector."""
+    """A network whose views are compared by projections."""
 
     projector: nn.Module
-    """From features (n, D) to projections (n, P)."""
+    """Maps features (n, D) to projections (n, P)."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A network at one moment, seen through the same images as at any other.
+    """Measurements of a network at one moment of a run.
 
     Attributes:
-        features: Of whole images: the val images, or training images where there are no val images.
-        images: Those that the features are of, line by line.
-        spectrum: Singular values of these features about their mean.
-        rank: Their effective number of directions.
-        cosines: Of pairs of views by kind, see `mlssl.evaluation.geometry.pair_cosines`.
-        num_views: Views of these.
-        spread: Of the projections of these views, 0 to 1.
-        view_rank: Effective number of directions of these projections.
-        probe: Linear probe from training to val images; None without labels in both.
-        knn: mAP of the k nearest training images' votes, 0–1; None likewise.
+        features: Features of the whole val images, or of training images if there are no val images.
+        images: The images of these features, in the order of the rows.
+        spectrum: Singular values of the centred features.
+        rank: Effective rank of the features.
+        cosines: Cosines of pairs of views by kind, see `mlssl.evaluation.geometry.pair_cosines`.
+        num_views: Number of these views.
+        spread: Spread of the projections of these views, 0 to 1.
+        view_rank: Effective rank of these projections.
+        probe: Linear probe trained on training images and scored on val images; None unless both have labels.
+        knn: kNN mAP of the val images against the training images, 0–1; None unless both have labels.
     """
 
     features: Features
@@ -70,42 +70,42 @@ class Snapshot:
 
 
 def some_images(records: Records, most: int) -> Records:
-    """At most so many images, evenly spread over the records."""
-    return records if len(records) <= most else records.subset(spread_lines(len(records), most))
+    """At most `most` images, evenly spaced."""
+    return records if len(records) <= most else records.subset(spread_indices(len(records), most))
 
 
-def spread_lines(number: int, most: int) -> npt.NDArray[np.int64]:
-    """At most so many of the lines 0 … number − 1, evenly spread and ascending."""
+def spread_indices(number: int, most: int) -> npt.NDArray[np.int64]:
+    """At most `most` of the indices 0 … number − 1, evenly spaced and ascending."""
     return np.unique(np.linspace(0, number - 1, min(most, number)).round().astype(np.int64))
 
 
 def nearest_of_some(features: Features, num_queries: int, k: int) -> tuple[npt.NDArray[np.int64], Neighbors]:
-    """Lines of some images, evenly spread, and the k nearest of each among all others; fewer where there are fewer.
+    """Indices of some evenly spaced images, and the k nearest others of each (fewer if there are fewer images).
 
     Args:
-        features: Of at least two images.
-        num_queries: Images at most.
-        k: Neighbours at most.
+        features: Features of at least two images.
+        num_queries: Maximum number of query images.
+        k: Maximum number of neighbours.
     """
-    queries = spread_lines(len(features.features), num_queries)
-    lines, ids = torch.from_numpy(queries), features.image_ids
+    queries = spread_indices(len(features.features), num_queries)
+    indices, ids = torch.from_numpy(queries), features.image_ids
     near = min(k, len(features.features) - 1)
     return queries, nearest_neighbors(
-        features.features[lines], features.features, near, query_ids=ids[lines], bank_ids=ids
+        features.features[indices], features.features, near, query_ids=ids[indices], bank_ids=ids
     )
 
 
-def picture(records: Records, line: int) -> ImageArray:
-    """An image as red, green and blue, uint8 (H, W, 3): its first three channels, or its first as gray."""
-    pixels = records.image(line)
+def picture(records: Records, index: int) -> ImageArray:
+    """RGB pixels of an image, uint8 (H, W, 3): the first three channels, or the first one as gray."""
+    pixels = records.image(index)
     return pixels[:, :, :3] if pixels.shape[2] >= 3 else pixels[:, :, [0, 0, 0]]
 
 
-def label_names(records: Records, line: int) -> list[str]:
-    """Classes that an image is known to show."""
+def label_names(records: Records, index: int) -> list[str]:
+    """Names of an image's positive classes."""
     if records.labels is None:
         return []
-    return [records.classes[column] for column in np.flatnonzero(records.labels[line] == 1)]
+    return [records.classes[column] for column in np.flatnonzero(records.labels[index] == 1)]
 
 
 def features_of(
@@ -118,9 +118,9 @@ def features_of(
     pooling: Pooling = "avg",
     progress: str = "",
 ) -> Features:
-    """Features of whole images; one that cannot be decoded is left out, as in a run that skips it.
+    """Features of whole images; images that cannot be decoded are skipped.
 
-    `progress` is the name of a bar; empty for none.
+    `progress` is the label of a progress bar; empty for none.
     """
     loader = PartialLoader(
         ImageDataset(records, eval_size, BadImages(len(records))),
@@ -133,7 +133,7 @@ def features_of(
 
 
 def usable_pooling(backbone: nn.Module, pooling: Pooling) -> Pooling:
-    """The pooling, or the average where the last feature map of the backbone cannot be reached."""
+    """`pooling`, or "avg" if the backbone's last feature map is not accessible."""
     image = torch.zeros(1, *image_shape(backbone), device=next(backbone.parameters()).device)
     try:
         with eval_mode(backbone):
@@ -156,22 +156,22 @@ def measure(
     progress: str = "",
     pooling: Pooling = "avg",
 ) -> Snapshot:
-    """Look at a network. Weights, buffers, training flags and the global random state are as before afterwards.
+    """Measure a network. Weights, buffers, training flags and the global random state do not change.
 
     Args:
         model: `MultiLabelSSLModule`, or any module with `backbone`, `normalize` and `projector`.
-        train: Images of the probe's training set, and those that views are made of.
-        val: Images that features are shown of and the probe is scored on; None takes `train` for the former.
-        views: How views are made, as in the run.
+        train: Training images of the probe, and source of the views.
+        val: Images for the features and for scoring the probe; None takes the features of `train`.
+        views: Augmentation of the run.
         eval_size: Height and width that whole images are resized to.
-        batch_size: Images at a time.
+        batch_size: Images per batch.
         num_workers: Loader processes.
-        seed: Of the views and of the probe's split.
-        progress: Name of the network in bars with images per second; empty for none.
-        pooling: Of the features of whole images.
+        seed: Seed of the views and of the probe's split.
+        progress: Label of the progress bars; empty for none.
+        pooling: Pooling of the features of whole images.
 
     Raises:
-        ValueError: As `extract_features` and `linear_probe`.
+        ValueError: See `extract_features` and `linear_probe`.
     """
 
     def seen(records: Records, split: str) -> Features:
@@ -217,16 +217,16 @@ def measure(
 def view_projections(
     model: ProjectingNetwork, records: Records, views: BlockViews, batch_size: int, seed: int = 0
 ) -> Tensor:
-    """Projections (B, A, K, P) of views of some images as a training step sees them: by the batch's own statistics.
+    """Projections (B, A, K, P) of views of some images, with batch statistics as in a training step.
 
-    The images go through in batches of the run's size, about 1024 views in all. The network is left as it was.
+    Uses batches of the run's size, about 1024 views in total. The network does not change.
 
     Args:
         model: `MultiLabelSSLModule`, or any module with `backbone`, `normalize` and `projector`.
-        records: Images, evenly chosen from.
-        views: How views are made.
-        batch_size: Images of a step of the run.
-        seed: Of the views.
+        records: Images; evenly spaced ones are used.
+        views: Augmentation.
+        batch_size: Images per step of the run.
+        seed: Seed of the views.
     """
     of_an_image = views.num_blocks * views.num_branches
     chosen = some_images(records, max(2, MAX_VIEWS // of_an_image))
@@ -235,8 +235,8 @@ def view_projections(
     batches = []
     with training_mode(model.backbone), training_mode(model.projector):
         for first in range(0, len(chosen) - size + 1, size):
-            lines = range(first, first + size)
-            made = torch.stack([views(image, np.random.default_rng([seed, i])) for i, image in _decoded(chosen, lines)])
+            decoded = _decoded(chosen, range(first, first + size))
+            made = torch.stack([views(image, np.random.default_rng([seed, i])) for i, image in decoded])
             branches = [
                 model.projector(model.backbone(model.normalize(made[:, branch].flatten(0, 1).to(device)))).float()
                 for branch in range(views.num_branches)
@@ -245,8 +245,8 @@ def view_projections(
     return torch.cat(batches)
 
 
-def _decoded(records: Records, lines: Iterable[int]) -> Iterator[tuple[int, ImageArray]]:
-    """Images that can be decoded, and their lines."""
-    for line in lines:
+def _decoded(records: Records, indices: Iterable[int]) -> Iterator[tuple[int, ImageArray]]:
+    """Indices and pixels of the images that can be decoded."""
+    for index in indices:
         with suppress(BadImageError):
-            yield line, records.image(line)
+            yield index, records.image(index)

@@ -1,4 +1,4 @@
-"""The network of a run at its end and at its start, without the class that trained it."""
+"""The trained and the initial network of a run, without importing the module class that trained it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mlssl.weights.sources import Backbone, backbone_of
 
 
 class Network(Backbone):
-    """A backbone and the library's projector behind it; the identity where the run had another one or none."""
+    """A backbone with the library's projector, or the identity if the run had another projector or none."""
 
     def __init__(self, backbone: nn.Module, projector: nn.Module, mean: Any = None, std: Any = None) -> None:
         super().__init__(backbone, mean, std)
@@ -24,7 +24,7 @@ class Network(Backbone):
 
     @property
     def has_projector(self) -> bool:
-        """Whether views are judged by projections, as the loss does, and not by features."""
+        """Whether views are compared by projections, as in the loss, rather than by features."""
         return not isinstance(self.projector, nn.Identity)
 
 
@@ -32,7 +32,7 @@ def network_at_end(checkpoint: Mapping[str, Any], path: Path) -> Network:
     """Backbone and projector of a checkpoint.
 
     Raises:
-        ValueError: As `backbone_of`.
+        ValueError: See `backbone_of`.
     """
     opened = backbone_of(checkpoint, path)
     weights = weights_of(checkpoint, "projector")
@@ -47,17 +47,17 @@ def network_at_end(checkpoint: Mapping[str, Any], path: Path) -> Network:
 def network_at_start(
     checkpoint: Mapping[str, Any], path: Path, seed: int, arguments: Mapping[str, Any] | None = None
 ) -> Network:
-    """A new network of the architecture of a checkpoint, built under a seed: first the backbone, then the projector.
+    """A new network of a checkpoint's architecture, initialised with a seed: first the backbone, then the projector.
 
-    In this order the constructor of `MultiLabelSSLModule` builds them, so for the library's class this is what the run
-    began with. The global random state stays as it is.
+    `MultiLabelSSLModule` builds them in the same order, so for the library's class this is the run's initial network.
+    The global random state does not change.
 
     Args:
-        checkpoint: Of `load_checkpoint`.
-        path: For messages.
-        seed: Of the run.
-        arguments: Of the backbone as the run had them, with those that load published weights; None builds the
-            architecture of the checkpoint without any weights.
+        checkpoint: Output of `load_checkpoint`.
+        path: Its path, for messages.
+        seed: Seed of the run.
+        arguments: The run's backbone arguments, including those that load published weights; None builds the
+            architecture without weights.
     """
     name, own_arguments, mean, std = architecture(checkpoint, path)
     weights = weights_of(checkpoint, "projector")
@@ -71,6 +71,6 @@ def network_at_start(
 
 
 def _projector(features: int, weights: Mapping[str, Tensor]) -> nn.Module:
-    """The library's projector, as wide as that of the weights."""
+    """The library's projector with the width of these weights."""
     first = weights.get("0.weight")
     return nn.Identity() if first is None or first.ndim != 2 else heads.projector(features, len(first))

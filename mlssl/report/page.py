@@ -1,4 +1,4 @@
-"""The page: one HTML file with everything in it, which asks the network for nothing."""
+"""The page: one self-contained HTML file without network requests."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from mlssl.data.decoding import ImageArray
 from mlssl.report.verdicts import Verdict
 
 THUMBNAIL = 56
-"""Side in pixels of a picture that the map shows under the pointer."""
+"""Side in pixels of the map's thumbnails."""
 
 SPRITE_COLUMNS = 24
 
 
 @dataclass(frozen=True)
 class Plot:
-    """One figure: a name for its ids, what is over it, what it shows in words, and `<svg>`."""
+    """One plot: a name for its HTML ids, title, caption, and `<svg>`."""
 
     name: str
     title: str
     caption: str
     svg: str
     table: Mapping[str, Sequence[str]] | None = None
-    """Columns of numbers to unfold beneath it."""
+    """Columns of an expandable table below the plot."""
     hover: Sequence[tuple[float, float, str]] = ()
-    """What is shown where, in the units of the `<svg>`."""
+    """Tooltips: x and y in the units of the `<svg>`, and text."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """Numbers or settings of several runs: a caption, the head of each column, and rows."""
+    """A table of several runs: title, caption, column headers and rows."""
 
     title: str
     caption: str
@@ -48,7 +48,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Neighbor:
-    """A picture beside others: `src` is a data address, `labels` its words with those shared with the query marked."""
+    """An image in a row of neighbours: `src` is a data URL, `labels` its labels, each with whether the query has it."""
 
     src: str
     name: str
@@ -58,10 +58,10 @@ class Neighbor:
 
 @dataclass(frozen=True)
 class FeatureMap:
-    """What the maps of one set of images need beside their `<svg>`: a sheet of small pictures, and their labels."""
+    """Maps of one set of images, with a sprite sheet of thumbnails and labels."""
 
     maps: Sequence[str]
-    """Of the same images in the same order."""
+    """`<svg>` of each map, of the same images in the same order."""
     caption: str
     sprite: str
     columns: int
@@ -72,7 +72,7 @@ class FeatureMap:
 
 @dataclass(frozen=True)
 class Page:
-    """All that stands on the page, in its order."""
+    """The contents of the page, in order."""
 
     title: str
     subtitle: str
@@ -82,9 +82,9 @@ class Page:
     quality: Sequence[Plot]
     geometry: Sequence[Plot] = ()
     view_grids: Sequence[tuple[str, str]] = ()
-    """Data address and words for who cannot see it."""
+    """Data URL and alt text."""
     neighbors: Sequence[Sequence[Neighbor]] = ()
-    """Rows: the query, then its nearest."""
+    """Rows: the query, then its nearest neighbours."""
     feature_map: FeatureMap | None = None
     notes: Sequence[str] = field(default=())
     tables: Sequence[Table] = ()
@@ -92,10 +92,10 @@ class Page:
 
 
 def write_page(page: Page, path: Path) -> None:
-    """Write the page, whole or not at all.
+    """Write the page atomically.
 
     Raises:
-        OSError: If it cannot be written.
+        OSError: The page cannot be written.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -104,16 +104,16 @@ def write_page(page: Page, path: Path) -> None:
     )
     text = environment.get_template("page.html").render(page=page, zip_columns=_rows)
     with written_aside(path) as aside:
-        aside.write_text(text, encoding="utf-8", errors="backslashreplace")  # names of files may be any bytes
+        aside.write_text(text, encoding="utf-8", errors="backslashreplace")  # file names may contain any bytes
 
 
 def data_address(pixels: ImageArray, side: int | None = None, quality: int = 80) -> str:
-    """A picture as a `data:` address of a JPEG.
+    """An image as a JPEG `data:` URL.
 
     Args:
         pixels: RGB, uint8 (H, W, 3).
-        side: Longest side in pixels that it is shrunk to; None keeps it.
-        quality: Of the JPEG, 1–95.
+        side: Maximum side in pixels; larger images are shrunk. None keeps the size.
+        quality: JPEG quality, 1–95.
     """
     picture = Image.fromarray(np.ascontiguousarray(pixels))
     if side is not None:
@@ -122,11 +122,11 @@ def data_address(pixels: ImageArray, side: int | None = None, quality: int = 80)
 
 
 def sprite(images: Sequence[ImageArray]) -> str:
-    """Small square pictures in one sheet, row by row, `SPRITE_COLUMNS` in a row, as a `data:` address."""
+    """A sprite sheet of square thumbnails, `SPRITE_COLUMNS` per row, as a `data:` URL."""
     rows = -(-len(images) // SPRITE_COLUMNS)
     sheet = Image.new("RGB", (SPRITE_COLUMNS * THUMBNAIL, rows * THUMBNAIL))
-    for place, pixels in enumerate(images):
-        top, left = divmod(place, SPRITE_COLUMNS)
+    for index, pixels in enumerate(images):
+        top, left = divmod(index, SPRITE_COLUMNS)
         sheet.paste(_square(pixels, THUMBNAIL), (left * THUMBNAIL, top * THUMBNAIL))
     return _encoded(sheet, 70)
 

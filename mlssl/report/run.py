@@ -1,7 +1,7 @@
-"""From the folder of a run to its page: curves from its log, and the network at its start and at its end.
+"""Write the report of a run from its folder: plots of its log, and measurements of its initial and trained network.
 
-Nothing that a run names is imported: of a custom module the backbone is read from the checkpoint, custom branches and
-regions are replaced by the library's, and the images of a custom datamodule are not looked at.
+Nothing that a run names is imported. The backbone of a custom module is read from the checkpoint, custom branches and
+regions are replaced by the library's, and the images of a custom datamodule are not read.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from mlssl.run_folder import last_checkpoint, read_config, read_log
 from mlssl.weights.checkpoints import architecture, check_content, load_checkpoint
 
 _VIEWS = ("branches", "regions", "local_views")
-"""Settings of the data that may name code or files of the user's."""
+"""Data settings that may name a user's code or files."""
 
 
 def write_report(
@@ -41,26 +41,25 @@ def write_report(
 ) -> Path:
     """Write one HTML file about a run of `mlssl fit`.
 
-    The network is looked at twice on the run's own data: as its last checkpoint has it, and as the run's seed and
-    settings built it, which for the library's class is exactly what the run started from.
+    Two networks are measured on the run's data: that of the last checkpoint, and the initial network, rebuilt from the
+    run's seed and settings. For the library's class the rebuilt network is exact.
 
     Args:
-        run: Its folder, with config.yaml, metrics.csv and checkpoints/.
-        output: File to write, replaced if it exists; by default ``report.html`` in the run's folder.
-        max_images: At most so many training and so many val images are looked at, evenly chosen; at least 2.
-        num_workers: Loader processes; those of the run by default.
-        progress: Whether to show bars with images per second.
-        trust: Whether to read and download what the config of the run names: published weights that it began with, and
-            images at an address.
-        eval_size: Height and width that whole images are resized to; those of the run by default.
-        pooling: Of their features; the average where a backbone has no map to be pooled otherwise.
+        run: Run folder, with config.yaml, metrics.csv and checkpoints/.
+        output: File to write; an existing file is replaced. By default ``report.html`` in the run folder.
+        max_images: Maximum number of training images and of val images to measure, evenly spaced; at least 2.
+        num_workers: Loader processes; the run's setting by default.
+        progress: Whether to show progress bars with images per second.
+        trust: Whether to read and download what the run's config names: published initial weights, and images at a URL.
+        eval_size: Height and width that whole images are resized to; the run's setting by default.
+        pooling: Pooling of the features; "avg" if the backbone has no accessible feature map.
 
     Returns:
         The file.
 
     Raises:
-        FileNotFoundError: If the folder, a file of it or the images are missing.
-        ValueError: If max_images is below 2, the config is not one of a run, or the checkpoint does not fit it.
+        FileNotFoundError: The folder, one of its files or the images are missing.
+        ValueError: max_images is below 2, the config is not that of a run, or the checkpoint does not match it.
     """
     if max_images < 2:
         raise ValueError(f"max_images={max_images} was given: pass at least 2, or leave it out for 2000.")
@@ -80,21 +79,20 @@ def write_report(
 def reason_not_to_look(
     config: Mapping[str, Any], content: Mapping[str, Any], checkpoint: Path, trust: bool
 ) -> list[str]:
-    """Why the network or the images cannot be had without importing what the run names; nothing where they can."""
+    """Why the network or the images are not accessible without importing what the run names; empty if they are."""
     if not _of_library(config, "data_class"):
         return [
-            f"The images come from {config['data_class']}, which the report does not import, so the network is not "
-            "looked at: the log alone is shown."
+            f"The images come from {config['data_class']}, which the report does not import, so only the log is shown."
         ]
     if not trust and any(map(is_remote, leaves_of(config["data"]))):
         return [
             f"The images are at {config['data'].get('root')!r}, which the report does not fetch unless you pass "
-            "--trust true, so the network is not looked at: the log alone is shown."
+            "--trust true, so only the log is shown."
         ]
     try:
         architecture(content, checkpoint)
     except ValueError as error:
-        return [f"The network is not looked at, the log alone is shown: {error}"]
+        return [f"Only the log is shown, because the network cannot be rebuilt: {error}"]
     return []
 
 
@@ -119,20 +117,20 @@ def _look(
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(
             f"The settings in {checkpoint.parent.parent / 'config.yaml'} are not those of a run "
-            f"({' '.join(str(error).split()) or type(error).__name__}): put the file back that mlssl fit has written."
+            f"({' '.join(str(error).split()) or type(error).__name__}): restore the file that mlssl fit wrote."
         ) from error
     if reads and not trust:
         notes.append(
-            f"The run began with weights that its config names ({', '.join(reads)}), and the report reads them only if "
-            "you pass --trust true: what is shown as its start is a new network of this architecture."
+            f"The run started from weights that its config names ({', '.join(reads)}), which the report reads only if "
+            "you pass --trust true: its start is shown as a new network of this architecture."
         )
     if not of_library:
         notes.append(
             "The start of the run is a new network of this architecture, built under the run's seed: "
-            f"{config['model_class']} is not imported, and may have begun with other weights."
+            f"{config['model_class']} is not imported, and may have started from other weights."
         )
     if not end.has_projector:
-        notes.append("The run has no projector of the library's kind: views are compared by features of the backbone.")
+        notes.append("The run does not use the library's projector: views are compared by features of the backbone.")
     data.setup()
     assert data.train_records is not None
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -155,24 +153,24 @@ def _look(
 
 
 def workers(data: MultiLabelDataModule, num_workers: int | None) -> int:
-    """Loader processes: those that were asked for, or those of the run."""
+    """Loader processes: the given number, or the run's."""
     return data.image_dataloader("train").num_workers if num_workers is None else num_workers
 
 
 def words_of_images(size: tuple[int, int], pooling: str) -> str:
-    """How features of whole images are taken, which `mlssl linear` prints too."""
+    """Size and pooling of the features, as `mlssl linear` prints them."""
     return f"Features are of whole images of {size[0]} × {size[1]} pixels, pooling {pooling}."
 
 
 def _of_library(config: Mapping[str, Any], name: str) -> bool:
-    """Whether a class of the run is the library's, as it is where the config does not say."""
+    """Whether a class of the run is the library's, which is the default if the config does not name one."""
     return str(config.get(name) or "mlssl").partition(".")[0] == "mlssl"
 
 
 def plain_settings(data: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Settings of the datamodule without those that name code or files of the user's, and what to say of that."""
+    """Datamodule settings without those that name a user's code or files, and a note if any were dropped."""
     settings = {name: value for name, value in data.items() if name not in _VIEWS or _is_plain(value)}
-    settings.pop("local_views", None)  # of which nothing is shown
+    settings.pop("local_views", None)  # the report does not show them
     left_out = [name for name in _VIEWS[:2] if name in data and name not in settings]
     for name in ("eval_size", "min_images_per_class"):
         if isinstance(settings.get(name), list):
@@ -181,12 +179,12 @@ def plain_settings(data: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         return settings, []
     return settings, [
         f"The run's {' and '.join(left_out)} are custom, which the report does not import: cosines, spread and rank "
-        "are of views with the library's default in their place."
+        "are of views with the library's default instead."
     ]
 
 
 def _is_plain(value: object) -> bool:
-    """Whether a setting holds numbers and names of presets alone, and no import path, class path or file."""
+    """Whether a setting contains only numbers and preset names, without import paths, class paths or files."""
     if isinstance(value, str):
         return value.isidentifier()
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""What the numbers of a run say in words, by thresholds that each sentence names."""
+"""Verdicts on a run: its numbers against thresholds, each stated in the verdict."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from typing import Literal, NamedTuple
 from mlssl.evaluation.collapse import MIN_RANK, MIN_STD, REMEDY
 
 MIN_GAIN = 0.01
-"""Least rise of the probe's mAP over the start of the run that counts; less is what another seed may give."""
+"""Minimum rise of the probe's mAP that counts as learning; less may be seed noise."""
 
 MIN_GAP = 0.1
-"""Least distance of the mean cosines within images and between images, where no labels tell more."""
+"""Minimum difference between mean cosines within and between images, for runs without labels."""
 
 WAITING, SOME_WAITING = 0.5, 0.2
-"""Shares of a step's time spent on waiting for data: more than half is bound by data, less than a fifth is not."""
+"""Shares of a step's time spent waiting for data: above half the run is data-bound, below a fifth it is not."""
 
 
 MIN_STEPS = 100
-"""Least steps of a run of which anything is said: before, the learning rate is still rising, and numbers jump."""
+"""Minimum number of steps for a verdict: before, the learning rate still rises and numbers fluctuate."""
 
 TOO_EARLY = "Too early to say."
 
 
 class Verdict(NamedTuple):
-    """An answer to a question about a run: `state` is how it is marked, `answer` and `reason` are for the reader."""
+    """An answer to a question about a run; `state` is its colour."""
 
     question: str
     state: Literal["good", "unsure", "bad"]
@@ -32,14 +32,14 @@ class Verdict(NamedTuple):
 
 
 def is_learning(start: float | None, end: float | None, start_gap: float, end_gap: float, steps: int) -> Verdict:
-    """Say whether the features have become better.
+    """Whether the features have improved.
 
     Args:
-        start: mAP of a linear probe at the start of the run, 0–1; None without labels.
-        end: At its end.
-        start_gap: Mean cosine of views of one image minus that of two images, at the start.
-        end_gap: At the end.
-        steps: That were taken.
+        start: Linear probe mAP at the start of the run, 0–1; None without labels.
+        end: Linear probe mAP at its end.
+        start_gap: Mean cosine within images minus mean cosine between images, at the start.
+        end_gap: The same at the end.
+        steps: Steps taken.
     """
     question = "Is it learning?"
     if start is not None and end is not None:
@@ -53,26 +53,26 @@ def is_learning(start: float | None, end: float | None, start_gap: float, end_ga
             return Verdict(question, "good", "Yes.", reason)
         if end - start > 0:
             return Verdict(question, "unsure", "Hardly.", reason + " Train longer, or look at the views.")
-        return Verdict(question, "bad", "No.", reason + " Look at the views, the learning rate and the overlap.")
+        return Verdict(question, "bad", "No.", reason + " Check the views, the learning rate and the overlap.")
     reason = (
-        f"Without labels only the views tell: those of one image are closer than those of two images by {end_gap:.2f} "
-        f"(mean cosine), at the start by {start_gap:.2f}; {MIN_GAP:g} more counts."
+        f"Without labels, views are compared: within an image their mean cosine is higher than between images by "
+        f"{end_gap:.2f}, at the start by {start_gap:.2f}; a gain of {MIN_GAP:g} counts."
     )
     if steps < MIN_STEPS:
         return Verdict(question, "unsure", TOO_EARLY, reason + _taken(steps))
     if end_gap - start_gap >= MIN_GAP:
-        return Verdict(question, "good", "It tells images apart.", reason)
-    return Verdict(question, "unsure", "Not to be seen.", reason + " Train longer, or give a labelled val set.")
+        return Verdict(question, "good", "It separates images.", reason)
+    return Verdict(question, "unsure", "Unclear.", reason + " Train longer, or pass a labelled val set.")
 
 
 def has_collapsed(spread: float, rank: float, num_views: int, steps: int) -> Verdict:
-    """Say whether the projections have become alike.
+    """Whether the projections have collapsed.
 
     Args:
         spread: `mlssl.evaluation.geometry.spread` of the projections, 0 to 1.
         rank: Their effective rank.
-        num_views: Views that both are taken from, which bound the rank.
-        steps: That were taken.
+        num_views: Number of projections, an upper bound of the rank.
+        steps: Steps taken.
     """
     reason = (
         f"The projections of {num_views} views have spread {spread:.2f} (1 is healthy, below {MIN_STD:g} is not) "
@@ -83,27 +83,27 @@ def has_collapsed(spread: float, rank: float, num_views: int, steps: int) -> Ver
     if steps < MIN_STEPS:
         return Verdict("Has it collapsed?", "unsure", TOO_EARLY, reason + _taken(steps))
     if spread < 0.5:
-        return Verdict("Has it collapsed?", "unsure", "Not yet.", reason + " The spread is low: keep an eye on it.")
+        return Verdict("Has it collapsed?", "unsure", "Not yet.", reason + " The spread is low: watch it.")
     return Verdict("Has it collapsed?", "good", "No.", reason)
 
 
 def waits_for_data(data: float | None, step: float | None, images_per_s: float | None) -> Verdict:
-    """Say whether the loader holds the network up.
+    """Whether the loader is the bottleneck.
 
     Args:
-        data: Seconds of a step spent on waiting for its batch; None if it was not logged.
-        step: Seconds of the rest of it.
-        images_per_s: Of all devices.
+        data: Seconds per step spent waiting for the batch; None if not logged.
+        step: Seconds of the rest of the step.
+        images_per_s: Images per second of all devices.
     """
     question = "Does it wait for data?"
     if data is None or step is None or data + step <= 0:
         return Verdict(question, "unsure", "Not known.", "The run has logged no time/data and time/step (Throughput).")
     share = data / (data + step)
-    speed = "" if images_per_s is None else f" at {images_per_s:.0f} images a second"
+    speed = "" if images_per_s is None else f" at {images_per_s:.0f} images per second"
     reason = (
-        f"{share:.0%} of a step is spent on waiting for its batch ({1000 * data:.0f} ms of "
-        f"{1000 * (data + step):.0f} ms){speed}; more than {WAITING:.0%} is bound by data, less than "
-        f"{SOME_WAITING:.0%} is not."
+        f"{share:.0%} of a step is spent waiting for its batch ({1000 * data:.0f} ms of "
+        f"{1000 * (data + step):.0f} ms){speed}; above {WAITING:.0%} a run is data-bound, below "
+        f"{SOME_WAITING:.0%} it is not."
     )
     if share > WAITING:
         return Verdict(question, "bad", "Yes.", reason + " Raise --data.num_workers, or store smaller images.")
@@ -113,4 +113,4 @@ def waits_for_data(data: float | None, step: float | None, images_per_s: float |
 
 
 def _taken(steps: int) -> str:
-    return f" The run took {steps:,} steps, and fewer than {MIN_STEPS} say little."
+    return f" The run took only {steps:,} steps; a verdict needs at least {MIN_STEPS}."

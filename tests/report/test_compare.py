@@ -33,7 +33,7 @@ def two_runs(drawn_run: Path, tmp_path: Path) -> list[Path]:
     return [drawn_run, other]
 
 
-def test_two_runs_stand_on_one_page(
+def test_two_runs_are_compared_on_one_page(
     two_runs: list[Path], tmp_path: Path, browser, capsys: pytest.CaptureFixture[str]
 ) -> None:
     page = tmp_path / "both.html"
@@ -44,7 +44,7 @@ def test_two_runs_stand_on_one_page(
     assert "<td>data.size</td>" not in text
     name = two_runs[0].name
     assert f"<td>other − {name}</td><td>+0.000</td><td>+0.000 to +0.000</td><td>no</td>" in text
-    assert "learned from 60 training images, scored on 60 val images" in text
+    assert "trained on 60 training images, scored on 60 val images" in text
     tab = browser.new_page(viewport={"width": 400, "height": 900}, color_scheme="dark")
     said: list[str] = []
     tab.on("console", lambda message: said.append(message.text))
@@ -57,7 +57,7 @@ def test_two_runs_stand_on_one_page(
     tab.close()
 
 
-def test_runs_on_other_images_are_not_scored(two_runs: list[Path], tmp_path: Path) -> None:
+def test_runs_on_different_images_are_not_scored(two_runs: list[Path], tmp_path: Path) -> None:
     path = two_runs[1] / "config.yaml"
     config = yaml.safe_load(path.read_text())
     config["data"]["root"] = "elsewhere"
@@ -67,7 +67,7 @@ def test_runs_on_other_images_are_not_scored(two_runs: list[Path], tmp_path: Pat
     assert "probe mAP" not in text
 
 
-def test_what_is_no_comparison_is_refused(tmp_path: Path) -> None:
+def test_fewer_than_two_runs_or_images_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="2 runs were given, or one of them twice: pass two or more different runs"):
         write_comparison([tmp_path, tmp_path / "."], tmp_path / "both.html")
     with pytest.raises(ValueError, match="max_images=1 was given"):
@@ -81,7 +81,7 @@ def test_settings_that_differ_are_listed_by_their_whole_name() -> None:
     assert differing_settings({"a": CONFIG, "b": CONFIG}).caption == "No setting differs."
 
 
-def test_facts_tell_what_the_run_recorded_wherever_the_folder_lies(tmp_path: Path) -> None:
+def test_facts_come_from_the_run_record_in_any_folder(tmp_path: Path) -> None:
     log = {"train/loss": Log([49, 99], [0, 1], [3.0, 2.0])}
     first = replace(SESSION, seconds=100.0, last_step=50, outcome="interrupted", ended="2025-01-02T03:06:00+01:00")
     again = replace(first, command="mlssl fit --resume runs/a", first_step=50, last_step=100, outcome="done")
@@ -96,14 +96,14 @@ def test_facts_tell_what_the_run_recorded_wherever_the_folder_lies(tmp_path: Pat
     assert facts["train set at the start"] == "100 images, 5 classes, 1.5 labels per image"
 
 
-def test_a_session_without_an_end_is_said_to_have_none(tmp_path: Path) -> None:
+def test_an_unfinished_session_is_reported_as_such(tmp_path: Path) -> None:
     write_record(tmp_path, [replace(SESSION, seconds=60.0, last_step=10)])
     assert facts_of(tmp_path, CONFIG, {})["duration"].endswith("it has not ended, or was killed")
     write_record(tmp_path, [replace(SESSION, outcome="failed: ValueError")])
     assert facts_of(tmp_path, CONFIG, {})["duration"].endswith("; failed: ValueError")
 
 
-def test_a_damaged_record_is_said_and_the_other_facts_are_told(tmp_path: Path) -> None:
+def test_a_damaged_record_is_reported_and_the_other_facts_are_shown(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text('{"sessions": [{"started"')
     with pytest.warns(UserWarning, match="is not the record of a run or is damaged"):
         facts = facts_of(tmp_path, CONFIG, {})
@@ -113,7 +113,7 @@ def test_a_damaged_record_is_said_and_the_other_facts_are_told(tmp_path: Path) -
     assert facts_of(tmp_path, CONFIG, {})["record"].startswith("no run.json: command, versions")
 
 
-def test_the_pointer_finds_each_point_where_it_is_drawn() -> None:
+def test_hover_points_match_the_plotted_points() -> None:
     figure = figure_of_curves({"rate": ([0, 10], [1.0, 3.0])}, "images/s", from_zero=True)
     svg(figure, "speed")
     (left, low, words), (right, high, last) = hover_points(figure)
@@ -132,7 +132,7 @@ def test_each_loss_has_a_panel_with_its_own_scale() -> None:
     assert figure.axes[0].get_ylim()[0] > 3
 
 
-def test_of_many_classes_the_best_and_the_worst_are_drawn() -> None:
+def test_of_many_classes_the_best_and_the_worst_are_plotted() -> None:
     precisions = torch.linspace(0, 1, 200)
     figure = figure_of_classes({"end": precisions}, [f"class {number}" for number in range(200)])
     words = [text.get_text() for text in figure.axes[0].get_yticklabels()]
@@ -140,12 +140,12 @@ def test_of_many_classes_the_best_and_the_worst_are_drawn() -> None:
     assert (words[0], words[-1]) == ("class 199", "class 0")
 
 
-def test_the_map_of_neighbours_is_shown_where_it_keeps_them_better() -> None:
+def test_t_sne_is_used_where_it_preserves_neighbours_better_than_pca() -> None:
     generator = torch.Generator().manual_seed(0)
-    centres = 5 * torch.eye(8).repeat_interleave(5, dim=0)  # eight groups, which two directions cannot hold apart
+    centres = 5 * torch.eye(8).repeat_interleave(5, dim=0)  # eight groups, which two dimensions cannot separate
     found = neighbor_map(centres + 0.1 * torch.randn(40, 8, generator=generator))
     assert found is not None
-    places, kept, of_pca = found
-    assert places.shape == (40, 2)
+    positions, kept, of_pca = found
+    assert positions.shape == (40, 2)
     assert 0.5 < of_pca < kept <= 1
     assert neighbor_map(centres[:19]) is None

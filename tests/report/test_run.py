@@ -1,4 +1,4 @@
-"""The page about a run: what it says, that nothing is asked of the network, and that a real browser shows it."""
+"""The report on a run: its contents, no network requests, and rendering in a real browser."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def unlabelled_page(fit, tmp_path_factory) -> Path:
     return write_report(run, run / "elsewhere.html", num_workers=0)
 
 
-def test_the_page_stands_in_the_run_and_holds_every_figure(page, drawn_run):
+def test_the_page_is_in_the_run_folder_and_has_every_figure(page, drawn_run):
     assert page == drawn_run / "report.html"
     text = page.read_text()
     assert all(f'id="{name}"' in text for name in [*FIGURES, "neighbors", "views"])
@@ -60,7 +60,7 @@ def test_the_page_stands_in_the_run_and_holds_every_figure(page, drawn_run):
     assert len(ids) == len(set(ids))
 
 
-def test_the_page_asks_the_network_for_nothing(page):
+def test_the_page_makes_no_network_requests(page):
     text = page.read_text()
     addresses = set(re.findall(r'(?:src|href)="([^"]{0,40})', text)) | set(re.findall(r"url\(([^)]{0,40})", text))
     assert all(address.startswith(("data:", "#", "${sprite}")) for address in addresses), addresses
@@ -72,12 +72,12 @@ def test_a_run_without_labels_has_no_probe_and_says_so(unlabelled_page):
     text = unlabelled_page.read_text()
     assert unlabelled_page.name == "elsewhere.html"
     assert 'id="classes"' not in text
-    assert "Without labels in the training and the val set there is no probe" in text
+    assert "There is no probe, because the training or the val set has no labels" in text
     assert all(f'id="{name}"' in text for name in ("loss", "cosines", "spectrum", "map", "neighbors"))
     assert "<b>&" not in text  # names of files are escaped
 
 
-def test_the_network_of_the_start_is_the_one_that_the_run_began_with(fit):
+def test_the_initial_network_is_rebuilt_exactly(fit):
     run = fit("--model.base_lr", "0", "--model.weight_decay", "0")
     path = last_checkpoint(run)
     content, seed = load_checkpoint(path), read_config(run)["seed_everything"]
@@ -93,7 +93,7 @@ def test_the_network_of_the_start_is_the_one_that_the_run_began_with(fit):
         assert any(not torch.equal(other[name], value) for name, value in trained.items())
 
 
-def test_a_new_network_moves_no_random_state(drawn_run):
+def test_building_the_initial_network_keeps_the_random_state(drawn_run):
     path = last_checkpoint(drawn_run)
     before = torch.random.get_rng_state()
     network_at_start(load_checkpoint(path), path, 3)
@@ -125,7 +125,7 @@ def test_some_images_are_spread_over_all():
         ),
     ],
 )
-def test_a_folder_that_is_no_run_is_refused_in_one_sentence(prepare, message, tmp_path, capsys):
+def test_a_folder_that_is_not_a_run_is_refused_in_one_sentence(prepare, message, tmp_path, capsys):
     prepare(tmp_path / "run")
     with pytest.raises((FileNotFoundError, ValueError), match=message):
         write_report(tmp_path / "run")
@@ -144,7 +144,7 @@ def test_a_checkpoint_that_is_cut_off_is_refused(drawn_run, tmp_path):
         write_report(folder)
 
 
-def test_a_run_whose_checkpoint_is_in_shards_has_its_page(drawn_run, tmp_path):
+def test_a_run_with_a_sharded_checkpoint_has_a_report(drawn_run, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(drawn_run, folder, ignore=shutil.ignore_patterns("*.ckpt"))
     whole = last_checkpoint(drawn_run)
@@ -156,7 +156,7 @@ def test_a_run_whose_checkpoint_is_in_shards_has_its_page(drawn_run, tmp_path):
 
 
 def copied(run, folder, checkpoint=None, **changes):
-    """A run with other settings, and with another checkpoint where one is given."""
+    """A copy of a run with other settings, and another checkpoint if one is given."""
     shutil.copytree(run, folder, ignore=shutil.ignore_patterns("report.html"))
     config = yaml.safe_load((folder / "config.yaml").read_text())
     for name, value in changes.items():
@@ -169,7 +169,7 @@ def copied(run, folder, checkpoint=None, **changes):
 
 @pytest.fixture
 def nothing_is_imported(monkeypatch):
-    """Importing a module of the user's ends the test."""
+    """Fail the test if a user's module is imported."""
     find = importlib.util.find_spec
 
     def watched(name, *args, **kwargs):
@@ -186,7 +186,7 @@ def nothing_is_imported(monkeypatch):
     monkeypatch.setattr(importlib, "import_module", checked)
 
 
-def test_a_custom_class_is_named_and_its_backbone_looked_at(drawn_run, tmp_path, nothing_is_imported):
+def test_a_custom_class_is_named_and_its_backbone_measured(drawn_run, tmp_path, nothing_is_imported):
     run = copied(drawn_run, tmp_path / "run", model_class="elsewhere.own.<Module>", model={"unknown": "argument"})
     text = write_report(run, max_images=20, num_workers=0).read_text()
     assert "elsewhere.own.&lt;Module&gt;" in text
@@ -203,7 +203,7 @@ def test_views_of_a_custom_branch_are_replaced_by_the_librarys(drawn_run, tmp_pa
     assert 'id="cosines"' in text
 
 
-def test_the_images_of_a_custom_datamodule_are_not_looked_at(drawn_run, tmp_path, nothing_is_imported):
+def test_the_images_of_a_custom_datamodule_are_not_read(drawn_run, tmp_path, nothing_is_imported):
     run = copied(drawn_run, tmp_path / "run", data_class="elsewhere.own.Data")
     text = write_report(run, num_workers=0).read_text()
     assert "The images come from elsewhere.own.Data, which the report does not import" in text
@@ -211,7 +211,7 @@ def test_the_images_of_a_custom_datamodule_are_not_looked_at(drawn_run, tmp_path
     assert 'id="cosines"' not in text
 
 
-def test_a_checkpoint_that_names_no_backbone_leaves_the_log(drawn_run, tmp_path):
+def test_without_a_backbone_name_only_the_log_is_shown(drawn_run, tmp_path):
     checkpoint = load_checkpoint(last_checkpoint(drawn_run))
     checkpoint["hyper_parameters"]["backbone"] = None
     checkpoint.pop("backbone", None)

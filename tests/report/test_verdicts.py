@@ -1,4 +1,4 @@
-"""What is said of a run at, above and below each threshold."""
+"""Verdicts at, above and below each threshold."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_a_probe_that_rises_by_more_than_a_hundredth_says_that_it_learns(start, 
 
 
 @pytest.mark.parametrize(("gaps", "state"), [((0.0, 0.5), "good"), ((0.0, 0.1), "good"), ((0.3, 0.35), "unsure")])
-def test_without_labels_the_views_tell(gaps, state):
+def test_without_labels_the_views_decide(gaps, state):
     verdict = is_learning(None, None, *gaps, 100)
     assert verdict.state == state
     assert "Without labels" in verdict.reason
@@ -51,5 +51,5 @@ def test_before_a_hundred_steps_it_is_too_early_to_say_unless_it_has_collapsed()
         has_collapsed(0.9, 50, 64, 99),
     ):
         assert (verdict.state, verdict.answer) == ("unsure", "Too early to say.")
-        assert "The run took 99 steps, and fewer than 100 say little." in verdict.reason
+        assert "The run took only 99 steps; a verdict needs at least 100." in verdict.reason
     assert has_collapsed(0.1, 50, 64, 3).state == "bad"
