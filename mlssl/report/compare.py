@@ -223,5 +223,5 @@ def _quality(
     paired = "Both runs on the same resamples. The intervals do not include the variance between training seeds."
     return [
         Table("How good are the features?", caption, ["run", "probe mAP", "95 % interval"], rows),
-        Table("Differences", paired, ["runs", "mAP", "95 % interval, paired", "significant"], differences),
+        Table("Differences", paired, ["runs", "mAP", "95 % interval, paired", "excludes 0"], differences),
     ], []
