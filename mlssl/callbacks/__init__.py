@@ -1,4 +1,4 @@
-"""Beside the training: probing, watching, picturing, exporting. Only `FiniteSteps` touches the training itself."""
+"""Callbacks that probe, monitor, plot and export. Only `FiniteSteps` touches the training itself."""
 
 from mlssl.callbacks.batch_norm import BatchNormStatistics as BatchNormStatistics
 from mlssl.callbacks.collapse import CollapseMonitor as CollapseMonitor

@@ -27,18 +27,18 @@ class BatchNormStatistics(NetworkCallback):
     same statistics. Weights and random state stay as they are, and no metric is logged.
 
     It acts in ``on_train_end``: after averaging callbacks that come before it in the list, and before `BackboneExport`
-    writes. By then ``last.ckpt`` has been saved, so it is saved again with the new statistics; checkpoints of single
-    epochs keep theirs. A run that goes on from it has the same weights as without, because training uses the statistics
-    of the batch. Where the run has no datamodule with images, the network has no batch norm, or FSDP shards it, one
-    line says that nothing is done.
+    writes. ``last.ckpt`` exists already and is saved again with the new statistics; checkpoints of single epochs keep
+    theirs. A run resumed from it has the same weights as without, because training uses the statistics of the batch.
+    If the run has no datamodule with images, the network has no batch norm, or FSDP shards it, one line says that
+    nothing is done.
 
     Args:
         num_images: At least 2; no more than the training set has.
-        network: Name of the submodule whose batch norms are meant, from normalised images to features.
+        network: Name of the submodule whose batch norms are re-estimated, from normalised images to features.
 
     Raises:
-        ValueError: If num_images is below 2; before the run, if there is no such network.
-        TypeError: If there is another network than the backbone, and the model has no ``normalize`` for its images.
+        ValueError: If num_images is below 2; before the run, if the module has no such network.
+        TypeError: If the network is not the backbone, and the model has no ``normalize`` for its images.
     """
 
     def __init__(self, num_images: int = 1000, network: str = BACKBONE) -> None:
@@ -49,7 +49,7 @@ class BatchNormStatistics(NetworkCallback):
         self._is_sharded = False
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Find out whether this device has the network."""
+        """Check whether this device has the network."""
         self._is_sharded = is_sharded(trainer.strategy.model or pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -24,12 +24,12 @@ class CollapseMonitor(NetworkCallback):
     Args:
         min_std: Least healthy ``collapse/std``, 0 to 1; 0.2 is a mean cosine between views of about 0.96.
         min_rank: Least healthy ``collapse/rank``, at least 1. Batches of few images, which span few directions, are
-            held against a quarter of their number, if that is less.
+            compared with a quarter of their number, if that is less.
         stop: Whether to stop the training as well, on all devices.
         network: Name of the submodule that is watched, from normalised images to features (n, D).
 
     Raises:
-        ValueError: On a threshold out of range; before the run, if there is no such network.
+        ValueError: If a threshold is out of range; before the run, if the module has no such network.
         TypeError: If there is another network, and the model has no ``normalize`` for its images, or FSDP shards it.
     """
 
@@ -59,7 +59,7 @@ class CollapseMonitor(NetworkCallback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Measure, where the step is logged."""
+        """Measure at logged steps."""
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every == 0 or trainer.global_step % every != 0:
             return
@@ -89,7 +89,7 @@ class CollapseMonitor(NetworkCallback):
             trainer.should_stop = True
 
     def _watched(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any) -> Tensor | None:
-        """Projections or features (B, A, K, ·) of the step's views; None where there are none."""
+        """Projections or features (B, A, K, ·) of the step's views; None if the step gives none."""
         if self.is_of_backbone:
             names = [name for name in ("projections", "features") if isinstance(outputs, Mapping) and name in outputs]
             return outputs[names[0]] if names else None

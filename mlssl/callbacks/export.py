@@ -21,23 +21,22 @@ class BackboneExport(NetworkCallback):
     """Write the backbone alone, as :func:`mlssl.export_backbone` does, every n epochs and when the fit has ended.
 
     Files are ``backbone-epoch=NN.<suffix>``, epochs counted from 0 as in checkpoint names, and ``backbone.<suffix>``
-    with the weights that the fit ends with (those of an averaging callback, where there is one); of another network
-    its name stands for ``backbone``. A file that exists is
-    kept, and the new one gets ``-v1``, ``-v2``, … behind its name. Only the first process writes, nothing is written
-    under ``fast_dev_run``, and training does not notice: weights, training flags and random state stay as they are.
-    Of a network that FSDP shards nothing is written, and one line says that `mlssl export` takes its checkpoint.
-    With a ``WandbLogger`` each export is an artifact of the run too, with the metrics that were logged last.
+    with the final weights of the fit (those of an averaging callback, if one is used). For another network, its name
+    replaces ``backbone``. Existing files are kept: the new one gets ``-v1``, ``-v2``, … after its name. Only rank 0
+    writes, nothing is written under ``fast_dev_run``, and weights, training flags and random state stay as they are.
+    A network sharded by FSDP is not exported; one line says that `mlssl export` takes its checkpoint.
+    With a ``WandbLogger`` each export is an artifact of the run too, with the last logged metrics.
 
     Args:
-        format: One of :func:`mlssl.export_backbone`'s; None takes the first of timm, torchvision and safetensors that
-            can hold the backbone.
+        format: A format of :func:`mlssl.export_backbone`; None takes the first of timm, torchvision and safetensors
+            that supports the backbone.
         every_n_epochs: Epochs ≥ 1 from one export to the next; None exports at the end only.
         directory: Where to write; None is ``exports/`` in the Trainer's ``default_root_dir``.
-        network: Name of the submodule that is written; one of the backbone's architecture.
+        network: Name of the submodule to write; it needs the backbone's architecture.
 
     Raises:
-        ValueError: On an unknown format or ``every_n_epochs`` < 1; before training, on a module without such a network,
-            or one that the format cannot hold.
+        ValueError: On an unknown format or ``every_n_epochs`` < 1; before training, if the module has no such network
+            or the format does not support it.
     """
 
     def __init__(
@@ -59,7 +58,7 @@ class BackboneExport(NetworkCallback):
         self._is_sharded = False
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Find out before training whether the backbone can be exported at its end."""
+        """Check before training that the backbone can be exported."""
         if self.is_of_backbone and "backbone" not in dict(pl_module.named_children()):
             raise ValueError(
                 f"BackboneExport needs a module with its network as .backbone, and {type(pl_module).__name__} has "
@@ -97,7 +96,7 @@ class BackboneExport(NetworkCallback):
 
 
 def _log_artifact(logger: WandbLogger, network: str, path: Path, metrics: Mapping[str, Any]) -> None:
-    """The export as a versioned artifact of the run, with the metrics that it was written at."""
+    """The export as a versioned artifact of the run, with the metrics at that time."""
     import wandb
 
     artifact = wandb.Artifact(

@@ -14,10 +14,10 @@ from mlssl.distributed import rank
 
 
 class FiniteLoss(L.Callback):
-    """Look at the loss of every step one step late, so that nothing waits for the device; stop where it is not finite.
+    """Check each step's loss one step late, so that nothing waits for the device; stop if it is not finite.
 
     No checkpoint is saved after such a step. The late loss is shown in the progress bar. `MultiLabelSSLModule` adds
-    this callback by itself; where `FiniteSteps` may skip steps, it leaves the decision to that.
+    this callback itself; if `FiniteSteps` may skip steps, the decision is left to it.
 
     Raises:
         FloatingPointError: During the run, with step, rank, images and the last good checkpoint.
@@ -48,7 +48,7 @@ class FiniteLoss(L.Callback):
         self._last_checkpoint = next((path for path in reversed(paths) if path), "")
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
-        """Look at the loss of the step before, and send this one on its way to the host."""
+        """Check the previous step's loss, and start copying this one to the host."""
         before = self._check()
         if before is not None:
             pl_module.log("loss", torch.tensor(before), prog_bar=True, logger=False)
@@ -57,7 +57,7 @@ class FiniteLoss(L.Callback):
         self._late = _LateLoss(loss, factor, trainer.global_step, trainer.current_epoch, self._image_ids)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Look at the loss of the epoch's last step too."""
+        """Check the loss of the epoch's last step too."""
         self._check()
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -65,7 +65,7 @@ class FiniteLoss(L.Callback):
         self._check()
 
     def _check(self) -> float | None:
-        """Look at the loss of the last step; its copy to the host has arrived by now."""
+        """Check the previous step's loss; its copy to the host has finished, so this does not block."""
         late = self._late
         if late is None:
             return None
@@ -81,11 +81,11 @@ class FiniteLoss(L.Callback):
 
 
 class FiniteSteps(L.Callback):
-    """Look at the gradient of every step before the optimizer does; NaN and infinity end the run or skip the step.
+    """Check each step's gradient before the optimizer step; NaN and infinity end the run or skip the step.
 
-    A skipped step leaves weights, momenta and running statistics as they were; the learning rate goes on. All devices
-    decide alike. In contrast to `FiniteLoss`, this waits for the device at every step.
-    Under ``precision="16-mixed"`` infinite gradients are ordinary, and Lightning's scaler skips them itself.
+    A skipped step leaves weights, momenta and running statistics as they were; the learning rate schedule continues.
+    All devices take the same decision. Unlike `FiniteLoss`, this waits for the device at every step.
+    Under ``precision="16-mixed"`` infinite gradients are normal, and Lightning's scaler skips them itself.
 
     Args:
         max_skipped: Steps ≥ 0 of a run that may be skipped; the next one stops it.
@@ -131,7 +131,7 @@ class FiniteSteps(L.Callback):
                 f"Stopped: {what}; {self._skipped - 1} such steps were skipped before. Lower base_lr, add "
                 "warmup_epochs, use precision 32-true, or allow to skip some (FiniteSteps(max_skipped=10))."
             )
-        optimizer.zero_grad(set_to_none=True)  # an optimizer passes over weights without a gradient
+        optimizer.zero_grad(set_to_none=True)  # optimizers skip weights without a gradient
         for name, buffer in pl_module.named_buffers():
             buffer.copy_(self._buffers[name])
         rank_zero_warn(f"Skipped: {what}; {self.max_skipped - self._skipped} more may be skipped.")
@@ -141,12 +141,12 @@ class FiniteSteps(L.Callback):
         return {"skipped": self._skipped}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting."""
+        """Restore the count."""
         self._skipped = state_dict["skipped"]
 
 
 class _LateLoss:
-    """A loss on its way from the device to the host, which nothing waits for until it is asked for."""
+    """A loss being copied from the device to the host; only `value` waits for it."""
 
     def __init__(self, loss: Tensor, factor: float, step: int, epoch: int, image_ids: Tensor | None) -> None:
         self.factor = factor

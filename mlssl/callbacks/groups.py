@@ -1,4 +1,4 @@
-"""On hundreds of devices: compare with the keys of some of them, such as those of one node."""
+"""On hundreds of devices: compare with the keys of a group of them, such as one node."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ class CompareWithinGroups(L.Callback):
         loss.group = None if self.devices == world_size() else group_of(self.devices)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Let the group go, which no other run has."""
+        """Release the group; another run forms its own."""
         self._let_go(pl_module)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Likewise where the run ends early."""
+        """Release the group if the run ends early."""
         self._let_go(pl_module)
 
     def _let_go(self, pl_module: L.LightningModule) -> None:

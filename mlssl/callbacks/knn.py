@@ -1,4 +1,4 @@
-"""Multi-label kNN beside the pre-training: how good the features are, without anything that learns."""
+"""Online multi-label kNN: feature quality during pre-training, without a trained classifier."""
 
 from typing import Any
 
@@ -20,10 +20,11 @@ from mlssl.evaluation.neighbors import NUM_NEIGHBORS, TEMPERATURE, check_tempera
 class OnlineKNN(OnlineScores):
     """Score the validation images every ``every_n_epochs`` epochs by the labels of their nearest labelled images.
 
-    The bank holds features of whole images, in float16 on the CPU: those of ``trainer.datamodule.probe_dataloader()``
-    where there is such a set, else those of ``trainer.datamodule.image_dataloader("train")``. The network is in eval
-    mode and frozen meanwhile, and no random state moves, so the pre-trained weights are the same with and without it.
-    Nothing is kept from one validation to the next, and nothing is in the checkpoint.
+    The bank contains features of whole images, in float16 on the CPU: those of
+    ``trainer.datamodule.probe_dataloader()`` if it gives a set, else those of
+    ``trainer.datamodule.image_dataloader("train")``. The network is in eval mode and frozen meanwhile, and no random
+    state changes, so the pre-trained weights are the same with and without it. Nothing is kept between validations or
+    in the checkpoint.
 
     Logs ``knn/mAP``, mean average precision in 0–1 over the classes with a positive, see
     `mlssl.evaluation.neighbors.knn_scores`, and ``knn/classes``, how many these are. An image of the bank is not its
@@ -43,8 +44,8 @@ class OnlineKNN(OnlineScores):
         network: Name of the submodule whose features are compared, from normalised images to (n, D).
 
     Raises:
-        ValueError: On a setting out of range; before the run, if there is no such network; during it, if the bank has
-            less than k images or other labels than the validation images.
+        ValueError: If a setting is out of range; before the run, if the module has no such network; during the run, if
+            the bank has fewer than k images or other labels than the validation images.
         TypeError: If there is another network, and the model has no ``normalize`` for its images.
     """
 
@@ -72,7 +73,7 @@ class OnlineKNN(OnlineScores):
         self._bank: tuple[Tensor, Tensor, Tensor] | None = None
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take the features of the bank, where it is time."""
+        """Compute the features of the bank, if this validation is due."""
         super().on_validation_epoch_start(trainer, pl_module)
         self._bank = None
         due = trainer.state.fn != TrainerFn.FITTING or (trainer.current_epoch + 1) % self.every_n_epochs == 0
@@ -96,7 +97,7 @@ class OnlineKNN(OnlineScores):
         return self._bank is not None
 
     def probabilities(self, trainer: L.Trainer, features: Tensor, labels: Tensor, image_ids: Tensor) -> Tensor:
-        """Let the nearest images of the bank vote."""
+        """Probabilities from the votes of the nearest images of the bank."""
         assert self._bank is not None  # as is_due has seen
         bank, bank_labels, bank_ids = self._bank
         if labels.shape[1] != bank_labels.shape[1]:
@@ -117,7 +118,7 @@ class OnlineKNN(OnlineScores):
         return scores.clamp(0, 1)  # a share of weights may pass 1 by a rounding error
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Log the mean average precision over all devices, and let the bank go."""
+        """Log the mean average precision over all devices, and release the bank."""
         self._bank = None
         super().on_validation_epoch_end(trainer, pl_module)
 
@@ -136,7 +137,7 @@ class OnlineKNN(OnlineScores):
             seen += len(batch["image"])
             if keep.any():
                 features = self.features_of_images(pl_module, batch["image"][keep])
-                # Normalised first, so that float16 holds features of any scale.
+                # Normalised first, so that features of any scale fit in float16.
                 parts.append(
                     (F.normalize(features).cpu().half(), batch["labels"][keep].to(torch.int8), batch["image_ids"][keep])
                 )
@@ -145,7 +146,7 @@ class OnlineKNN(OnlineScores):
 
 
 def _shares_images(data: EvaluationData | None) -> bool:
-    """Whether the bank's images are those of the validation set, by their files."""
+    """Whether bank and validation set have the same image files."""
     if data is None:
         return False
     bank = data.train_records if data.probe_records is None else data.probe_records

@@ -7,10 +7,10 @@ import torch
 
 
 class LearningRate(L.Callback):
-    """Log ``train/lr``, the rate that the step is taken with, in one row with the losses of the step.
+    """Log ``train/lr``, the learning rate of the step, in the same row as the step's losses.
 
-    It is that of the first parameter group of the first optimizer. Lightning's ``LearningRateMonitor`` logs every
-    group, in a row of its own.
+    It is the rate of the first parameter group of the first optimizer. Lightning's ``LearningRateMonitor`` logs every
+    group, in a separate row.
     """
 
     def on_train_batch_start(
@@ -18,5 +18,5 @@ class LearningRate(L.Callback):
     ) -> None:
         """Log before the schedule moves on."""
         if trainer.optimizers:
-            # A number would be copied to the device and back, and so wait for it.
+            # A Python number would be copied to the device and back, which synchronises.
             pl_module.log("train/lr", torch.as_tensor(trainer.optimizers[0].param_groups[0]["lr"]), batch_size=1)

@@ -1,4 +1,4 @@
-"""What callbacks share that look at one network of a module: its name, its features, its metrics, its one line."""
+"""Shared by callbacks that evaluate one network of a module: its name, features, metric names and one-line notices."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BACKBONE = "backbone"
 
 
 class NetworkCallback(L.Callback):
-    """A callback that looks at the backbone, or at another submodule from normalised images to features.
+    """A callback that evaluates the backbone, or another submodule from normalised images to features.
 
     Another network than the backbone has its own state in the checkpoint and its own metrics, such as
     ``probe/teacher/mAP``.
@@ -47,7 +47,7 @@ class NetworkCallback(L.Callback):
         return super().state_key if self.is_of_backbone else f"{super().state_key}({self.network})"
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Look for the network; a module without a backbone is left to the callback."""
+        """Check that the network exists; each callback handles a module without a backbone."""
         if self.is_of_backbone:
             return
         owner = type(pl_module).__name__
@@ -67,11 +67,11 @@ class NetworkCallback(L.Callback):
 
     @property
     def is_of_backbone(self) -> bool:
-        """Whether it is the backbone that is looked at, whose features a step returns."""
+        """Whether the network is the backbone, whose features a step returns."""
         return self.network == BACKBONE
 
     def network_of(self, pl_module: L.LightningModule) -> FeatureNetwork | None:
-        """The network and the module's normalisation; None where the module lacks one of them."""
+        """The network and the module's normalisation; None if the module lacks either."""
         try:
             network = pl_module.get_submodule(self.network)
         except AttributeError:
@@ -80,12 +80,12 @@ class NetworkCallback(L.Callback):
         return _Named(network, normalize) if callable(normalize) else None
 
     def metric(self, name: str) -> str:
-        """Name of a metric such as ``probe/mAP``, with the network in it where that is not the backbone."""
+        """Name of a metric such as ``probe/mAP``; it includes the network if that is not the backbone."""
         kind, rest = name.split("/", 1)
         return name if self.is_of_backbone else f"{kind}/{self.network}/{rest}"
 
     def say(self, what: str) -> None:
-        """Say a line once in the life of the callback, on the first process."""
+        """Print a line on rank 0, once per callback."""
         if what not in self._said:
             self._said.add(what)
             of = "" if self.is_of_backbone else f" of {self.network}"
@@ -140,13 +140,13 @@ class NetworkCallback(L.Callback):
 
 
 def evaluation_data(trainer: L.Trainer) -> EvaluationData | None:
-    """The run's datamodule, where callbacks can evaluate on it."""
+    """The run's datamodule, if callbacks can evaluate on it."""
     data = trainer.datamodule  # type: ignore[attr-defined]
     return data if isinstance(data, EvaluationData) else None
 
 
 def batch_size_of(trainer: L.Trainer) -> int:
-    """Images per step on this device, as far as the train loader tells."""
+    """Images per step on this device, from the train loader; 32 if it has no batch size."""
     size = getattr(trainer.train_dataloader, "batch_size", None)
     return size if isinstance(size, int) else 32
 

@@ -1,4 +1,4 @@
-"""A linear classifier beside the pre-training: how good the backbone's features are while it learns."""
+"""Online linear probe: quality of the backbone's features during pre-training."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,16 +20,16 @@ STATISTICS_MOMENTUM = 0.1
 """Weight of a step in the running mean and variance of the features, as in a batch norm."""
 
 LARGEST_FEATURE = 10.0
-"""Standardised features are clipped to ±10, so that a unit that hardly ever fires cannot outweigh all others."""
+"""Standardised features are clipped to ±10, so that a unit that rarely fires cannot dominate."""
 
 
 class OnlineLinearProbe(OnlineScores):
     """Train a linear multi-label classifier on the features of every step and score it on the whole validation images.
 
     The features are detached and no random number is drawn, so the pre-trained weights are the same with and without
-    the probe. It learns from the features of a step, averaged over the views of an image; where
-    ``trainer.datamodule.probe_dataloader()`` gives a labelled set of its own, from the whole images of that set
-    instead, in one pass at the end of each training epoch, on every device.
+    the probe. It learns from the features of a step, averaged over the views of an image; if
+    ``trainer.datamodule.probe_dataloader()`` gives a separate labelled set, it learns from the whole images of that
+    set instead, in one pass at the end of each training epoch, on every device.
 
     Logs ``probe/loss``, mean binary cross-entropy over the known labels, and after each validation ``probe/mAP``, mean
     average precision in 0–1 over the classes with a positive among the validation images, and ``probe/classes``, how
@@ -49,9 +49,9 @@ class OnlineLinearProbe(OnlineScores):
         network: Name of the submodule whose features are classified, from normalised images to (n, D).
 
     Raises:
-        ValueError: On a rate or a decay out of range; before the run, if there is no such network; during it, if labels
-            or features change their width.
-        TypeError: If there is a labelled set for the probe, or another network than the backbone, and the model has no
+        ValueError: If a rate or a decay is out of range; before the run, if the module has no such network; during the
+            run, if the width of labels or features changes.
+        TypeError: If the probe has a labelled set or a network other than the backbone, and the model has no
             ``normalize`` for its images or is sharded by FSDP.
     """
 
@@ -72,7 +72,7 @@ class OnlineLinearProbe(OnlineScores):
     # ------------------------------------------------------------------ training
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Find out which images the probe learns from."""
+        """Choose the images that the probe learns from."""
         data = evaluation_data(trainer)
         self._has_own_set = data is not None and data.probe_dataloader() is not None
         if self._has_own_set and self.network_of(pl_module) is None:
@@ -147,11 +147,11 @@ class OnlineLinearProbe(OnlineScores):
         return self._probe.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep the state until the first features tell the device."""
+        """Keep the state until the first features give the device."""
         self._probe, self._restored = None, state_dict
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Leave the device, which the next run may not share."""
+        """Move the state to the CPU: the next run may use another device."""
         self._restored, self._probe = self.state_dict() or None, None
 
     # ------------------------------------------------------------------ helpers

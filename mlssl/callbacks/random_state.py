@@ -1,4 +1,4 @@
-"""Keep torch's random state in the checkpoint, so that dropout and stochastic depth go on where they stopped."""
+"""Save torch's random state in the checkpoint, so that dropout and stochastic depth resume exactly."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ class RandomState(L.Callback):
         self._restored: dict[str, Tensor] = {}
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Collect the states of all processes, which all save together."""
+        """All-gather the states; all processes save together."""
         device = pl_module.device
         states = {"cpu": torch.get_rng_state()}
         if device.type == "cuda":
@@ -31,11 +31,11 @@ class RandomState(L.Callback):
         checkpoint[KEY] = {name: gather(state.to(device)[None]).cpu() for name, state in states.items()}
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Keep the states for the start of training: to evaluate a checkpoint moves no random state."""
+        """Keep the states for the start of training: evaluating a checkpoint changes no random state."""
         self._restored = checkpoint.get(KEY, {})
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Go on with this process's state, once nothing else can draw before the first step."""
+        """Restore this process's state, when nothing else can draw before the first step."""
         # Copies, because torch reads a state from where its memory begins, and crashes on a row of a larger tensor.
         states = {name: rows[rank()].cpu().clone() for name, rows in self._restored.items() if rank() < len(rows)}
         self._restored = {}

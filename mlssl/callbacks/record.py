@@ -32,7 +32,7 @@ from mlssl.run_record import (
 class RunRecord(L.Callback):
     """Write ``run.json`` to the Trainer's ``default_root_dir``, with what others need to repeat the run.
 
-    It holds versions (Python, mlssl, torch, lightning, timm, torchvision), the git commit of the working directory and
+    It records versions (Python, mlssl, torch, lightning, timm, torchvision), the git commit of the working directory,
     how many tracked files differ from it, processor, memory, devices and precision, the command line with secrets
     hidden, images, classes and labels per image of each set, the start, and the duration. It is written when training
     starts, after each epoch and at the end. A run that resumes in the same folder adds a session and keeps the others.
@@ -42,7 +42,7 @@ class RunRecord(L.Callback):
         words: After `mlssl`, if they may differ from those of the process, as where a program calls `mlssl.cli.main`.
 
     Raises:
-        ValueError: Before training, if the ``run.json`` that is there is damaged.
+        ValueError: Before training, if the existing ``run.json`` is damaged.
     """
 
     def __init__(self, words: Sequence[str] | None = None) -> None:
@@ -78,11 +78,11 @@ class RunRecord(L.Callback):
         self._write(trainer)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write how far it is, which stays if the process is killed."""
+        """Write the progress, which remains if the process is killed."""
         self._write(trainer)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write how long it took."""
+        """Write the duration."""
         self._end(trainer, DONE)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:

@@ -1,4 +1,4 @@
-"""Pictures and tables of the representation on Weights & Biases: cosines, classes, neighbours, a map."""
+"""Plots and tables of the representation on Weights & Biases: cosines, classes, neighbours, a map."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ BINS = 50
 
 
 class RepresentationLogger(NetworkCallback):
-    """Show on Weights & Biases how the representation lies; without a ``WandbLogger`` it does nothing.
+    """Log plots and tables of the representation to Weights & Biases; does nothing without a ``WandbLogger``.
 
     At the start of a run and after each validation: ``similarity/same_block``, ``similarity/same_image`` and
     ``similarity/other_image``, histograms of cosines of projections of views. When the fit ends, on whole images:
     ``representation/classes``, a table of each class with its average precision by a linear probe (with labels in the
     training and the val set), ``representation/neighbors``, a table of a dozen images and their five nearest,
-    ``representation/map``, places on the two directions along which features vary most, and a figure of each.
+    ``representation/map``, coordinates along the two directions of largest variance, and a figure of each.
 
     Another `network` than the backbone is shown in the same way, with its features in place of the projections, as
     ``similarity/<network>/same_block`` and so on.
@@ -53,11 +53,11 @@ class RepresentationLogger(NetworkCallback):
     shown.
 
     Args:
-        max_images: Training and val images that are looked at when the fit ends, at most; at least 2.
+        max_images: Most training and most val images that are measured when the fit ends; at least 2.
         network: Name of the submodule that is shown, from normalised images to features (n, D).
 
     Raises:
-        ValueError: If max_images is below 2; before the run, if there is no such network.
+        ValueError: If max_images is below 2; before the run, if the module has no such network.
         TypeError: If there is another network, and the model has no ``normalize`` for its images.
     """
 
@@ -82,7 +82,7 @@ class RepresentationLogger(NetworkCallback):
             self._log_cosines(trainer, pl_module)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Look at whole images, and show what is found."""
+        """Measure whole images, and log plots and tables."""
         data = self._source(trainer)
         if data is None:
             return
@@ -140,7 +140,7 @@ class RepresentationLogger(NetworkCallback):
 
 @dataclass
 class _Shown:
-    """A network with what its views are compared behind."""
+    """A network and the projector whose outputs are compared."""
 
     backbone: nn.Module
     normalize: Callable[[Tensor], Tensor]

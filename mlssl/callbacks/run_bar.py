@@ -61,7 +61,7 @@ class RunBar(ProgressBar):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Open the bar at the first step of this process, where the run is by then."""
+        """Open the bar at the first step of this process, at the run's position."""
         self._label = f"epoch {trainer.current_epoch + 1}" + _of(trainer.max_epochs)
         if self._bar is None:
             self._open(*position_of(trainer, batch_idx))
@@ -127,7 +127,7 @@ class RunBar(ProgressBar):
         self._close()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Likewise where the run ends early, so that what is said of it comes behind the bar."""
+        """Leave the bar if the run ends early, so that messages come after it."""
         self._close()
 
     def _count(self, label: str, batch_idx: int, batches: float) -> None:
@@ -153,7 +153,7 @@ class RunBar(ProgressBar):
             self._drawn = self._began
 
     def _draw(self, at_once: bool = False) -> None:
-        """Draw what is known now, or print it where there is no terminal, unless that was done a moment ago."""
+        """Draw the bar, or print a line if the output is not a terminal, unless this was done a moment ago."""
         now = time.monotonic()
         if self._bar is None:
             return

@@ -1,4 +1,4 @@
-"""How long the whole run will take, told from its first steps, and what would halve that."""
+"""Estimate the duration of the whole run from its first steps, and name options that would halve it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WARM_UP = 3
 """Of these, left out: workers start, and libraries choose their kernels."""
 
 SHORT = 120.0
-"""Seconds up to which nobody wants to halve a run."""
+"""Seconds below which a run is short enough: no options are suggested."""
 
 MOST_WAITING = 0.2
 """Share of a step up to which its time is that of computing."""
@@ -44,8 +44,8 @@ LIGHTER = {
 class RunTime(L.Callback):
     """Say after twenty steps how long the run will take on this machine, and what would halve it.
 
-    A run of fewer steps, or without an end, is left alone; one that resumes is told the time alone, since another
-    network or size would be another run.
+    Nothing is printed for a run of fewer steps or without an end. For a resumed run only the time is printed, since
+    another network or size would be another run.
     """
 
     def __init__(self) -> None:
@@ -62,7 +62,7 @@ class RunTime(L.Callback):
         self._forget()
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Leave out of the waiting what lies between two epochs."""
+        """Leave the time between two epochs out of the waiting time."""
         self._ended = None
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -81,7 +81,7 @@ class RunTime(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Speak at the twentieth step."""
+        """Print the estimate at the twentieth step."""
         self._steps += 1
         if self._steps > STEPS:
             return
@@ -113,7 +113,7 @@ def describe_time(seconds_per_step: float, steps: int) -> str:
 
 
 def ways_to_halve(settings: dict[str, Any], waiting: float) -> list[str]:
-    """Options that would about halve a run, a line each, as far as its settings and its waiting tell.
+    """Options that would about halve a run, one per line, from its settings and its waiting time.
 
     Args:
         settings: ``max_epochs`` or ``max_steps``; ``size``, ``backbone``, ``workers`` and ``cores`` where known.

@@ -14,7 +14,7 @@ from mlssl.evaluation.metrics import MultiLabelScores
 
 
 class OnlineScores(NetworkCallback, ABC):
-    """Score each validation batch by `probabilities`; log the mAP over all devices, and over how many classes it is.
+    """Score each validation batch by `probabilities`; log the mAP over all devices and its number of classes.
 
     Of several validation loaders the first counts, and images that a distributed sampler repeats count once.
     """
@@ -32,7 +32,7 @@ class OnlineScores(NetworkCallback, ABC):
 
     @abstractmethod
     def probabilities(self, trainer: L.Trainer, features: Tensor, labels: Tensor, image_ids: Tensor) -> Tensor | None:
-        """Probabilities (B, L) of features (B, D), whose labels are (B, L); None where there are none."""
+        """Probabilities (B, L) of features (B, D) with labels (B, L); None if there is nothing to score with."""
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Forget the scores of the validation before."""
@@ -76,6 +76,6 @@ class OnlineScores(NetworkCallback, ABC):
         if scores["classes"] == 0:
             self.say(f"no label is known to be present in a validation image, so there is no {name}.")
             return
-        # All devices hold the same numbers; sync_dist only tells Lightning that they agree.
+        # All devices have the same numbers; sync_dist only informs Lightning that they agree.
         pl_module.log(name, scores["mAP"], prog_bar=True, sync_dist=True)
         pl_module.log(self.metric(f"{self.kind}/classes"), scores["classes"], sync_dist=True)

@@ -1,4 +1,4 @@
-"""Convolutions onto maps of a few pixels, as matrix products, which a processor is several times faster at.
+"""Convolutions with outputs of a few pixels as matrix products, which are several times faster on a CPU.
 
 The last stage of a ResNet makes maps of 2 × 2 of a view of 64 × 64. A convolution with a kernel of 3 × 3 and padding
 computes nine products for each of these pixels, five of them with padding.
@@ -22,10 +22,10 @@ MOST_PIXELS = {torch.bfloat16: 9, torch.float32: 4, torch.float64: 4}
 
 
 class SmallMaps(L.Callback):
-    """Compute the backbone's convolutions onto small maps as matrix products while it trains on a processor.
+    """Compute the backbone's convolutions with small outputs as matrix products while it trains on a CPU.
 
-    `mlssl fit` adds it where a run has no accelerator. Values and gradients are those of the convolution but for
-    rounding. On other devices, in evaluation and where the backbone is compiled nothing changes.
+    `mlssl fit` adds it if a run has no accelerator. Values and gradients are those of the convolution up to rounding.
+    On other devices, in evaluation and with a compiled backbone nothing changes.
     """
 
     def __init__(self) -> None:
@@ -58,9 +58,9 @@ class SmallMaps(L.Callback):
 
 
 class SmallMapProducts(TorchFunctionMode):
-    """Within this context convolutions on the processor are matrix products where these are faster.
+    """Within this context, convolutions on the CPU are matrix products if these are faster.
 
-    Only channels-last weights are looked at, as they need no copies in another order.
+    Only channels-last weights are handled: they need no copies in another order.
     """
 
     def __torch_function__(
@@ -112,7 +112,7 @@ def _plan(
     padding: str | int | tuple[int, int],
     most_pixels: int,
 ) -> tuple[list[_Window], list[_Window]] | None:
-    """The windows of all rows and of all columns, or None where a convolution is as fast or knows more than this."""
+    """The windows of all rows and all columns; None if a convolution is as fast, or not supported here."""
     sides = weight.shape[2:]
     if isinstance(padding, str) or sides == (1, 1) or not weight.is_contiguous(memory_format=torch.channels_last):
         return None

@@ -1,4 +1,4 @@
-"""Does a step fit into the memory? Measured before the run begins, and answered with the batch size that does."""
+"""Check before the run that a training step fits into memory; if not, name the batch size that does."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _SCRATCH = 1.1
 """Share by which the memory of the process grows more than its tensors do, by what kernels take for themselves."""
 
 _BATCHES_PER_WORKER = 2
-"""That torch's loader workers hold ready."""
+"""Batches that each of torch's loader workers keeps ready."""
 
 
 class StepMemory(L.Callback):
@@ -40,8 +40,8 @@ class StepMemory(L.Callback):
     A forward and a backward pass of two small random batches of the run's shape are measured, and the memory of the
     whole batch follows from both, as it grows with the number of images. It is compared with what is free: on a GPU
     with its free memory, on a processor under Linux with MemAvailable and the limits of the process's cgroups (of a
-    container or a job), shared by the processes of the run. Weights, running statistics and random numbers are as
-    before afterwards. `mlssl fit` adds it.
+    container or a job), shared by the processes of the run. Weights, running statistics and random state stay as they
+    are. `mlssl fit` adds it.
 
     Nothing is measured on other devices and systems, with another datamodule than `MultiLabelDataModule`, whose batches
     are not known, with manual optimization, and under strategies other than a single device and DDP.
@@ -58,7 +58,7 @@ class StepMemory(L.Callback):
     def __init__(self, refuse: bool = True) -> None:
         self.refuse = refuse
         self.remedy: str | None = None
-        """What to do about a step that ran out of memory; None where none did."""
+        """Advice after a step that ran out of memory; None if none did."""
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Measure, compare, refuse."""
@@ -81,7 +81,7 @@ class StepMemory(L.Callback):
         rank_zero_warn(said)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Look for the batch size that fits, halving it, where memory ran out in the training."""
+        """After an out-of-memory error in training, halve the batch size until a step fits."""
         data = getattr(trainer, "datamodule", None)
         if not is_out_of_memory(exception) or not isinstance(data, MultiLabelDataModule):
             return
@@ -102,7 +102,7 @@ class StepMemory(L.Callback):
 
 
 class Memory:
-    """Bytes that a step takes at its most, by its number of images.
+    """Peak memory of a step in bytes, by its number of images.
 
     At each moment of the step these are ``fixed + per_image · n``; which moment takes most depends on n.
 
@@ -114,7 +114,7 @@ class Memory:
         self.moments = set(moments)
 
     def of(self, images: int) -> float:
-        """Bytes of a step of so many images.
+        """Bytes of a step of this many images.
 
         >>> Memory([(100, 2), (10, 5)]).of(10), Memory([(100, 2), (10, 5)]).of(100)
         (120, 510)
@@ -122,7 +122,7 @@ class Memory:
         return max(fixed + per_image * images for fixed, per_image in self.moments)
 
     def images_in(self, free: float) -> int:
-        """The most images whose step fits into so many bytes.
+        """Largest number of images whose step fits into the given bytes.
 
         >>> Memory([(100, 2), (10, 5)]).images_in(130), Memory([(100, 2)]).images_in(50)
         (15, 0)
@@ -195,7 +195,7 @@ def _waiting_bytes(data: Any, workers: int, on_device: bool) -> float:
 
 
 def _states_per_weight(trainer: L.Trainer) -> int:
-    """Numbers that the optimizer keeps for each weight: its momenta."""
+    """State values per weight that the optimizer keeps (momenta)."""
     kept = [len(one.defaults.get("betas", ())) or int(bool(one.defaults.get("momentum"))) for one in trainer.optimizers]
     return max(kept, default=0)
 
@@ -285,10 +285,10 @@ def _left_as_it_was(module: Any) -> Iterator[None]:
 
 
 class _LiveTensors:
-    """Counts the bytes of the tensors that are made and still there, whenever another is made.
+    """Counts the bytes of the live tensors made within it, at each new tensor.
 
     Args:
-        there: Tensors that are there already.
+        there: Tensors that exist already and are not counted.
     """
 
     def __init__(self, there: list[Tensor]) -> None:
@@ -312,7 +312,7 @@ class _LiveTensors:
 
 
 def _smaller(images: int, module: Any) -> str:
-    """What to pass so that a step of so many images fits."""
+    """The options to pass so that a step fits with this number of images."""
     if getattr(module, "views_at_a_time", None) is not None:
         return f"pass a smaller --model.views_at_a_time than {module.views_at_a_time}"
     if images < 2:

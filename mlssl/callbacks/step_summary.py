@@ -1,4 +1,4 @@
-"""What a run works on, said once in a block at its start."""
+"""Summary of a run's data and views, printed once at its start."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ Rows = list[tuple[str, str]]
 _INDENT = 10
 
 _KEPT = "\0"
-"""Stands for the blank between a class and its count, where no line ends."""
+"""Placeholder for the blank between a class and its count, where no line may break."""
 
 _WIDEST = 120
-"""Columns of a block, on a terminal that is wider."""
+"""Most columns of a block, also on a wider terminal."""
 
 
 class StepSummary(L.Callback):
-    """Say in one block what a run works on: images, classes, views, positives and negatives, devices, folder.
+    """Print one block about a run: images, classes, views, positives and negatives, devices, folder.
 
     It is printed at the first step of a fit, before the bar, and at the start of a validation, test or prediction. On
     several devices it warns where batch norms are not synchronised. `MultiLabelSSLModule` adds it by itself.
@@ -116,7 +116,7 @@ def rows_of_data(trainer: L.Trainer) -> Rows:
 
 
 def describe_step(views: Tensor, devices: int, compared: int | None = None) -> str:
-    """Describe a step on views (B, A, K, C, S, S) per device, whose anchors meet the keys of so many devices (all).
+    """Describe a step on views (B, A, K, C, S, S) per device, whose anchors meet keys of `compared` (all) devices.
 
     >>> import torch
     >>> describe_step(torch.zeros(4, 2, 3, 3, 8, 8), 1)

@@ -28,7 +28,7 @@ class Throughput(L.Callback):
         self._ended: float | None = None
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Leave out what lies between two epochs."""
+        """Leave out the time between two epochs."""
         self._ended = None
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -38,7 +38,7 @@ class Throughput(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Read the clock where waiting ends and computing begins."""
+        """Read the clock when waiting ends and computing begins."""
         self._began = time.perf_counter()
 
     def on_train_batch_end(
@@ -55,5 +55,5 @@ class Throughput(L.Callback):
         if images:
             means["throughput/images_per_s"] = images / (data + step)
         for name, value in means.items():
-            # A number would be copied to the device and back, and so wait for it.
+            # A Python number would be copied to the device and back, which synchronises.
             pl_module.log(name, torch.tensor(value), prog_bar=True, batch_size=1)

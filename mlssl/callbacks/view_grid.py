@@ -1,4 +1,4 @@
-"""Pictures of what the network is about to see."""
+"""Draw the views that the network will train on."""
 
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,14 @@ class ViewGridLogger(L.Callback):
     """Draw some training images with their blocks and views before epoch 0, to see what the augmentation does.
 
     Writes ``<default_root_dir>/views/image-<id>.png`` and gives the pictures to loggers of Weights & Biases and
-    TensorBoard. The images are spread evenly over the training set, and their views come from a generator of the
-    callback's own. Needs a datamodule with ``train_records`` and ``views``, as `MultiLabelDataModule` is; with any
-    other, one line says that there are no pictures.
+    TensorBoard. The images are evenly spaced over the training set, and their views come from the callback's own
+    generator. Needs a datamodule with ``train_records`` and ``views``, such as `MultiLabelDataModule`; otherwise one
+    line says that nothing is drawn.
 
     Args:
         num_images: At least 1; no more than the training set has.
-        seed: Of the views.
-        channels: Which are drawn as red, green and blue where images have three or more.
+        seed: Seed of the views.
+        channels: Channels drawn as red, green and blue, for images with three or more.
 
     Raises:
         ValueError: If num_images is below 1.

@@ -1,4 +1,4 @@
-"""Views of a size that changes during a run."""
+"""Change the size of the views during a run."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,10 +11,10 @@ from mlssl.data.datasets import EpochSampler, ViewDataset
 
 
 class ViewSize(L.Callback):
-    """Change the side of the views at the beginning of some epochs, such as small views first and larger ones last.
+    """Change the side of the views at the start of given epochs, such as small views first and larger ones last.
 
-    The number of views per step stays, and so does the learning rate. A run that resumes goes on with the size of its
-    epoch. Every branch has to be a `Recipe`, which the library renders at any size. Local views keep their size.
+    The number of views per step and the learning rate stay the same. A resumed run uses the size of its epoch. Every
+    branch has to be a `Recipe`, which the library renders at any size. Local views keep their size.
 
     Args:
         sizes: Side in pixels from an epoch on, epochs counted from 0: ``{0: 48, 60: 80}`` trains on views of 48 × 48
@@ -22,8 +22,8 @@ class ViewSize(L.Callback):
             the datamodule's.
 
     Raises:
-        ValueError: If there is no size, or an epoch is below 0; before training, if the train loader is not that of
-            a `MultiLabelDataModule`, a branch is not a `Recipe`, or views or backbone do not take a size.
+        ValueError: If no size is given, or an epoch is below 0; before training, if the train loader is not that of
+            a `MultiLabelDataModule`, a branch is not a `Recipe`, or views or backbone do not support a size.
     """
 
     def __init__(self, sizes: dict[int, int]) -> None:
@@ -35,7 +35,7 @@ class ViewSize(L.Callback):
         self.sizes = {int(epoch): int(size) for epoch, size in sorted(sizes.items())}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Check every size before the first step, and set that of the epoch which a resumed run goes on with."""
+        """Check every size before the first step, and set the size of a resumed run's epoch."""
         loader = trainer.train_dataloader
         dataset, sampler = getattr(loader, "dataset", None), getattr(loader, "sampler", None)
         if not isinstance(dataset, ViewDataset) or not isinstance(sampler, EpochSampler):

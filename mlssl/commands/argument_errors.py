@@ -1,4 +1,4 @@
-"""What the parser says of words that it does not take, in one sentence: the setting, what it takes, what was given."""
+"""Parser errors in one sentence: the setting, what it accepts, what was given."""
 
 from __future__ import annotations
 

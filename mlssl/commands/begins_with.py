@@ -1,4 +1,4 @@
-"""What a run begins with, as its user names it: the folder of another run, or a backbone with published weights."""
+"""What a run starts from: the folder of another run, or a backbone with published weights."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _CHECKPOINTS = ("ckpt_path", "start_from")
 
 
 def take_checkpoints_of_runs(settings: Any) -> None:
-    """Put the last checkpoint of a run in place of its folder.
+    """Replace a run folder by its last checkpoint.
 
     Args:
         settings: Of the command; changed.
@@ -60,7 +60,7 @@ def said_of_weights(name: str | None, error: Exception) -> str | None:
 
     Args:
         name: Of `take_published_weights`.
-        error: That came while the network was built.
+        error: Error raised while the network was built.
     """
     return (
         None if name is None or isinstance(error, (TypeError, ValueError)) else why_not_loaded(name, error, _FROM_FILE)

@@ -1,4 +1,4 @@
-"""`mlssl completion`: what a shell needs to complete the words of `mlssl`."""
+"""`mlssl completion`: shell completion for `mlssl`."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ _IMPORT_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 
 
 def is_import_path(value: object) -> bool:
-    """Whether it is text such as ``my_package.my_function``."""
+    """Whether the value is text such as ``my_package.my_function``."""
     return isinstance(value, str) and _IMPORT_PATH.fullmatch(value) is not None
 
 
@@ -32,7 +32,7 @@ def imported(path: str, asked_by: str) -> Any:
         asked_by: The option or file that names it, for errors.
 
     Raises:
-        ValueError: If it is no import path, or there is nothing at it.
+        ValueError: If `path` is not an import path, or cannot be imported.
     """
     if not is_import_path(path):
         raise ValueError(f"{asked_by} names {path!r}: pass an import path, such as my_package.MyName.")

@@ -1,4 +1,4 @@
-"""What `mlssl fit` says when it has ended: how good, how long, where, and what to do next."""
+"""The summary that `mlssl fit` prints at its end: quality, duration, files, and next commands."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from mlssl.run_folder import Log, read_log
 from mlssl.weights.checkpoints import take_weights
 
 MOST_IMAGES = 2000
-"""Of each set that the networks are compared on."""
+"""Most images of each set on which the networks are compared."""
 
 FEWEST_IMAGES = 100
-"""On fewer a comparison says nothing."""
+"""Fewest images for a meaningful comparison."""
 
 SHARE = 0.1
 """Images of each set for an image that the run has seen, so that the comparison takes a small part of its time."""
@@ -74,10 +74,10 @@ def compare(start: FeatureNetwork, end: FeatureNetwork, data: MultiLabelDataModu
     """Fit a linear probe on the frozen features of both networks.
 
     Args:
-        start: As it was before the first step.
-        end: As it is now.
-        data: Of the run, set up.
-        most: Images of each set.
+        start: The network before the first step.
+        end: The network now.
+        data: The run's datamodule, set up.
+        most: Most images of each set.
 
     Returns:
         None where a set has no labels, or too few images that show a class.
@@ -100,7 +100,7 @@ def compare(start: FeatureNetwork, end: FeatureNetwork, data: MultiLabelDataModu
 
 
 def images_to_compare(seen: int) -> int:
-    """Images of each set after a run that has seen so many; 0 where they are too few to say anything.
+    """Images of each set to compare on, from the images the run has seen; 0 if too few for a result.
 
     >>> images_to_compare(500), images_to_compare(4000), images_to_compare(10**6)
     (0, 400, 2000)
@@ -134,7 +134,7 @@ def end_block(
         steps: That it did in them.
         found: Of `compare`.
         begun_with: What the network is compared with, such as "the untrained network".
-        commands: Two to go on with.
+        commands: Two commands to run next.
     """
     rows: Rows = []
     scores = read_log(folder).get("probe/mAP")

@@ -1,4 +1,4 @@
-"""What `mlssl linear` and `mlssl knn` do alike: read both sets, take features, print and write what was found."""
+"""Shared by `mlssl linear` and `mlssl knn`: read both sets, extract features, print and write the results."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class LabelledSets(NamedTuple):
 
 
 def opened(sources: Sequence[str], seed: int) -> dict[str, Backbone]:
-    """Backbones by the name that stands in the table, in which one with random weights is marked.
+    """Backbones by their name in the table; the name marks random weights.
 
     Raises:
-        FileNotFoundError: As `open_backbone`.
-        ValueError: As `open_backbone`, and if a source comes twice.
+        FileNotFoundError: See `open_backbone`.
+        ValueError: See `open_backbone`; also if a source is given twice.
     """
     twice = next((source for source in sources if sources.count(source) > 1), None)
     if twice is not None:

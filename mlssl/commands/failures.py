@@ -1,4 +1,4 @@
-"""What ends a run, in one sentence that says what to do: failures of the Trainer, the machine and the loggers."""
+"""Failures of the Trainer, the machine and the loggers, each in one sentence that says what to do."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def said_of_failure(error: Exception, checkpoint: Any) -> str | None:
     """The sentence; None where the error says it itself, or is a fault of the code.
 
     Args:
-        error: What was raised.
-        checkpoint: Path that the run went on from, or None.
+        error: The exception.
+        checkpoint: Path that the run resumed from, or None.
     """
     said = " ".join(str(error).split())
     if isinstance(error, ArgumentError):  # of hyper-parameters that a checkpoint brings

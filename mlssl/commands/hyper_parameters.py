@@ -1,4 +1,4 @@
-"""Hyper-parameters of a checkpoint that somebody else may have written: plain values are taken, nothing is imported."""
+"""Hyper-parameters of an untrusted checkpoint: plain values are used, nothing is imported."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CUSTOM = "custom "
 def plain_hyper_parameters(hyper_parameters: Mapping[str, Any], kind: type, source: str) -> dict[str, Any]:
     """Those of a class's arguments that are plain values, in a form by which the parser imports nothing.
 
-    Left out are names that are no arguments, values that are not plain (None, bool, int, float, str, and lists and
+    Left out are names that are not arguments, values that are not plain (None, bool, int, float, str, and lists and
     dicts of them), functions, which are kept as text "custom my_package.my_function", and text for an argument of a
     type that the parser would make an object of.
 
@@ -44,7 +44,7 @@ def plain_hyper_parameters(hyper_parameters: Mapping[str, Any], kind: type, sour
 
 
 def is_custom(value: object) -> bool:
-    """Whether it stands for a function of the user's."""
+    """Whether the value names a custom function."""
     return isinstance(value, str) and value.startswith(CUSTOM)
 
 

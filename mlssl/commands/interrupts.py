@@ -17,9 +17,9 @@ _SAID = b"\r\x1b[Kmlssl: ending after this step; Ctrl-C once more ends at once\r
 class Interrupts(L.Callback):
     """While entered, Ctrl-C ends a training before its next step, and anything else, or a second time, at once.
 
-    A KeyboardInterrupt that is raised wherever the signal falls may tear a step apart, or be dropped: Python drops it
-    in a destructor, as when the workers of a finished pass are ended, and the run would go on. A worker that has just
-    been forked would die of it, or be left in the middle of an answer.
+    A KeyboardInterrupt raised wherever the signal arrives may break a step in the middle, or be dropped: Python drops
+    it in a destructor, as when the workers of a finished pass are ended, and the run would continue. A worker that has
+    just been forked would die of it, or stop in the middle of a reply.
     """
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ class Interrupts(L.Callback):
         self._came = False
 
     def __enter__(self) -> Interrupts:
-        """Listen, unless somebody else does."""
+        """Install the handler, unless another one is installed."""
         in_main_thread = threading.current_thread() is threading.main_thread()
         if in_main_thread and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, self._interrupt)
@@ -40,15 +40,15 @@ class Interrupts(L.Callback):
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def on_train_start(self, *_: Any, **__: Any) -> None:
-        """From here on there are steps to wait for."""
+        """From now on, an interrupt waits for the end of the step."""
         self._is_training = True
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
-        """No more."""
+        """Interrupts end the run at once again."""
         self._is_training = False
 
     def on_train_batch_start(self, *_: Any, **__: Any) -> None:
-        """End here if it was asked for."""
+        """End the run here if an interrupt arrived."""
         self._end()
 
     def on_validation_batch_start(self, *_: Any, **__: Any) -> None:

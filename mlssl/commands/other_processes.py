@@ -16,7 +16,7 @@ import torch
 from mlssl.distributed import gather_objects, rank
 
 SECONDS_BETWEEN_LOOKS = 0.2
-"""At the other processes: Lightning's launcher kills this one within 5 s of another's end, without a word of who."""
+"""Seconds between checks: Lightning's launcher kills this process within 5 s of another's end, without naming it."""
 
 SECONDS_TO_END = 15.0
 """For a process to end by itself once another one is gone: gloo raises at once, NCCL waits for minutes."""
@@ -46,7 +46,7 @@ class OtherProcesses(L.Callback):
         self._raised = False
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
-        """Learn who they are, and begin to look."""
+        """Gather the processes of the run, and start watching them."""
         if trainer.world_size < 2:
             return
         own = Process(rank(), socket.gethostname(), os.getpid())
@@ -55,7 +55,7 @@ class OtherProcesses(L.Callback):
         threading.Thread(target=self._watch, name="mlssl-other-processes", daemon=True).start()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
-        """Wait until all are here, and look no more: from here on each ends when it has nothing more to do."""
+        """Wait for all processes, and stop watching: from now on each ends when it is done."""
         if self._others:
             trainer.strategy.barrier()
         self._ended.set()
@@ -72,7 +72,7 @@ class OtherProcesses(L.Callback):
             self._ended.set()
 
     def who_is_gone(self, error: BaseException) -> str | None:
-        """Who left this process alone, in one sentence; None where the error is none of a group of processes."""
+        """One sentence naming the process that ended; None if the error is not from a collective."""
         if not (self._others and _is_of_group(error)):
             return None
         for _ in range(int(SECONDS_TO_END / SECONDS_BETWEEN_LOOKS)):  # it may still be ending

@@ -19,7 +19,7 @@ _REMARKS_OF = ("lightning", "lightning_utilities", "lightning_fabric", "pytorch_
 """Packages whose remarks and warnings are about their own workings, or advice that the block at the start answers."""
 
 _ABOUT_CODE = (DeprecationWarning, PendingDeprecationWarning, FutureWarning)
-"""Warnings for who writes the code that raises them."""
+"""Warnings addressed to developers of the code that raises them."""
 
 
 @contextmanager
@@ -60,7 +60,7 @@ def quiet(verbose: bool = False) -> Iterator[None]:
 
 
 def is_remark(category: type[Warning], filename: str) -> bool:
-    """Whether a warning is about the workings of a package, told by its kind and by the file that it is raised for.
+    """Whether a warning is about a package's internals, judged by its category and the file that raises it.
 
     >>> is_remark(UserWarning, "/usr/lib/python3/site-packages/lightning/pytorch/trainer/trainer.py")
     True

@@ -23,14 +23,14 @@ FREQUENT = f"mAP (≥{FEW_POSITIVES})"
 """Column of the mean over the classes that are not rare."""
 
 MOST_COUNTED_CLASSES = 200
-"""Classes whose positives are printed; the files hold all."""
+"""Classes whose positives are printed; the files list all."""
 
 WIDTH = 80
 """Columns of a terminal that a list of classes fits."""
 
 
 class Found(NamedTuple):
-    """Of one backbone: what stands in its row of the table, more for the JSON, and the AP of each class."""
+    """Results of one backbone: its row of the table, more values for the JSON, and the AP per class."""
 
     source: str
     """With a mark where the weights are random."""
@@ -101,7 +101,7 @@ def write_results(
 ) -> Path:
     """Write JSON, tables and a picture to ``runs/name-<time>/``.
 
-    ``results.json`` holds everything, ``table.csv`` the printed table, ``differences.csv`` that of each two backbones,
+    ``results.json`` has everything, ``table.csv`` the printed table, ``differences.csv`` that of each two backbones,
     ``classes.csv`` positives and average precision of each class, and ``average_precision.png`` the same as bars.
 
     Raises:
@@ -165,7 +165,7 @@ def _write_csv(path: Path, header: list[str], rows: list[list[Any]]) -> None:
 
 
 def _without_nan(value: Any) -> Any:
-    """The same with None for NaN, which JSON does not have, and words for what it cannot hold."""
+    """The same value with None for NaN, which JSON lacks, and text for values that JSON cannot represent."""
     if isinstance(value, Mapping):
         return {str(key): _without_nan(one) for key, one in value.items()}
     if isinstance(value, (list, tuple)):

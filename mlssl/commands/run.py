@@ -51,8 +51,8 @@ class RunCLI(OpenCLI):
         data: Likewise, `MultiLabelDataModule`.
 
     Raises:
-        KeyboardInterrupt: If the user interrupts; its text says where the run can go on from.
-        ValueError: On words that are no arguments, and where Weights & Biases does not take the run.
+        KeyboardInterrupt: If the user interrupts; its text says how to resume the run.
+        ValueError: On words that are not arguments, and if Weights & Biases does not accept the run.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class RunCLI(OpenCLI):
     ) -> None:
         self.folder: Path | None = None
         self.resumed: Path | None = None
-        """Checkpoint that the run of the folder goes on from."""
+        """Checkpoint that the run of the folder resumes from."""
         self._words = words
         self._functions: dict[str, Any] = {}
         self._lock = ExitStack()
@@ -314,7 +314,7 @@ class RunCLI(OpenCLI):
         return {**settings, **self._functions}
 
     def _where_it_stands(self) -> str:
-        """Where an interrupted run can go on from, as a clause."""
+        """How to resume an interrupted run, as a clause."""
         if self.folder is None or self.subcommand != "fit" or not (self.resumed or self._has_stepped()):
             return "nothing was written"
         last = self.folder / "checkpoints" / "last.ckpt"
@@ -323,7 +323,7 @@ class RunCLI(OpenCLI):
         return f"the last checkpoint is {last}, and this goes on from it: mlssl fit --resume {self.folder}"
 
     def _what_fits(self, error: Exception) -> str | None:
-        """Where memory ran out, what the callback says that tried smaller batches."""
+        """After an out-of-memory error, the advice of the callback that tried smaller batches."""
         callbacks = getattr(getattr(self, "trainer", None), "callbacks", ()) if is_out_of_memory(error) else ()
         return next((one.remedy for one in callbacks if isinstance(one, StepMemory)), None)
 

@@ -40,9 +40,9 @@ class RunWords(NamedTuple):
     callbacks: list[dict[str, Any]]
     """Of the recipe."""
     folder: Path | None
-    """Of the run that goes on; None for a new one."""
+    """Folder of the run to resume; None for a new run."""
     checkpoint: Path | None
-    """Likewise, its last one."""
+    """Last checkpoint of the run to resume; None for a new run."""
 
 
 def read_words(
@@ -82,7 +82,7 @@ def read_words(
         configs.insert(0, str(config))
     tops = [(path, _top_level(path)) for path in configs]
     name = given.recipe or next((top["recipe"] for _, top in reversed(tops) if top.get("recipe")), None)
-    # A run that goes on has the settings of its recipe in its own config.
+    # A resumed run has the settings of its recipe in its config.
     settings = recipe(str(name)) if name is not None and folder is None else {}
     callbacks = settings.pop("callbacks", [])
     classes = {

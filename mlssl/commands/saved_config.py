@@ -16,7 +16,7 @@ class SaveConfig(SaveConfigCallback):
     """Writes the config of a run to its folder, and to the loggers that take one."""
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:  # noqa: ARG002
-        """Write config.yaml; of a run that goes on under other settings, the former stay as config-before-<n>.yaml."""
+        """Write config.yaml; if a run resumes with other settings, keep the former ones as config-before-<n>.yaml."""
         path = Path(trainer.default_root_dir) / "config.yaml"
         before = path.read_text() if path.exists() else None
         text = self.parser.dump(self.config, skip_none=False)

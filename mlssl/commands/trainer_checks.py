@@ -144,7 +144,7 @@ def said_of_trainer(message: str) -> str:
 
 
 def _check_devices(accelerator: object, devices: Any) -> None:
-    """Refuse devices that this machine has not."""
+    """Refuse devices that this machine does not have."""
     import torch
 
     has_mps = torch.backends.mps.is_available()
