@@ -66,7 +66,7 @@ def test_a_damaged_record_is_refused_before_training_and_kept(make_model, make_d
     folder = tmp_path / "run0"
     folder.mkdir()
     (folder / "run.json").write_text(json.dumps({"sessions": 3}))
-    with pytest.raises(ValueError, match="or remove it to go on without what it recorded"):
+    with pytest.raises(ValueError, match="or remove it to continue without the record"):
         make_trainer(RunRecord(), logger=False).fit(make_model(), make_data())
     assert json.loads((folder / "run.json").read_text()) == {"sessions": 3}
 
