@@ -31,7 +31,7 @@ ARCHITECTURES = [
 
 
 def main(architectures: list[str] = ARCHITECTURES, formats: list[str] = list(EXPORT_SUFFIXES)) -> None:  # noqa: B006
-    """Export every architecture in every format that holds it, and print the differences.
+    """Export every architecture in every format that supports it, and print the differences.
 
     Args:
         architectures: Names as mlssl takes them.

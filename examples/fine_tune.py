@@ -5,7 +5,7 @@
 A source is what `mlssl linear` takes: a run, a checkpoint, an exported file, NAME=FILE, NAME.TAG or NAME:pretrained for
 published weights, or a NAME alone, which trains from scratch. Sets of images have the options of `mlssl linear` too.
 The best epoch, and with the first seed the learning rate, are those of the highest mAP on a fifth of the training
-images; the choice never looks at the test images. The network of the best run is saved as a tagger for `mlssl tag`, and
+images; the choice never uses the test images. The network of the best run is saved as a tagger for `mlssl tag`, and
 as a folder that `timm.create_model` opens with its head and class names.
 """
 

@@ -1,4 +1,4 @@
-"""A method of your own: the pair term predicts a momentum teacher (BYOL, arXiv 2006.07733), as one subclass.
+"""A custom method: the pair term predicts a momentum teacher (BYOL, arXiv 2006.07733), as one subclass.
 
     python examples/momentum_target.py fit --config examples/momentum_target.yaml --data.root photos/
 

@@ -1,4 +1,4 @@
-"""Positives weighted by what two views share: the IoU of their boxes, by the library's function and by one of your own.
+"""Positives weighted by what two views share: the IoU of their boxes, by the library's function and by a custom one.
 
 python examples/overlap_positives.py --root photos/
 mlssl fit --model.positives 'by_overlap(1.0)' --data.dataset folder --data.root photos/

@@ -1,4 +1,4 @@
-"""Augmentations of your own: an albumentations pipeline for X-rays, from Python and from a YAML file.
+"""Custom augmentations: an albumentations pipeline for X-rays, from Python and from a YAML file.
 
 python examples/own_augmentations.py --root xrays/
 

@@ -9,7 +9,7 @@ A manifest has one line an image, its path relative to the manifest and the name
     kitchen/1.jpg,cup|table,
     street/2.jpg,car,person
 
-Whoever looked at street/2.jpg does not know whether it shows a person; everything else that is not named is absent.
+Whether street/2.jpg shows a person is unknown; every other label that is not named is absent.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A form of the loss of your own: the decoupled contrastive loss (arXiv 2110.06848), a function of five lines.
+"""A custom form of the loss: the decoupled contrastive loss (arXiv 2110.06848), a function of five lines.
 
 python examples/own_loss_form.py --root photos/
 

@@ -1,6 +1,6 @@
 """The `mlssl` command: words to calls. Each small command is a typed function, the Trainer's are LightningCLI.
 
-Signatures lie in files that import neither torch nor Lightning, and a command's file is loaded when it is asked for:
+Signatures are in files that import neither torch nor Lightning, and a command's file is loaded on demand:
 help comes at once.
 """
 
@@ -85,7 +85,7 @@ def main(
     if words[0] == "--version":
         print(mlssl.__version__)
         return 0
-    # Who passes words from a program of their own has set up logging there.
+    # A program that passes its own words has set up logging itself.
     screen = quiet(verbose) if argv is None else nullcontext()
     bound_yaml()
     try:

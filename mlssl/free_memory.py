@@ -12,7 +12,7 @@ def free_memory_of_processor(root: Path = Path("/")) -> int | None:
         root: Of the file system.
 
     Returns:
-        Bytes; None where the system does not tell, as others than Linux.
+        Bytes; None if the system does not report it, as outside Linux.
     """
     try:
         lines = (root / "proc/meminfo").read_text().splitlines()

@@ -46,7 +46,7 @@ def locked(path: str | os.PathLike[str], what: str | os.PathLike[str], *, wait: 
         Whether the lock is held, so that no other process runs.
 
     Raises:
-        OSError: Another process holds the lock and `wait` is False.
+        OSError: Another process has the lock and `wait` is False.
     """
     path = Path(path)
     descriptor = _acquired(path)

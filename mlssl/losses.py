@@ -108,7 +108,7 @@ def image_aware_contrastive_loss(
     Raises:
         ValueError: Shapes do not match, a temperature is ≤ 0, ``form``, ``positives`` or ``reduction`` is unknown,
             ``chunk_size`` < 1, or a form or positives returns a wrong shape. On the CPU, where checks need no
-            synchronisation, also: boxes lie outside 0–1, weights are negative or not finite, or a form returns values
+            synchronisation, also: boxes are outside 0–1, weights are negative or not finite, or a form returns values
             that are not finite.
 
     >>> features = torch.eye(4)

@@ -94,7 +94,7 @@ def build_optimizer(
             timm's optimizer of that name has (``nesterov``).
         groups: Of :func:`parameter_groups`.
         lr: Peak learning rate.
-        arguments: Further ones of the optimizer; momentum is 0.9 by default where there is one.
+        arguments: Further ones of the optimizer; momentum is 0.9 by default, if the optimizer has one.
         fused: Whether SGD and AdamW take one pass over all parameters, where their devices have such a pass.
 
     Raises:
@@ -143,7 +143,7 @@ def check_optimizer(
         name: As for :func:`build_optimizer`.
         arguments: Likewise.
         is_sharded: Whether FSDP gives a device parts of the weights, without their shape.
-        decay_norm_and_bias: As for :func:`parameter_groups`, which False makes look at shapes.
+        decay_norm_and_bias: As for :func:`parameter_groups`, for which False selects by shape.
 
     Raises:
         ValueError: With the nearest name, or what the optimizer says of its arguments.

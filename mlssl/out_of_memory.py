@@ -1,4 +1,4 @@
-"""Out of memory: how torch says it, and how an evaluation goes on with fewer images at a time."""
+"""Out of memory: recognise torch's errors, and continue an evaluation with smaller batches."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ def add_to_stepped_batches(epoch_loop: Any, number: int) -> None:
 
 
 def resume_max_steps_as_max_epochs(fit_loop: Any) -> None:
-    """Have a run with ``max_steps`` go on after a whole epoch as one with ``max_epochs`` does.
+    """Make a run with ``max_steps`` resume after a whole epoch as one with ``max_epochs`` does.
 
     Lightning takes every such run for one that stopped in mid-epoch, and counts an epoch without a step.
     """

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Sequence
 
 HIDDEN = "***"
-"""Stands in place of a secret."""
+"""Replaces a secret."""
 
 _NAME = (
     r"(?:[\w.-]*[._-])?(?:api_?key|access_?key|secret_?key|token|secret|password|passwd|credentials?|signature|sig|key)"
@@ -27,7 +27,7 @@ _OPTION = re.compile(rf"(--{_NAME})(=.*)?", re.IGNORECASE | re.DOTALL)
 _KEYS = re.compile(
     r"(?<![0-9A-Za-z])(?:[0-9a-f]{40}|wandb_v\d_\w{20,}|hf_\w{20,}|gh[a-z]_\w{20,}|AKIA\w{16})(?![0-9A-Za-z])"
 )
-"""Keys of Weights & Biases, Hugging Face, GitHub and Amazon, wherever they stand."""
+"""Keys of Weights & Biases, Hugging Face, GitHub and Amazon, anywhere in a text."""
 
 _PLAIN = re.compile(r"""["']?(?:true|false|null|none|\d{1,3})["']?""", re.IGNORECASE)
 """Values that keep no secret, such as that of ``class_token``."""

@@ -73,7 +73,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
 
 
 def read_record(folder: Path) -> list[Session]:
-    """Sessions of a run from its run.json, in the order of time; none where there is no file.
+    """Sessions of a run from its run.json, in order of time; empty without a file.
 
     Raises:
         ValueError: If the file is damaged or was changed to something else; names it.
@@ -116,7 +116,7 @@ def command_of_process(words: Sequence[str] | None = None) -> str:
     if words is not None and not set(words) <= set(sys.argv):
         return redacted(["mlssl", *words])
     program, *others = sys.orig_argv
-    # A console script is started as `python /…/bin/mlssl`, which nobody types.
+    # A console script is started as `python /…/bin/mlssl`, which is not what a user types.
     if others and Path(others[0]).is_absolute() and Path(others[0]).parent == Path(program).parent:
         program, *others = others
     return redacted([Path(program).name, *others])
@@ -185,7 +185,7 @@ def _processor(listed: Path = Path("/proc/cpuinfo")) -> str:
 def _memory() -> int | None:
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):  # of systems that do not tell
+    except (AttributeError, OSError, ValueError):  # systems that do not report it
         return None
 
 

@@ -53,7 +53,7 @@ _RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "OMPI_COMM_WORLD_RANK")
 """Variables of torchrun, of Lightning and of MPI; Lightning itself knows SLURM's and LSF's."""
 
 _LAST_OF_USER = "last_of_callback"
-"""What ``save_last`` of a user's ModelCheckpoint writes: ``last.ckpt`` is the library's, to go on from."""
+"""What ``save_last`` of a user's ModelCheckpoint writes: ``last.ckpt`` is the library's, to resume from."""
 
 LOG_EVERY_N_STEPS = 10
 """Steps between two lines of the log; a run that is limited to fewer logs at its last."""
@@ -100,13 +100,13 @@ def run_settings(
     Args:
         folder: Of :func:`new_run_folder`.
         trainer_settings: Arguments of ``lightning.Trainer``; not changed.
-        checkpoint: From which the run of this folder goes on: ``metrics.csv`` is continued from its step.
+        checkpoint: From which the run of this folder resumes: ``metrics.csv`` is continued from its step.
 
     Returns:
         New arguments of ``lightning.Trainer``.
 
     Raises:
-        ValueError: If a RunCheckpoint was given that saves nothing to go on from.
+        ValueError: If a RunCheckpoint was given that saves nothing to resume from.
     """
     settings = dict(trainer_settings)
     settings["default_root_dir"] = str(folder)
@@ -132,10 +132,10 @@ def run_settings(
 
 
 def logger_in_folder(logger: Logger, arguments: dict[str, Any], folder: Path) -> Logger:
-    """The same logger with its files in the run's folder, unless it was given another place than ``"."``.
+    """The same logger with its files in the run's folder, unless it was given another folder than ``"."``.
 
     A run in Weights & Biases is called as the folder, unless it was given a name; one that left files in the folder
-    goes on under its id. TensorBoard's files lie in ``tensorboard/``. Other loggers are left as they are.
+    goes on under its id. TensorBoard's files are in ``tensorboard/``. Other loggers are left as they are.
 
     Args:
         logger: As it was built.
@@ -151,7 +151,7 @@ def logger_in_folder(logger: Logger, arguments: dict[str, Any], folder: Path) ->
 
 
 def run_summary(folder: Path, trainer: L.Trainer) -> dict[str, Any]:
-    """What came of a fit: epochs, steps, the last value of each metric, the best ``probe/mAP``, where its files lie.
+    """Results of a fit: epochs, steps, the last value of each metric, the best ``probe/mAP``, the paths of its files.
 
     Args:
         folder: Of the run.
@@ -247,7 +247,7 @@ def steps_of(checkpoint: str | os.PathLike[str]) -> int:
     """Batches that had been stepped on when it was saved, by which the log counts."""
     saved = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
     batches = saved["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]
-    # Within a step Lightning saves the number before it, and adds one when it goes on.
+    # Within a step Lightning saves the number before it, and adds one when it resumes.
     is_within = bool(batches["completed"] < batches["ready"])
     return stepped_batches(saved) + is_within
 
@@ -269,7 +269,7 @@ def _on_processor(accelerator: object) -> bool:
 
 
 class _LogShortEpochs(Callback):
-    """An epoch of fewer steps than lie between two lines of the log is logged at its last step."""
+    """An epoch with fewer steps than the logging interval is logged at its last step."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:  # noqa: ARG002
         data = trainer.datamodule  # type: ignore[attr-defined]
@@ -302,7 +302,7 @@ def _saver(checkpoints: Path, given: list[Callback]) -> RunCheckpoint:
     """What keeps ``last.ckpt``, in addition to savers of the user's, which get the run's folder where they name none.
 
     Raises:
-        ValueError: If a RunCheckpoint was given that saves nothing to go on from.
+        ValueError: If a RunCheckpoint was given that saves nothing to resume from.
     """
     others = [one for one in given if isinstance(one, ModelCheckpoint)]
     place = os.path.realpath(checkpoints)
@@ -321,7 +321,7 @@ def _saver(checkpoints: Path, given: list[Callback]) -> RunCheckpoint:
 
 
 def _stands_for(given: Callback, default: Callback) -> bool:
-    """Whether a callback is of the default's kind and looks at the same network; a saver: at the same times."""
+    """Whether a callback is of the default's kind and evaluates the same network; a saver: at the same times."""
     if isinstance(given, RunCheckpoint) and isinstance(default, RunCheckpoint):
         return given.state_key == default.state_key
     networks = {getattr(one, "network", "backbone") for one in (given, default)}

@@ -50,7 +50,7 @@ def optimizer_of_run(module: Trained) -> OptimizerLRScheduler:
 
     Raises:
         ValueError: If the run has no end, the views per step are not known, the warm-up is as long as the run, or the
-            optimizer looks at whole matrices and FSDP shards them.
+            optimizer needs whole matrices and FSDP shards them.
     """
     trainer = module.trainer
     trainer.fit_loop.setup_data()  # loads the train loader, which Lightning otherwise does later
@@ -115,7 +115,7 @@ def _parts(module: Trained) -> list[_Part]:
 
 
 class _Schedule(LambdaLR):
-    """A LambdaLR that goes on as the run is long now: the optimizer brings the learning rate of what it was before."""
+    """A LambdaLR that resumes with the run's current length: the optimizer's state has the former learning rate."""
 
     def __init__(self, optimizer: Optimizer, of_groups: list[Callable[[int], float]], total_steps: int) -> None:
         self.total_steps = total_steps

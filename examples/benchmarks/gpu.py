@@ -2,7 +2,7 @@
 
 python examples/benchmarks/gpu.py FOLDER -o gpu.json
 
-FOLDER holds photographs, 200 or more. Needs torch, torchvision, lightning, torchmetrics, timm, opencv-python-headless
+FOLDER: 200 photographs or more. Needs torch, torchvision, lightning, torchmetrics, timm, opencv-python-headless
 and jsonargparse, and this checkout. Each measurement runs in a process of its own with a time limit of its own, so
 that one that is slow or fails costs only itself; the results so far are in the file after each. --tiny runs all of
 them in small sizes, on a processor too, to try the script. --page docs/performance.md renews the table there.

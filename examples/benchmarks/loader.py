@@ -2,7 +2,7 @@
 
 python examples/benchmarks/loader.py FOLDER
 
-FOLDER holds photographs. Ours and the author's way load by turns; printed are medians and ranges over the rounds.
+FOLDER contains photographs. Ours and the author's way load by turns; printed are medians and ranges over the rounds.
 """
 
 import pickle

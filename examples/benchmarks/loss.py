@@ -2,8 +2,8 @@
 
 python examples/benchmarks/loss.py
 
-On a GPU where there is one, else on one core, in CPU seconds. Ours and the plain form run in turns; printed are medians
-and quartiles over the rounds, and the median of ours / plain round by round. Peak memory is what lies above the
+On a GPU if there is one, else on one core, in CPU seconds. Ours and the plain form run in turns; printed are medians
+and quartiles over the rounds, and the median of ours / plain round by round. Peak memory is what is above the
 features, their gradient and one normalised copy of them: of the CUDA allocator on a GPU, elsewhere of fresh processes
 that compute the term once (their largest resident set, less that of a process which holds just these three).
 

@@ -2,7 +2,7 @@
 
     python examples/benchmarks/probe.py --root FOLDER [--source last.ckpt]
 
-FOLDER holds Corel-5K as `read_corel5k` describes it. Both learn the same linear classifier of the same frozen,
+FOLDER contains Corel-5K as `read_corel5k` describes it. Both learn the same linear classifier of the same frozen,
 average and maximum pooled features of the same un-augmented images. SGD is the published recipe (weights N(0, 0.01),
 BCE, momentum 0.9, no decay, cosine, 64 images a step), its learning rate chosen on the held-out fifth of the training
 images, as the probe's strength is.

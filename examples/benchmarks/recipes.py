@@ -4,10 +4,10 @@ python examples/benchmarks/recipes.py mlssl --set corel5k --root FOLDER --seed 0
 
 NAME is `mlssl` or `paper`, the library's recipes with the blocks and heads of time_to_quality.py; `soft`, the paper's
 with the colours of `mlssl`; or a peer of recipes_peers.py (pip install 'mlssl[bench]'). --change model.base_lr=0.004
-changes single settings. FOLDER holds Corel-5K, or UC Merced's train.csv and test.csv with 17 labels. An
+changes single settings. FOLDER contains Corel-5K, or UC Merced's train.csv and test.csv with 17 labels. An
 interrupted trial resumes from its last checkpoint when you give the same command, and one with a row is not run again.
 
-The score is a cross-validation inside the training images. Only --final looks at the test images: once, at the end.
+The score is a cross-validation inside the training images. Only --final uses the test images: once, at the end.
 --page docs/which_recipe.md renews the table there and trains nothing.
 """
 

@@ -1,4 +1,4 @@
-"""Milliseconds of a convolution onto a few places, value and gradients, as matrix products and by torch.
+"""Milliseconds of a convolution onto a few positions, value and gradients, as matrix products and by torch.
 
 python examples/benchmarks/small_maps.py
 

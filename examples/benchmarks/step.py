@@ -2,7 +2,7 @@
 
 python examples/benchmarks/step.py FOLDER
 
-FOLDER holds Corel-5K (or say --dataset coco). On a GPU where there is one, else on the processor. They run by turns,
+FOLDER contains Corel-5K (or say --dataset coco). On a GPU if there is one, else on the processor. They run by turns,
 some steps each and after some that do not count; printed are median and range over the rounds. Ours runs under the
 Trainer as `mlssl fit` does, without callbacks that only look on. --profile shows where one step's time goes instead.
 """
@@ -48,7 +48,7 @@ def main(
     """Print a line a way.
 
     Args:
-        folder: That holds the data set.
+        folder: Of the data set.
         dataset: Its format.
         backbone: Any name.
         projection_dim: P.
@@ -168,7 +168,7 @@ def repeated(batch: dict[str, Tensor], count: int) -> DataLoader[Any]:
 
 
 def now() -> float:
-    """Seconds, once the device has done what it was told."""
+    """Seconds, after the device has finished."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()

@@ -2,7 +2,7 @@
 
 python examples/benchmarks/step_cost.py --networks '[resnet18, resnet50]' --size 64
 
-An image is 2 × 2 blocks, each twice, of random pixels: loading is not counted. On a GPU where there is one, else on the
+An image is 2 × 2 blocks, each twice, of random pixels: loading is not counted. On a GPU if there is one, else on the
 processor in one thread. Seconds are the median of some steps of the larger of two batches; memory is what the forward
 pass keeps for the backward pass, by the difference of the two batches, so that weights are not in it.
 """

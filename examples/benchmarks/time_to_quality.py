@@ -2,7 +2,7 @@
 
 python examples/benchmarks/time_to_quality.py FOLDER
 
-FOLDER holds Corel-5K. The two train by turns, an epoch each, in one process and on one device, so that both meet the
+FOLDER contains Corel-5K. The two train by turns, an epoch each, in one process and on one device, so that both meet the
 same machine; each has a clock of its own for its training alone, of the wall and of the processor. After every epoch a
 linear probe is fitted to the features of whole images. With --ways ours or --ways author only one of them runs.
 """

@@ -2,7 +2,7 @@
 
 python examples/benchmarks/views.py FOLDER
 
-FOLDER holds photographs. All run on one core, by turns, a pass over the images each, so that they meet one machine;
+FOLDER contains photographs. All run on one core, by turns, a pass over the images each, so that they meet one machine;
 every way has one pass to warm up. Printed are median and quartiles over passes of the mean milliseconds an image.
 """
 

@@ -20,7 +20,7 @@ class Boxes(Dataset):
         entries: Path of an image → its objects, dicts of box, label, ignore and, for masks, COCO's segmentation.
         classes: Names, in the order of the labels.
         training: Flip half of the images, and leave out ignored objects and images without any other.
-        with_masks: Whether targets hold masks (n, H, W).
+        with_masks: Whether targets have masks (n, H, W).
     """
 
     def __init__(self, entries: dict[Path, list[dict]], classes: list[str], training: bool, with_masks: bool) -> None:

@@ -74,7 +74,7 @@ class C4(nn.Module):
 
 
 def c4_parts(network: nn.Module, num_classes: int, with_masks: bool) -> dict:
-    """The last stage looks at each region, and a norm behind it gives pre-trained features one scale."""
+    """The last stage processes each region, and a norm behind it gives pre-trained features one scale."""
     if not hasattr(network, "layer4"):
         raise ValueError(f"head c4 takes a ResNet apart, and {type(network).__name__} is none: use head fpn.")
     body, width = C4(network), network.num_features

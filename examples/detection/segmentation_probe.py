@@ -1,8 +1,8 @@
-"""What each place of a backbone's last feature map tells: a linear layer on it names every pixel, scored by mIoU.
+"""What each position of a backbone's last feature map knows: a linear layer on it labels every pixel, scored by mIoU.
 
 `python examples/detection/segmentation_probe.py --root FOLDER --sources '[resnet18, ours.safetensors]'`
 
-FOLDER holds COCO (annotations/, train2017/, val2017/) or VOC (VOC2012/ with SegmentationClass/). A source is what
+FOLDER contains COCO (annotations/, train2017/, val2017/) or VOC (VOC2012/ with SegmentationClass/). A source is what
 `mlssl linear` takes: a run, an exported file, NAME=FILE, published weights, or a NAME alone, which is untrained. The
 backbone stays as it is. Needs `pip install 'mlssl[detection]'`.
 """
@@ -184,7 +184,7 @@ def read_coco_masks(root: Path, split: str, boxes: bool = False) -> Masks:
 
     def mask(index: int, height: int, width: int) -> np.ndarray:
         classes = np.zeros((height, width), np.uint8)
-        # Crowds lie below all objects.
+        # Crowds are painted below all objects.
         order = sorted(objects[content["images"][index]["id"]], key=lambda one: (-one.get("iscrowd", 0), -area(one)))
         for one in order:
             inside = drawn(one.get("segmentation") or [corners(one["bbox"])], height, width).astype(bool)

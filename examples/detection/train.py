@@ -3,7 +3,7 @@ r"""Object detection from a pre-trained backbone: train torchvision's R-CNN from
     python examples/detection/train.py --config examples/detection/coco_1x.yaml --root FOLDER \
         --weights '[scratch, ours.safetensors, others.safetensors]'
 
-FOLDER holds COCO (annotations/, train2017/, val2017/) or VOC (VOC2007/, VOC2012/). A weights file is one of timm's for
+FOLDER has COCO (annotations/, train2017/, val2017/) or VOC (VOC2007/, VOC2012/). A weights file is one of timm's for
 the backbone: `mlssl export last.ckpt -o ours.safetensors` writes one, any other makes a further row of the table.
 Needs `pip install 'mlssl[detection]'`.
 """
@@ -25,7 +25,7 @@ from torchmetrics.detection import MeanAveragePrecision
 from mlssl.optim import parameter_groups
 
 AVERAGED = 10
-"""Steps at the start and at the end whose mean losses stand in the table."""
+"""Steps at the start and at the end whose mean losses are in the table."""
 
 COLUMNS = {"AP": "map", "AP50": "map_50", "AP75": "map_75"}
 
@@ -114,7 +114,7 @@ def main(
         test_splits: Such as val2017, or 2007/test.
         weights: "scratch", or weights files of timm; a row for each.
         backbone: Any timm name with stages; a ResNet for c4.
-        head: FPN, or C4, where the last stage looks at each region.
+        head: FPN, or C4, whose last stage processes each region.
         masks: Train and score masks too, which VOC's boxes lack.
         steps: Optimizer steps.
         milestones: Steps at which the learning rate falls to a tenth.

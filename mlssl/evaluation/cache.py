@@ -1,4 +1,4 @@
-"""Features in files that are filled image by image, go on where they stopped, and are then mapped into memory."""
+"""Features in files that are filled image by image, resumed after a stop, and then memory-mapped."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ class FeatureCache:
     """Features (n, D), ids (n,) and labels (n, L) of one set of images and one backbone, in a folder.
 
     ``features.npy``, ``image_ids.npy`` and ``labels.npy`` are what `numpy.load` reads, and ``progress.json`` says how
-    many images they hold and what they were taken with. Numbers reach the disk before they are counted there, so that
-    a pass that was killed goes on at the last count.
+    many images they contain and the settings used. Features reach the disk before they are counted there, so that
+    a killed pass resumes at the last count.
 
     Args:
         folder: Made if missing.
@@ -53,7 +53,7 @@ class FeatureCache:
         made_with: What the features depend on, as words and numbers: another content is another cache.
 
     Raises:
-        ValueError: If the folder holds other features, or files that are no cache or are damaged.
+        ValueError: If the folder contains other features, or files that are not a cache or are damaged.
     """
 
     def __init__(self, folder: str | os.PathLike[str], num_images: int, made_with: dict[str, Any]) -> None:
@@ -73,7 +73,7 @@ class FeatureCache:
 
         Raises:
             ValueError: If labels came or went, or have another width than before.
-            FullDiskError: If there is no space for them; those before stay, and a later pass goes on.
+            FullDiskError: If there is no space for them; earlier ones stay, and a later pass resumes.
             OSError: If they cannot be written otherwise (no permission).
         """
         try:
@@ -113,7 +113,7 @@ class FeatureCache:
         return mapped["features"], mapped["image_ids"], mapped.get("labels")
 
     def line(self, index: int) -> Tensor:
-        """Features (D,) of one of the images that are done already, without a look at the others."""
+        """Features (D,) of one finished image; the others are not read."""
         mapped = np.memmap(
             self.folder / _ARRAYS["features"], np.dtype(self._about["dtype"]), "r", self._data_start("features")
         )

@@ -57,8 +57,8 @@ def extract_features(
             differ from one batch to the next.
         pooling: Over the last feature map: average, maximum, or the mean of both (as in published linear evaluation).
         dtype: Of the features that are kept: float32, or float16 in half the room.
-        cache: Folder that holds features on disk, see `FeatureCache`: the result is then mapped into memory as it is
-            read, a pass that was stopped goes on, one that is done is not repeated, and a second process waits for the
+        cache: Folder for features on disk, see `FeatureCache`: the result is then memory-mapped and
+            read on demand, a stopped pass resumes, a finished one is not repeated, and a second process waits for the
             first. Needs a `DataLoader` that is not shuffled. Images are not compared with those of an earlier pass, but
             for the first and the last of it.
         progress: Whether to show a bar with images per second and the time left, or what it is to name behind
@@ -70,7 +70,7 @@ def extract_features(
     Raises:
         TypeError: If `model` lacks `backbone` or `normalize`, or a batch or `dtype` is another kind of number.
         ValueError: If the loader is empty, a batch is not as above, the backbone does not take the size of the images,
-            a feature is not finite, or the cache holds other features, is damaged, or has no loader of a fixed order.
+            a feature is not finite, or the cache has other features, is damaged, or has no loader of a fixed order.
         RuntimeError: If a buffer of the model changed during the pass.
         OSError: If the cache cannot be written.
     """
@@ -189,7 +189,7 @@ def _open_cache(
     pooling: Pooling,
     dtype: torch.dtype,
 ) -> FeatureCache:
-    """The cache, if what it holds already is what the backbone gives now for its first and its last image."""
+    """The cache, if its first and last features equal what the backbone gives now for those images."""
     images = cast(Any, loader.dataset)
     made_with = {"weights": _digest(backbone), "pooling": pooling, "dtype": str(dtype).removeprefix("torch.")}
     records = getattr(images, "records", None)

@@ -40,7 +40,7 @@ def frozen_sets(
     name: str = "backbone",
     progress: bool = True,
 ) -> FrozenSets:
-    """Take the features of two sets, on a GPU where there is one, to which the model is moved.
+    """Extract the features of two sets; the model is moved to a GPU if there is one.
 
     Args:
         model: As `extract_features` takes it.

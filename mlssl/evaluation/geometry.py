@@ -1,4 +1,4 @@
-"""How features lie in space: cosines by kind of pair, effective rank, spectrum and a map in two dimensions."""
+"""Geometry of features: cosines by kind of pair, effective rank, spectrum and a map in two dimensions."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def pair_cosines(z: Tensor) -> dict[str, Tensor]:
         {'same_block': 24, 'same_image': 144, 'other_image': 384}
     """
     rows = F.normalize(z.float().flatten(0, 2), dim=1)
-    # Rounding goes beyond 1. Pairs are taken by their place, because a mask would wait for the device.
+    # Rounding exceeds 1. Pairs are selected by index, because a mask would wait for the device.
     cosines = (rows @ rows.T).clamp(-1, 1).view(*z.shape[:3], *z.shape[:3])
     of_one_image = cosines.diagonal(dim1=0, dim2=3)  # (A, K, A, K, B)
     pairs = {
@@ -92,7 +92,7 @@ def feature_spectrum(features: Tensor) -> Tensor:
 
 
 def directions_of_variance(singular_values: Tensor, share: float = 0.9) -> int:
-    """How many directions, strongest first, hold a share of the variance.
+    """How many directions, strongest first, explain a share of the variance.
 
     Args:
         singular_values: (r,) of centred features, largest first.
@@ -108,7 +108,7 @@ def directions_of_variance(singular_values: Tensor, share: float = 0.9) -> int:
 
 
 def map_2d(features: Tensor) -> tuple[Tensor, tuple[float, float]]:
-    """Places of images on their two principal directions, after each feature vector is brought to length 1.
+    """Coordinates of images on their two principal directions, after each feature vector is scaled to length 1.
 
     A principal component analysis keeps distances as well as two numbers can and has no setting to be tuned. The sign
     of a direction is chosen so that its largest coordinate is positive, so that a map can be drawn again.
@@ -117,7 +117,7 @@ def map_2d(features: Tensor) -> tuple[Tensor, tuple[float, float]]:
         features: (n, D), finite, n at least 1.
 
     Returns:
-        Places (n, 2), and the share of the variance (0–1) that lies along each of the two; 0 where there is none.
+        Coordinates (n, 2), and the share of the variance (0–1) along each of the two; 0 without variance.
     """
     rows = F.normalize(features.float(), dim=1)
     rows = rows - rows.mean(0)
@@ -133,7 +133,7 @@ def map_2d(features: Tensor) -> tuple[Tensor, tuple[float, float]]:
 
 
 def neighbor_map(features: Tensor, seed: int = 0) -> tuple[Tensor, float, float] | None:
-    """Places of images by t-SNE (L. van der Maaten and G. Hinton, JMLR 9, 2008), if it keeps neighbours better.
+    """Coordinates of images by t-SNE (L. van der Maaten and G. Hinton, JMLR 9, 2008), if it keeps neighbours better.
 
     Features are brought to length 1, so that its distances are those of cosines. It begins at the two principal
     directions.
@@ -143,7 +143,7 @@ def neighbor_map(features: Tensor, seed: int = 0) -> tuple[Tensor, float, float]
         seed: Of scikit-learn's.
 
     Returns:
-        Places (n, 2), and how well t-SNE and the principal directions keep each image's five nearest
+        Coordinates (n, 2), and how well t-SNE and the principal directions keep each image's five nearest
         (`sklearn.manifold.trustworthiness`, 0.5 by chance to 1); None without scikit-learn, with fewer than 20 images,
         and where t-SNE keeps them no better.
     """

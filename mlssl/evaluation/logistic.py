@@ -65,7 +65,7 @@ class Lines:
         return len(self.features) if self.rows is None else len(self.rows)
 
     def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
-        """Where a piece lies, and its standardised features (c, D) float32."""
+        """Slice of a piece, and its standardised features (c, D) float32."""
         return self._read() if self._held is None else iter(self._held)
 
     @property
@@ -75,7 +75,7 @@ class Lines:
         return fits if self._held is None or self.device.type == "cuda" else min(fits, CACHED_COLUMNS)
 
     def places(self) -> Iterator[slice]:
-        """Where the pieces lie."""
+        """Slices of the pieces."""
         return (slice(start, min(start + self._size, len(self))) for start in range(0, len(self), self._size))
 
     @cached_property
@@ -161,9 +161,9 @@ def logistic_regression(
         features: (n, D), standardised here, or `Lines` of them.
         labels: (n, L) of 1, 0 and −1; −1 is left out of the label's mean.
         strengths: λ >= 0, one solution each.
-        pos_weight: Weight of a positive beside a negative's 1 in a label's mean, as in torch's
+        pos_weight: Weight of a positive relative to a negative's 1 in a label's mean, as in torch's
             `BCEWithLogitsLoss`; "balanced" gives all positives of a label the weight of all its negatives.
-        max_iterations: A solution that needs more is returned as it stands.
+        max_iterations: A solution that needs more is returned unfinished.
         tolerance: A label is done when its Newton decrement, about twice what the objective can still fall, is below
             `tolerance` times 1e-2 of the objective.
 

@@ -16,7 +16,7 @@ RANKED_NUMBERS = 2**22
 """Scores that are ranked at a time."""
 
 TOP_K = 3
-"""Labels an image that the second set of scores looks at, as the field does since J. Wang et al., arXiv 1604.04573."""
+"""Labels per image in the second set of scores, as in the field since J. Wang et al., arXiv 1604.04573."""
 
 
 def average_precision(scores: Tensor, targets: Tensor) -> Tensor:
@@ -104,7 +104,7 @@ def multilabel_scores(
         are OP and OR without a prediction or a present label, and the harmonic mean of two zeros.
 
     Raises:
-        ValueError: If the shapes differ or are not (n, L), a value lies outside its range or is NaN.
+        ValueError: If the shapes differ or are not (n, L), or a value is out of range or NaN.
         TypeError: If the targets are floats.
 
     Example:
@@ -226,7 +226,7 @@ class MultiLabelAveragePrecision(_ByImage):
 
 
 def first_places(values: Tensor) -> Tensor:
-    """Place of the first of each value in (n,), ascending: the images to keep of those that come twice.
+    """Index of the first of each value in (n,), ascending: which images to keep among duplicates.
 
     Example:
         >>> first_places(torch.tensor([7, 3, 7, 5]))

@@ -40,7 +40,7 @@ def nearest_neighbors(
     """Find the k lines of the bank with the largest cosine to each query, in float32.
 
     The bank is visited once, in pieces that are moved to the queries' device: it may stay on the CPU in float16, or in
-    a memory-mapped file, and beside it no more than a piece, its cosines and the (n, k) result is held.
+    a memory-mapped file; in memory are only a piece, its cosines and the (n, k) result.
 
     Args:
         queries: (n, D) of any floating type; need not be normalised. A line of zeros has cosine 0 to everything.

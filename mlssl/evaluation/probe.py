@@ -29,7 +29,7 @@ class LinearProbeResult:
         average_precision: (L,) of the test set; NaN for a label without a positive there.
         num_classes: Labels with a positive in the test set, those that mAP is the mean of.
         num_learned: Labels with a positive and a negative in the training set; the others score all images alike.
-        strength: The one chosen, λ of ½·λ·‖w‖² beside the mean log-loss of a label.
+        strength: The chosen λ of ½·λ·‖w‖², added to the mean log-loss of a label.
         validation: Strength → mAP on the held-out part of the training set, from which the choice was made.
         scores: (n, L) logits of the test set; their sigmoid is the probability.
     """
@@ -60,7 +60,7 @@ def linear_probe(
 
     A random part of the training set is held out, the strength with the best mAP there is taken, and the classifier is
     then fitted again on the whole training set. Features are standardised by the training set's mean and deviation.
-    Features that are mapped from a file are read piece by piece and never copied as a whole, so that beside them about
+    Memory-mapped features are read piece by piece and never copied as a whole, so that in addition about
     two gigabytes are needed, however many images there are.
 
     A label without both a positive and a negative in the training set cannot be learned: its score is the same for all
@@ -70,20 +70,20 @@ def linear_probe(
         train: Labelled features, n >= 2.
         test: Labelled features of the same widths D and L.
         validation_fraction: Of the training set, between 0 and 1; the default is a fifth.
-        strengths: Values of λ >= 0 to choose from, for ½·λ·‖w‖² beside the mean log-loss of a label; scikit-learn's C
+        strengths: Values of λ >= 0 to choose from; ½·λ·‖w‖² is added to the mean log-loss of a label; scikit-learn's C
             is 1 / (λ · number of images). A single one is used as it is.
-        pos_weight: Weight > 0 of a positive beside a negative's 1; "balanced" gives all positives of a label the weight
+        pos_weight: Weight > 0 of a positive; a negative has 1; "balanced" gives all positives of a label the weight
             of all its negatives.
         num_resamples: Of the bootstrap for the interval; 0 for none.
         seed: Of the random split and of the bootstrap.
-        device: To compute on; None takes a GPU where there is one.
+        device: To compute on; None takes a GPU if there is one.
         progress: Whether to show bars with classes per second, once they have taken a second.
 
     Returns:
         Test mAP, average precisions and logits, and how the strength was chosen.
 
     Raises:
-        ValueError: If labels are missing, widths differ, a set is empty or holds NaN, no label has a positive in the
+        ValueError: If labels are missing, widths differ, a set is empty or has NaN, no label has a positive in the
             test set or the held-out part, or an argument is outside its range.
     """
     train_labels, test_labels = check_sets(train, test)
@@ -141,7 +141,7 @@ def check_sets(train: Features, test: Features) -> tuple[Tensor, Tensor]:
     """Labels of a training and a test set that fit together.
 
     Raises:
-        ValueError: If labels are missing, widths differ, a set is empty or holds NaN, or no label has a positive in the
+        ValueError: If labels are missing, widths differ, a set is empty or has NaN, or no label has a positive in the
             test set.
     """
     train_labels, test_labels = _checked_labels(train, "training"), _checked_labels(test, "test")
@@ -184,7 +184,7 @@ def _fitted(
 
 
 def _split(count: int, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Images to fit on and images to hold out, both ascending, as a file is best read."""
+    """Images to fit on and images to hold out, both in ascending order, the fastest for reading a file."""
     if not 0 < fraction < 1:
         raise ValueError(f"validation_fraction {fraction} must lie between 0 and 1, such as 0.2")
     if count < 2:

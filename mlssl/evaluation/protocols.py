@@ -89,7 +89,7 @@ def find_protocol(name: str) -> Protocol:
 
 
 def describe(protocol: Protocol, train: Records, test: Records, epochs: int | None = None) -> str:
-    """Everything that a number of the protocol has to be read with, in one line that stands before any result."""
+    """All settings that the results depend on, in one line before any result."""
     reported = {"sgd": f"the last of {protocol.epochs} epochs is reported", "svm": "C by 3-fold AP on the training set"}
     how = reported.get(protocol.classifier, "no epochs: the strength is chosen on a fifth of the training images")
     if epochs is not None and epochs != protocol.epochs:
@@ -254,7 +254,7 @@ def evaluate_sgd(protocol: Protocol, model: FeatureNetwork, data: CropData, trai
     """Train the classifier for the Trainer's epochs and test it once, at the end.
 
     Raises:
-        ValueError: As `LinearEvaluation`; on several devices, which would each hold a part of the test set.
+        ValueError: As `LinearEvaluation`; on several devices, each of which would have a part of the test set.
     """
     if trainer.world_size > 1:
         raise ValueError(f"{trainer.world_size} devices were asked for, and the test set is not split: pass devices=1")

@@ -33,7 +33,7 @@ class Similarities(NamedTuple):
     """How alike a backbone finds the parts of one image.
 
     `blocks` is (K, K), cosines of the blocks' features; `maps` (K, H', W'), for each block the mean cosine with the
-    patches that cover a place of the image, on a raster as fine as the patches allow.
+    patches that cover a point of the image, on a raster as fine as the patches allow.
     """
 
     blocks: Tensor
@@ -65,7 +65,7 @@ def block_similarities(model: FeatureNetwork, image: ImageArray, boxes: Sequence
 
 
 class Similar(NamedTuple):
-    """What is nearest to an image or to a block of it: lines of the records, places of the block, cosines."""
+    """Nearest to an image or to a block of it: indices into the records, boxes of the block, cosines."""
 
     lines: list[int]
     boxes: list[Box]
@@ -100,7 +100,7 @@ def find_similar(
         cols: Of the grid.
         overlap: Of the blocks.
         size: Side that images or blocks are resized to.
-        leave_out: Line of the records that holds the image itself.
+        leave_out: Index of the image itself in the records.
         batch_size: Images at a time.
         num_workers: Loader processes.
         progress: Whether to show a bar with images per second.

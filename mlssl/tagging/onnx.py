@@ -21,7 +21,7 @@ MAX_DIFFERENCE = 1e-4
 def export_tagger(tagger: Tagger, path: str | os.PathLike[str], *, overwrite: bool = False) -> float:
     """Write the tagger as a graph from `images`, uint8 (n, C, H, W) of its size, to `probabilities` (n, L).
 
-    Normalisation, backbone, pooling, classifier and calibration are in the graph. Its metadata holds "classes",
+    Normalisation, backbone, pooling, classifier and calibration are in the graph. Its metadata has "classes",
     "thresholds" (JSON lists of L) and "size" (height and width, to which images are resized beforehand).
 
     Args:

@@ -30,7 +30,7 @@ def check_tag_file(path: Path, classes: Sequence[str]) -> None:
     """Refuse an output that cannot be written, before any image is read.
 
     Raises:
-        ValueError: If its suffix is of no format, or a CSV file could not tell the classes apart.
+        ValueError: If its suffix is not a known format, or classes would be ambiguous in a CSV file.
         ImportError: If Parquet is asked for without pyarrow.
     """
     if path.suffix not in SUFFIXES:

@@ -1,4 +1,4 @@
-"""A tagger: which labels an image shows, with probabilities, from one file that holds all it needs."""
+"""A tagger: which labels an image shows, with probabilities, from one self-contained file."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ class Tagger:
         ]
 
     def maps(self, images: Sequence[ImageArray]) -> list[Tensor]:
-        """Where each label comes from: the classifier at each place of the last feature map, in logits.
+        """Where each label comes from: the classifier at each position of the last feature map, in logits.
 
         With average pooling, in a network without a layer behind it, the mean of a map is the label's logit (before
         calibration).
@@ -182,8 +182,8 @@ class Tagger:
         """Write all of it to one .safetensors file, the backbone's weights included.
 
         Raises:
-            FileExistsError: If a file stands there and `overwrite` is False.
-            ValueError: If the backbone was not built by name, so that nobody could build it again.
+            FileExistsError: If the file exists and `overwrite` is False.
+            ValueError: If the backbone was not built by name, so that it cannot be rebuilt.
             OSError: If the file cannot be written.
         """
         network = self.network
@@ -221,7 +221,7 @@ class Tagger:
 
         Raises:
             FileNotFoundError: If there is none.
-            ValueError: If it is no tagger, is damaged, or holds what a tagger cannot be.
+            ValueError: If it is not a tagger, is damaged, or contains invalid values.
         """
         path = Path(path)
         if not path.is_file():

@@ -18,7 +18,7 @@ RESAMPLED_NUMBERS = 2e8
 """Scores that all resamples together may read; large sets get fewer resamples, and need fewer."""
 
 CONFIDENCE = 0.9
-"""Share of the resampled thresholds that lie in the interval."""
+"""Share of the resampled thresholds inside the interval."""
 
 
 class Thresholds(NamedTuple):
@@ -37,7 +37,7 @@ def choose_thresholds(
 
     Images are drawn with replacement many times, a threshold is chosen in each draw, and the median of these is taken
     (bagging, L. Breiman 1996): the best threshold of a label with few positives depends on single images, and the
-    median less so. The interval holds 90 % of them. For a wanted precision the threshold is that of the images as they
+    median less so. The interval has 90 % of them. For a wanted precision the threshold is that of the images as they
     are.
 
     Args:
@@ -127,7 +127,7 @@ def calibrate(logits: Tensor, targets: Tensor, *, iterations: int = 50) -> Calib
     negatives = len(labels) - positives
     if not (positives and negatives):
         return Calibration(1.0, 0.0)
-    # Platt's targets (sec. 2.2), by which labels that are told apart without a fault get no infinite slope.
+    # Platt's targets (sec. 2.2), with which perfectly separated labels do not get an infinite slope.
     labels = torch.where(labels == 1, (positives + 1) / (positives + 2), 1 / (negatives + 2))
     columns = torch.stack([inputs, torch.ones_like(inputs)], dim=1)
     solution = torch.tensor([1.0, 0.0], dtype=torch.float64)

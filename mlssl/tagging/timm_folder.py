@@ -26,7 +26,7 @@ def export_timm_classifier(tagger: Tagger, folder: str | os.PathLike[str], *, ov
     """Write a tagger as a folder that timm opens, with its head: the sigmoid of an output is a label's probability.
 
     `timm.create_model("local-dir:FOLDER", pretrained=True)` builds it. Standardisation of the features and calibration
-    are multiplied into the classifier's weights. `config.json` holds the class names as "label_names", and under
+    are multiplied into the classifier's weights. `config.json` has the class names as "label_names", and under
     "mlssl" the "thresholds" and the "size" of the images as JSON. The folder is loaded by timm and compared before it
     gets its name.
 
@@ -39,7 +39,7 @@ def export_timm_classifier(tagger: Tagger, folder: str | os.PathLike[str], *, ov
         The largest difference of a probability of random images.
 
     Raises:
-        ValueError: If the backbone is not timm's or has no place for a linear classifier, the pooling is another, or
+        ValueError: If the backbone is not timm's or takes no linear classifier, the pooling is another, or
             probabilities differ by more than 1e-4.
         FileExistsError: If one of its files exists and may not be replaced.
         OSError: If it cannot be written.
