@@ -224,13 +224,13 @@ def test_a_received_export_downloads_nothing_and_names_no_code(name: str) -> Non
 def test_the_report_fetches_only_what_its_user_trusts() -> None:
     run = received()
     text = write_report(run, max_images=8).read_text()
-    assert "not looked at" not in text
+    assert "only the log is shown" not in text
     (run / "config.yaml").write_text(CONFIG.replace("synthetic", "shards, root: 'https://host/photos'"))
     text = write_report(run, max_images=8).read_text()
     assert "the report does not fetch unless you pass --trust true" in text
     (run / "config.yaml").write_text(CONFIG.replace("dim: 4}", "dim: 4, backbone_kwargs: {pretrained: true}}"))
     text = write_report(run, max_images=8).read_text()
-    assert "the report reads them only if you pass --trust true" in text
+    assert "the report reads only if you pass --trust true" in text
 
 
 def test_values_without_a_bound_are_refused() -> None:
