@@ -72,7 +72,8 @@ def fit_tagger(
         "thresholds": "best F1" if precision is None else f"precision {precision:g}",
         "seed": seed,
     }
-    classifier = nn.utils.skip_init(nn.Linear, train.features.shape[1], labels.shape[1])  # samples nothing
+    # Samples nothing from the global random state.
+    classifier = nn.utils.skip_init(nn.Linear, train.features.shape[1], labels.shape[1])  # type: ignore[no-untyped-call]
     with torch.no_grad():
         classifier.weight.copy_(solution.weights[0].T)
         classifier.bias.copy_(solution.bias[0])
