@@ -1,7 +1,8 @@
-"""What an image costs in a step, by network and size of a view: seconds of one thread, and memory.
+"""What a step costs, by network and size of a view: seconds and memory per image, seconds of an update.
 
 python examples/benchmarks/step_cost.py --networks '[resnet18, resnet50]' --size 64
 
+The optimizers are SGD of the recipe `paper` and Muon of `mlssl`; an update costs the same for any number of images.
 An image is 2 × 2 blocks, each twice, of random pixels: loading is not counted. On a GPU if there is one, else on the
 processor in one thread. Seconds are the median of some steps of the larger of two batches; memory is what the forward
 pass keeps for the backward pass, by the difference of the two batches, so that weights are not in it.
@@ -9,15 +10,19 @@ pass keeps for the backward pass, by the difference of the two batches, so that 
 
 import time
 import warnings
+from collections.abc import Callable
 from statistics import median
+from typing import Any
 
 import torch
 from jsonargparse import auto_cli
 from torch import Tensor
 
-from mlssl import MultiLabelSSLModule
+from mlssl import MultiLabelSSLModule, recipe
+from mlssl.optim import build_optimizer, parameter_groups
 
 BLOCKS = 4
+RECIPES = ("paper", "mlssl")
 
 
 def main(
@@ -43,14 +48,18 @@ def main(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     where = torch.cuda.get_device_name() if device.type == "cuda" else "one thread"
     print(f"{where}, torch {torch.__version__}, float32, {2 * BLOCKS} views per image\n")
-    print("| network, view | seconds per image | MB per image |", "|---|---|---|", sep="\n")
+    columns = ["network, view", "seconds per image", "MB per image"]
+    columns += [f"seconds per update, `{one}`" for one in RECIPES]
+    print(f"| {' | '.join(columns)} |", "|---" * len(columns) + "|", sep="\n")
     for name in networks:
         module = MultiLabelSSLModule(name, projection_dim=projection_dim, predictor_dim=predictor_dim).to(device)
         module.train()
         small, large = (batch_of(images, size, device) for images in (batch_size // 2, batch_size))
         memory = (kept_bytes(module, large) - kept_bytes(module, small)) / (batch_size - batch_size // 2)
         seconds = [step(module, large) for _ in range(steps + 1)][1:]
-        print(f"| {name}, {size} pixels | {median(seconds) / batch_size:.3g} | {memory / 1e6:.3g} |", flush=True)
+        cells = [f"{name}, {size} pixels", f"{median(seconds) / batch_size:.3g}", f"{memory / 1e6:.3g}"]
+        cells += [f"{median(update(module, recipe(one)['model'], steps)):.3g}" for one in RECIPES]
+        print(f"| {' | '.join(cells)} |", flush=True)
 
 
 def batch_of(images: int, size: int, device: torch.device) -> dict[str, Tensor]:
@@ -59,13 +68,31 @@ def batch_of(images: int, size: int, device: torch.device) -> dict[str, Tensor]:
 
 
 def step(module: MultiLabelSSLModule, batch: dict[str, Tensor]) -> float:
-    """Seconds of a forward and a backward pass; of the processor where it computes."""
-    clock = time.perf_counter if batch["views"].is_cuda else time.process_time
-    start = clock()
-    module.training_step(batch, 0)["loss"].backward()
-    if batch["views"].is_cuda:
-        torch.cuda.synchronize()
+    """Seconds of a forward and a backward pass."""
+    seconds = timed(lambda: module.training_step(batch, 0)["loss"].backward())
     module.zero_grad()
+    return seconds
+
+
+def update(module: MultiLabelSSLModule, settings: dict[str, Any], steps: int) -> list[float]:
+    """Seconds of each update of all weights by the optimizer of a recipe."""
+    groups = parameter_groups(module.parameters(), settings["weight_decay"])
+    name, arguments = settings.get("optimizer", "sgd"), settings.get("optimizer_kwargs")
+    optimizer = build_optimizer(name, groups, 1e-6, arguments, fused=True)
+    for parameter in module.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    seconds = [timed(optimizer.step) for _ in range(steps + 1)][1:]
+    module.zero_grad()
+    return seconds
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Seconds of the processor, or on the clock until a GPU has finished."""
+    clock = time.perf_counter if torch.cuda.is_available() else time.process_time
+    start = clock()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     return clock() - start
 
 

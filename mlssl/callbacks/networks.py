@@ -67,7 +67,7 @@ class NetworkCallback(L.Callback):
 
     @property
     def is_of_backbone(self) -> bool:
-        """Whether the network is the backbone, whose features a step returns."""
+        """Whether the network is the backbone: the step returns its features."""
         return self.network == BACKBONE
 
     def network_of(self, pl_module: L.LightningModule) -> FeatureNetwork | None:

@@ -1,4 +1,4 @@
-"""A tagger: which labels an image shows, with probabilities, from one self-contained file."""
+"""A tagger: probabilities of the labels of an image, from one self-contained file."""
 
 from __future__ import annotations
 
