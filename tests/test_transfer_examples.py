@@ -89,6 +89,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def weights(tmp_path: Path) -> str:
+    torch.manual_seed(0)
     return str(export_backbone(trained(build_backbone("test_resnet")), tmp_path / "ours.safetensors").path)
 
 
