@@ -7,7 +7,9 @@ help comes at once.
 from __future__ import annotations
 
 import difflib
+import errno
 import io
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -132,6 +134,8 @@ def _is_worker_failure(error: RuntimeError) -> bool:
 
 def _last_line(error: Exception) -> str:
     """The sentence itself, also where a loader worker sent its whole traceback."""
+    if isinstance(error, FileNotFoundError) and error.strerror == os.strerror(errno.ENOENT):  # the system's, not ours
+        return f"there is no file or folder {error.filename!r}: check the path"
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[-1] if lines[0].startswith("Caught ") else " ".join(line.strip() for line in lines)
 

@@ -209,7 +209,7 @@ BAD_INPUT = {
     "temperature": (["fit", "--model.temperature", "0"], "temperature=0"),
     "one image a step": (["fit", *SMALL, "--data.batch_size", "1"], "at least 2"),
     "batch too large": (["fit", *SMALL, "--data.batch_size", "5000"], "smaller batch_size"),
-    "no image": (["views", "nothing.jpg"], "nothing.jpg"),
+    "no image": (["views", "nothing.jpg"], "there is no file or folder 'nothing.jpg': check the path"),
     "no checkpoint": (["export", "nothing.ckpt"], "nothing.ckpt"),
     "no backbone": (["linear", "resnet5O"], "resnet50"),
 }
