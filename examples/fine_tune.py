@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from mlssl.backbones import feature_width
-from mlssl.commands.evaluation import completed, features_of, labelled_sets, opened, set_name
+from mlssl.commands.evaluation import features_of, labelled_sets, open_backbones, set_name, with_defaults
 from mlssl.commands.evaluation_options import EvaluationOptions
 from mlssl.commands.parsing import call_function
 from mlssl.data.datasets import ImageDataset
@@ -167,7 +167,7 @@ def fine_tune(
         raise ValueError(
             f"{len(fractions)} fractions and {len(epochs)} epochs were given: give epochs for each of them"
         )
-    models = opened(sources, options.seed)
+    models = open_backbones(sources, options.seed)
     every_seed = range(options.seed, options.seed + seeds)
     parts = {key: drawn(train, *key) for key in itertools.product(fractions, every_seed)}
     settings = {"batch_size": data.hparams["batch_size"], "num_workers": data.image_dataloader("train").num_workers}
@@ -241,7 +241,7 @@ def fine_tune(
     height, width = data.eval_size
     print(
         f"{set_name(options)}: {len(test)} test images, {len(train.classes)} classes, {height} × {width} pixels, "
-        f"{loss}, probe on {completed(options).pooling} features\n"
+        f"{loss}, probe on {with_defaults(options).pooling} features\n"
     )
     print("| weights | trained | labels | epochs | lr | test mAP, mean ± std | by seed |", "|---" * 7 + "|", sep="\n")
     print("\n".join(f"| {' | '.join(row)} |" for row in rows))

@@ -270,8 +270,8 @@ def test_what_needs_the_whole_network_leaves_a_sharded_one_alone(
         trainer = fit_sharded(*callbacks, logger=board)
     board.experiment.finish()
     for line in (
-        "BackboneExport: no device has the whole network: export a checkpoint, mlssl export FILE.",
-        "RepresentationLogger: nothing is shown, because no device has the whole network.",
+        "BackboneExport: no device has the whole network: export a checkpoint instead, mlssl export FILE.",
+        "RepresentationLogger: nothing is logged: no device has the whole network.",
         "OnlineKNN: FSDP shards the network, and no device has all of it, so there is no kNN.",
     ):
         assert caplog.messages.count(line) == 1
@@ -280,7 +280,7 @@ def test_what_needs_the_whole_network_leaves_a_sharded_one_alone(
 
 
 def test_what_cannot_be_right_on_shards_is_refused(fit_sharded: Any) -> None:
-    with pytest.raises(TypeError, match="FSDP shards the network, of which no device has all: leave probe_train out"):
+    with pytest.raises(TypeError, match="FSDP shards the network, and no device has all of it: leave probe_train out"):
         fit_sharded(OnlineLinearProbe(), probe_train=synthetic_scenes("train", size=32, count=8))
     for settings in ({"optimizer": "lars"}, {"optimizer": "muon"}, {"decay_norm_and_bias": False}):
         with pytest.raises(ValueError, match="FSDP gives a device parts of them without their shape: use 'adam', 'ad"):

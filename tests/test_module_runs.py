@@ -197,7 +197,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_step_and_last_checkpoint(s
     last = r"\S*step=2.ckpt" if saving else "none yet"
     with pytest.raises(
         FloatingPointError,
-        match=r"The loss is nan at step 3 \(epoch 0\) on rank 0, whose images are \[60, 70\]"
+        match=r"The loss is nan at step 3 \(epoch 0\) on rank 0, with the images \[60, 70\]"
         rf".*last good checkpoint is {last}\. Lower base_lr",
     ):
         fitting.fit(module, DataLoader(Poisoned(module), batch_size=2))

@@ -60,7 +60,7 @@ def test_the_others_end_and_name_the_rank(starter: str, tmp_path: Path) -> None:
             one.communicate()
     assert time.monotonic() - killed < 30
     assert running.returncode != 0
-    said = rf"mlssl: error: This is rank 0, and rank 1 \(process {number} on .*\) ended during the run: look at what"
+    said = rf"mlssl: error: This is rank 0, and rank 1 \(process {number} on .*\) ended during the run: check its"
     assert re.search(said, printed), printed
 
 
@@ -75,19 +75,19 @@ def ended_process() -> Iterator[Process]:
 
 
 def test_errors_of_a_group_name_who_is_gone(ended_process: Process, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(other_processes, "SECONDS_TO_END", 0.0)
+    monkeypatch.setattr(other_processes, "GRACE_SECONDS", 0.0)
     callback = OtherProcesses()
-    assert callback.who_is_gone(GLOO) is None  # of a single process
+    assert callback.describe_ended(GLOO) is None  # of a single process
     callback._others = [Process(1, socket.gethostname(), os.getpid()), ended_process]
-    assert callback.who_is_gone(ValueError("of this process itself")) is None
-    monkeypatch.setattr(other_processes, "SECONDS_TO_END", 1.0)
-    said = callback.who_is_gone(GLOO)
+    assert callback.describe_ended(ValueError("of this process itself")) is None
+    monkeypatch.setattr(other_processes, "GRACE_SECONDS", 1.0)
+    said = callback.describe_ended(GLOO)
     assert said is not None
     assert said.startswith(f"This is rank 0, and rank 3 (process {ended_process.number} on {ended_process.host}) ended")
     callback._others = [Process(1, "elsewhere", 1)]
-    said = callback.who_is_gone(GLOO)
+    said = callback.describe_ended(GLOO)
     assert said is not None
-    assert "a process on another machine, or one that still ends, ended during the run" in said
+    assert "a process on another machine, or one that is still ending, ended during the run" in said
 
 
 @pytest.mark.slow
@@ -96,7 +96,7 @@ def test_a_process_that_waits_in_a_collective_is_ended(ended_process: Process) -
     program = (
         "import threading, time\n"
         "from mlssl.commands import other_processes as other\n"
-        "other.SECONDS_TO_END = other.SECONDS_BETWEEN_LOOKS = 0.1\n"
+        "other.GRACE_SECONDS = other.SECONDS_BETWEEN_CHECKS = 0.1\n"
         "callback = other.OtherProcesses()\n"
         f"callback._others = [other.Process{tuple(ended_process)!r}]\n"
         "threading.Thread(target=callback._watch, daemon=True).start()\n"
@@ -105,5 +105,5 @@ def test_a_process_that_waits_in_a_collective_is_ended(ended_process: Process) -
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert ended.returncode == 2
     assert re.fullmatch(
-        r"mlssl: error: This is rank 0, and rank 3 \(.*\) ended during the run: look .*\n", ended.stderr
+        r"mlssl: error: This is rank 0, and rank 3 \(.*\) ended during the run: check .*\n", ended.stderr
     )

@@ -225,7 +225,7 @@ def test_a_run_by_torchrun_that_is_asked_to_end_saves_and_goes_on(tmp_path: Path
     finally:
         running.kill()
     (folder,) = (tmp_path / "runs").iterdir()
-    assert printed.count(f"this goes on from it: mlssl fit --resume runs/{folder.name}") == 2
+    assert printed.count(f"to resume: mlssl fit --resume runs/{folder.name}") == 2
     saved = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     steps = saved["global_step"]
     assert [*range(steps)] == steps_logged(folder)

@@ -340,7 +340,7 @@ def test_a_state_that_does_not_fit_is_reported(run: Path, capsys: pytest.Capture
     torch.save({**content, "loops": {}}, path)
     assert "run/checkpoints/last.ckpt does not give the number of steps of its run" in error_of(ALL[0], capsys)
     torch.save({**content, "optimizer_states": [{}]}, path)
-    assert "run/checkpoints/last.ckpt does not hold what this run goes on with (" in error_of(ALL[0], capsys)
+    assert "run/checkpoints/last.ckpt cannot be resumed (" in error_of(ALL[0], capsys)
 
 
 def test_entries_of_a_wrong_type_are_reported() -> None:

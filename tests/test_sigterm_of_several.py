@@ -47,7 +47,7 @@ def trained(folder: Path, signalled: int | None, workers: int) -> str | None:
     )
     saver, last = RunCheckpoint(dirpath=folder, filename="{step}", save_last=True), folder / "last.ckpt"
     probe = OnlineLinearProbe()
-    os.environ["LOCAL_RANK"] = str(rank())  # tells Lightning that somebody else started the processes
+    os.environ["LOCAL_RANK"] = str(rank())  # tells Lightning that the processes are already running
     try:
         trainer = L.Trainer(
             max_epochs=2,

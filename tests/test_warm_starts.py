@@ -126,9 +126,9 @@ def test_wrong_checkpoints_to_start_from_end_in_one_line(checkpoint, tmp_path, m
     assert "first.ckpt does not fit the model, give the --model.backbone and widths" in capsys.readouterr().err
     both = [*words, str(checkpoint), "--model.backbone", "test_resnet", "--ckpt_path", str(checkpoint)]
     assert main(both) == 2
-    assert "and --ckpt_path goes on with its run: give one of them" in capsys.readouterr().err
+    assert "--ckpt_path resumes its run: pass one of them" in capsys.readouterr().err
     assert main(["fit", "--resume", "runs/first", "--start_from", str(checkpoint)]) == 2
-    assert "--start_from begins a new run, and --resume goes on with one" in capsys.readouterr().err
+    assert "--start_from starts a new run, --resume continues one" in capsys.readouterr().err
     assert not list(tmp_path.glob("runs/*"))
 
 

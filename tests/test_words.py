@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from mlssl.cli import main
-from mlssl.commands.results import Found, differences, write_results
+from mlssl.commands.results import BackboneResult, differences, write_results
 from mlssl.drawing.run import (
     figure_of_classes,
     figure_of_cosines,
@@ -47,7 +47,7 @@ def test_every_figure_is_drawn_with_any_name(name: str, tmp_path: Path) -> None:
         assert shown in drawn
     resampled = Resampled(torch.tensor([0.5, 0.6]), torch.tensor([[0.4, 0.6], [0.6, 0.8]]))
     numbers = {"mAP": 0.6, "interval": (0.5, 0.7)}
-    found = [Found(f"{name}.ckpt", {}, numbers, torch.tensor([0.5, 0.7]), resampled) for _ in range(2)]
+    found = [BackboneResult(f"{name}.ckpt", {}, numbers, torch.tensor([0.5, 0.7]), resampled) for _ in range(2)]
     counts = ClassCounts([name, "other"], [3, 4], [5, 60])
     folder = write_results(str(tmp_path), "linear", found, differences(found), counts, {"root": name})
     assert (folder / "average_precision.png").stat().st_size > 0

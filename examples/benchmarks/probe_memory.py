@@ -3,7 +3,7 @@
     python examples/benchmarks/probe_memory.py [--images 20000 40000 80000] [--width 2048] [--labels 80]
 
 Made features of float16 lie in a file that is mapped. Each size runs in a process of its own. The features are read
-anew in every pass, as those of 1,000,000 × 2048 are, which are more than `HELD_BYTES`.
+anew in every pass, as those of 1,000,000 × 2048 are, which are more than `IN_MEMORY_BYTES`.
 
 "beside" is the largest resident memory of the process, less what it had before the probe began, less the file itself,
 whose pages count as resident once they are read.
@@ -47,7 +47,7 @@ def make(folder: str, images: int, width: int, labels: int) -> None:
 
 def measure(folder: str) -> tuple[float, float]:
     """Bytes beside the file, and seconds."""
-    logistic.HELD_BYTES = 0
+    logistic.IN_MEMORY_BYTES = 0
     path = Path(folder) / "features.npy"
     features, labels = (
         torch.from_numpy(np.load(Path(folder) / f"{name}.npy", mmap_mode="c")) for name in ("features", "labels")

@@ -55,8 +55,8 @@ def main(views: int = 256, channels: int = 512, rounds: int = 7) -> None:
 @contextmanager
 def products() -> Iterator[None]:
     """Products also where the library leaves a map to torch."""
-    most = dict.fromkeys(small_maps.MOST_PIXELS, 9)
-    with patch.dict(small_maps.MOST_PIXELS, most), small_maps.SmallMapProducts():
+    most = dict.fromkeys(small_maps.MAX_PIXELS, 9)
+    with patch.dict(small_maps.MAX_PIXELS, most), small_maps.SmallMapProducts():
         yield
 
 

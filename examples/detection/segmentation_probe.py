@@ -27,7 +27,7 @@ from torchmetrics.classification import MulticlassJaccardIndex
 from torchvision.transforms.v2.functional import InterpolationMode, resize
 
 from mlssl.backbones import check_image_size, feature_width
-from mlssl.commands.evaluation import opened
+from mlssl.commands.evaluation import open_backbones
 from mlssl.data.decoding import decode_rgb
 from mlssl.feature_maps import feature_map
 from mlssl.optim import cosine_with_warmup
@@ -145,7 +145,7 @@ def main(
         raise ValueError(
             f"{len(train.classes)} and {len(test.classes)} classes in the two splits: give the same to both"
         )
-    models = opened(sources, seed)
+    models = open_backbones(sources, seed)
     for model in models.values():
         check_image_size(model.backbone, size, size)
     settings = {"batch_size": batch_size, "num_workers": num_workers}

@@ -1,4 +1,4 @@
-"""Batch-norm statistics of whole images, re-estimated when the training ends."""
+"""Re-estimate batch-norm statistics on whole images at the end of training."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from mlssl.report.measure import some_images
 
 
 class BatchNormStatistics(NetworkCallback):
-    """When the training ends, estimate the running statistics of the network's batch norms on whole images.
+    """Estimate the running statistics of the network's batch norms on whole images at the end of training.
 
-    In training these are of augmented views of blocks, and evaluation and transfer see whole images. Each batch norm
-    forgets its statistics and takes the mean over batches of `num_images` training images, evenly spread, without
-    augmentation and at the datamodule's `eval_size`; labels are not used. All devices see the same images and get the
-    same statistics. Weights and random state stay as they are, and no metric is logged.
+    During training the statistics are those of augmented views of blocks, while evaluation and transfer use whole
+    images. Each batch norm resets its statistics and takes the mean over batches of `num_images` training images,
+    evenly spaced, without augmentation and at the datamodule's `eval_size`; labels are not used. All devices use the
+    same images and get the same statistics. Weights and random state do not change, and no metric is logged.
 
     It acts in ``on_train_end``: after averaging callbacks that come before it in the list, and before `BackboneExport`
-    writes. ``last.ckpt`` exists already and is saved again with the new statistics; checkpoints of single epochs keep
-    theirs. A run resumed from it has the same weights as without, because training uses the statistics of the batch.
+    writes. ``last.ckpt`` is saved again with the new statistics; checkpoints of single epochs keep theirs. A run
+    resumed from it gets the same weights as without the callback, because training uses the statistics of the batch.
     If the run has no datamodule with images, the network has no batch norm, or FSDP shards it, one line says that
     nothing is done.
 
     Args:
-        num_images: At least 2; no more than the training set has.
+        num_images: At least 2; limited to the size of the training set.
         network: Name of the submodule whose batch norms are re-estimated, from normalised images to features.
 
     Raises:
@@ -58,12 +58,12 @@ class BatchNormStatistics(NetworkCallback):
             return None
         data, network = evaluation_data(trainer), self.network_of(pl_module)
         if data is None or data.train_records is None or network is None:
-            return self.say("nothing is done, because the run has no datamodule with whole images, or no such network.")
+            return self.say("nothing is done: the run has no datamodule with whole images, or no such network.")
         if self._is_sharded:
-            return self.say("nothing is done, because FSDP shards the network, and no device has all of it.")
+            return self.say("nothing is done: FSDP shards the network, and no device has all of it.")
         norms = [one for one in network.backbone.modules() if isinstance(one, BatchNorm) and one.track_running_stats]
         if not norms:
-            return self.say("nothing is done, because the network has no batch norm with running statistics.")
+            return self.say("nothing is done: the network has no batch norm with running statistics.")
         records = some_images(data.train_records, self.num_images)
         batch_size = max(2, min(batch_size_of(trainer), len(records)))
         loader = PartialLoader(
@@ -80,7 +80,7 @@ class BatchNormStatistics(NetworkCallback):
                 norm.train()
                 norm.momentum = None  # the mean over all batches
             for batch in loader:
-                if len(batch["image"]) == batch_size:  # a smaller one would count as much as the others
+                if len(batch["image"]) == batch_size:  # a smaller batch would have the same weight as the others
                     image_features(network.backbone, network.normalize, batch["image"])
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum

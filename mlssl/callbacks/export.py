@@ -18,20 +18,20 @@ from mlssl.export import EXPORT_SUFFIXES, check_format, export_backbone, fitting
 
 
 class BackboneExport(NetworkCallback):
-    """Write the backbone alone, as :func:`mlssl.export_backbone` does, every n epochs and when the fit has ended.
+    """Export the backbone by :func:`mlssl.export_backbone` every n epochs and at the end of the fit.
 
     Files are ``backbone-epoch=NN.<suffix>``, epochs counted from 0 as in checkpoint names, and ``backbone.<suffix>``
     with the final weights of the fit (those of an averaging callback, if one is used). For another network, its name
     replaces ``backbone``. Existing files are kept: the new one gets ``-v1``, ``-v2``, … after its name. Only rank 0
-    writes, nothing is written under ``fast_dev_run``, and weights, training flags and random state stay as they are.
-    A network sharded by FSDP is not exported; one line says that `mlssl export` takes its checkpoint.
-    With a ``WandbLogger`` each export is an artifact of the run too, with the last logged metrics.
+    writes, nothing is written under ``fast_dev_run``, and weights, training flags and random state do not change.
+    A network sharded by FSDP is not exported; a message says that `mlssl export` exports its checkpoint.
+    With a ``WandbLogger`` each export is also an artifact of the run, with the last logged metrics.
 
     Args:
         format: A format of :func:`mlssl.export_backbone`; None takes the first of timm, torchvision and safetensors
             that supports the backbone.
-        every_n_epochs: Epochs ≥ 1 from one export to the next; None exports at the end only.
-        directory: Where to write; None is ``exports/`` in the Trainer's ``default_root_dir``.
+        every_n_epochs: Epochs ≥ 1 between exports; None exports only at the end.
+        directory: Output folder; None is ``exports/`` in the Trainer's ``default_root_dir``.
         network: Name of the submodule to write; it needs the backbone's architecture.
 
     Raises:
@@ -61,12 +61,12 @@ class BackboneExport(NetworkCallback):
         """Check before training that the backbone can be exported."""
         if self.is_of_backbone and "backbone" not in dict(pl_module.named_children()):
             raise ValueError(
-                f"BackboneExport needs a module with its network as .backbone, and {type(pl_module).__name__} has "
+                f"BackboneExport needs a module with its network as .backbone, but {type(pl_module).__name__} has "
                 "none: set self.backbone, or leave the callback out."
             )
         self._is_sharded = is_sharded(trainer.strategy.model or pl_module)
         if self._is_sharded:
-            self.say("no device has the whole network: export a checkpoint, mlssl export FILE.")
+            self.say("no device has the whole network: export a checkpoint instead, mlssl export FILE.")
         else:
             fitting_format(pl_module, self.format, self.network)
 
@@ -76,7 +76,7 @@ class BackboneExport(NetworkCallback):
             self._export(trainer, pl_module, f"{self.network}-epoch={trainer.current_epoch:02d}")
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Export the final weights, which averaging callbacks have put in place when training ended."""
+        """Export the final weights, after averaging callbacks have replaced them in ``on_train_end``."""
         self._export(trainer, pl_module, self.network)
 
     def _export(self, trainer: L.Trainer, pl_module: L.LightningModule, stem: str) -> None:
@@ -87,7 +87,7 @@ class BackboneExport(NetworkCallback):
         report = None
         while report is None:
             path = _free_path(folder, stem, EXPORT_SUFFIXES[format][0])
-            with suppress(FileExistsError):  # which another process wrote meanwhile
+            with suppress(FileExistsError):  # another process wrote it meanwhile
                 report = export_backbone(pl_module, path, format, self.network)
         rank_zero_info(f"{self.network.capitalize()} exported to {report.path} ({format})")
         for logger in trainer.loggers:
@@ -96,7 +96,7 @@ class BackboneExport(NetworkCallback):
 
 
 def _log_artifact(logger: WandbLogger, network: str, path: Path, metrics: Mapping[str, Any]) -> None:
-    """The export as a versioned artifact of the run, with the metrics at that time."""
+    """Log the export as a versioned artifact of the run, with the current metrics."""
     import wandb
 
     artifact = wandb.Artifact(

@@ -18,29 +18,30 @@ from mlssl.evaluation.neighbors import NUM_NEIGHBORS, TEMPERATURE, check_tempera
 
 
 class OnlineKNN(OnlineScores):
-    """Score the validation images every ``every_n_epochs`` epochs by the labels of their nearest labelled images.
+    """Score the validation images every ``every_n_epochs`` epochs by kNN on labelled images.
 
     The bank contains features of whole images, in float16 on the CPU: those of
-    ``trainer.datamodule.probe_dataloader()`` if it gives a set, else those of
+    ``trainer.datamodule.probe_dataloader()`` if it returns a loader, else those of
     ``trainer.datamodule.image_dataloader("train")``. The network is in eval mode and frozen meanwhile, and no random
     state changes, so the pre-trained weights are the same with and without it. Nothing is kept between validations or
     in the checkpoint.
 
     Logs ``knn/mAP``, mean average precision in 0–1 over the classes with a positive, see
-    `mlssl.evaluation.neighbors.knn_scores`, and ``knn/classes``, how many these are. An image of the bank is not its
-    own neighbour, by its id, where both sets are one. On several devices each scores its share of the validation images
-    against the whole bank, and images that the sampler repeats count once. Where labels or loaders are missing, or FSDP
-    shards the network, one line says so. Of another `network` than the backbone it logs ``knn/<network>/mAP`` and so
-    on, for one more forward pass on the validation images.
+    `mlssl.evaluation.neighbors.knn_scores`, and ``knn/classes``, their number. If both sets are the same, an image is
+    not its own neighbour, by its id. On several devices each scores its share of the validation images
+    against the whole bank, and images that the sampler repeats count once. If labels or loaders are missing, or FSDP
+    shards the network, one line says so. For another `network` than the backbone it logs ``knn/<network>/mAP`` and so
+    on, at the cost of one more forward pass on the validation images.
 
-    It costs a pass over the bank's images, without gradient, each time: that is why ``mlssl fit`` does not have it
-    unless it is asked for.
+    Each time it costs a pass over the bank's images, without gradient; therefore ``mlssl fit`` does not add it by
+    default.
 
     Args:
         k: Neighbours that vote, at least 1.
-        temperature: τ > 0 of their weights exp(cosine / τ).
+        temperature: τ > 0 of the votes' weights exp(cosine / τ).
         every_n_epochs: At least 1.
-        max_images: Of the bank, at least k; more are left out, evenly spread. 100,000 of 2048 features take 400 MB.
+        max_images: Maximum size of the bank, at least k; further images are left out, evenly spaced. 100,000 rows of
+            2048 features take 400 MB.
         network: Name of the submodule whose features are compared, from normalised images to (n, D).
 
     Raises:
@@ -81,9 +82,7 @@ class OnlineKNN(OnlineScores):
             return None
         data = evaluation_data(trainer)
         if data is None or self.network_of(pl_module) is None:
-            return self.say(
-                "the run has no datamodule with whole images, or no backbone to see them, so there is no kNN."
-            )
+            return self.say("the run has no datamodule with whole images, or no backbone, so there is no kNN.")
         if is_sharded(trainer.strategy.model or pl_module):
             return self.say("FSDP shards the network, and no device has all of it, so there is no kNN.")
         with isolate_rng():
@@ -98,14 +97,14 @@ class OnlineKNN(OnlineScores):
 
     def probabilities(self, trainer: L.Trainer, features: Tensor, labels: Tensor, image_ids: Tensor) -> Tensor:
         """Probabilities from the votes of the nearest images of the bank."""
-        assert self._bank is not None  # as is_due has seen
+        assert self._bank is not None  # checked by is_due
         bank, bank_labels, bank_ids = self._bank
         if labels.shape[1] != bank_labels.shape[1]:
             raise ValueError(
-                f"The bank has {bank_labels.shape[1]} labels, and the validation images have {labels.shape[1]}: "
+                f"The bank has {bank_labels.shape[1]} labels, but the validation images have {labels.shape[1]}: "
                 "give both sets the same classes in the same order."
             )
-        ids = image_ids if _shares_images(evaluation_data(trainer)) else None
+        ids = image_ids if _same_images(evaluation_data(trainer)) else None
         scores = knn_scores(
             features,
             bank,
@@ -115,7 +114,7 @@ class OnlineKNN(OnlineScores):
             query_ids=ids,
             bank_ids=None if ids is None else bank_ids,
         )
-        return scores.clamp(0, 1)  # a share of weights may pass 1 by a rounding error
+        return scores.clamp(0, 1)  # a rounding error may lift a score above 1
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log the mean average precision over all devices, and release the bank."""
@@ -137,7 +136,7 @@ class OnlineKNN(OnlineScores):
             seen += len(batch["image"])
             if keep.any():
                 features = self.features_of_images(pl_module, batch["image"][keep])
-                # Normalised first, so that features of any scale fit in float16.
+                # Normalise first, so that features of any scale fit in float16.
                 parts.append(
                     (F.normalize(features).cpu().half(), batch["labels"][keep].to(torch.int8), batch["image_ids"][keep])
                 )
@@ -145,8 +144,8 @@ class OnlineKNN(OnlineScores):
         return bank, labels, ids
 
 
-def _shares_images(data: EvaluationData | None) -> bool:
-    """Whether bank and validation set have the same image files."""
+def _same_images(data: EvaluationData | None) -> bool:
+    """Whether bank and validation set are the same images."""
     if data is None:
         return False
     bank = data.train_records if data.probe_records is None else data.probe_records
@@ -154,6 +153,6 @@ def _shares_images(data: EvaluationData | None) -> bool:
 
 
 def _bank_loader(data: EvaluationData) -> Any:
-    """Labelled whole images, all of them on every device."""
-    own = data.probe_dataloader()
-    return data.image_dataloader("train") if own is None else own
+    """Loader of the labelled whole images, all of them on every device."""
+    loader = data.probe_dataloader()
+    return data.image_dataloader("train") if loader is None else loader

@@ -28,7 +28,7 @@ class NetworkCallback(L.Callback):
     ``probe/teacher/mAP``.
 
     Args:
-        network: Name of the submodule, as ``module.get_submodule`` takes it: ``teacher``, ``teacher.module.0``.
+        network: Name of the submodule for ``module.get_submodule``: ``teacher``, ``teacher.module.0``.
 
     Raises:
         ValueError: If the name is empty; before the run, if the module has no such submodule (names the nearest).
@@ -39,7 +39,7 @@ class NetworkCallback(L.Callback):
         if not network:
             raise ValueError("network='' was given: pass the name of a submodule, such as 'backbone' or 'teacher'.")
         self.network = network
-        self._said: set[str] = set()
+        self._printed: set[str] = set()
 
     @property
     def state_key(self) -> str:
@@ -61,8 +61,8 @@ class NetworkCallback(L.Callback):
             ) from None
         if self.network_of(pl_module) is None:
             raise TypeError(
-                f"{type(self).__name__}(network={self.network!r}): {owner} has no `normalize` for the images that the "
-                "network takes: use MultiLabelSSLModule, or add a method of that name."
+                f"{type(self).__name__}(network={self.network!r}): {owner} has no `normalize` for the network's "
+                "images: use MultiLabelSSLModule, or add a method of that name."
             )
 
     @property
@@ -77,7 +77,7 @@ class NetworkCallback(L.Callback):
         except AttributeError:
             return None
         normalize = getattr(pl_module, "normalize", None)
-        return _Named(network, normalize) if callable(normalize) else None
+        return _Network(network, normalize) if callable(normalize) else None
 
     def metric(self, name: str) -> str:
         """Name of a metric such as ``probe/mAP``; it includes the network if that is not the backbone."""
@@ -86,32 +86,32 @@ class NetworkCallback(L.Callback):
 
     def say(self, what: str) -> None:
         """Print a line on rank 0, once per callback."""
-        if what not in self._said:
-            self._said.add(what)
-            of = "" if self.is_of_backbone else f" of {self.network}"
-            rank_zero_info(f"{type(self).__name__}{of}: {what}")
+        if what not in self._printed:
+            self._printed.add(what)
+            suffix = "" if self.is_of_backbone else f" of {self.network}"
+            rank_zero_info(f"{type(self).__name__}{suffix}: {what}")
 
     def refuse_shards(self, trainer: L.Trainer, pl_module: L.LightningModule, why: str, remedy: str) -> None:
-        """Refuse FSDP, under which no device can call a part of the network.
+        """Refuse FSDP, under which no device can call the submodule alone.
 
         Raises:
             TypeError: With the reason and the remedy.
         """
         if is_sharded(trainer.strategy.model or pl_module):
             raise TypeError(
-                f"{why}, and FSDP shards the network, of which no device has all: {remedy}, or train under DDP."
+                f"{why}, but FSDP shards the network, and no device has all of it: {remedy}, or train under DDP."
             )
 
     def features_of_views(self, trainer: L.Trainer, pl_module: L.LightningModule, views: Tensor) -> Tensor:
         """Features (B, A, K, D) of views (B, A, K, C, S, S): one pass per branch, in the precision of the run.
 
-        The network is in eval mode meanwhile; buffers and random state stay as they are.
+        The network is in eval mode meanwhile; buffers and random state do not change.
 
         Raises:
-            ValueError: If the network gives no features (n, D).
+            ValueError: If the network does not return features (n, D).
         """
         network = self.network_of(pl_module)
-        assert network is not None  # as setup has seen
+        assert network is not None  # checked by setup
         with isolate_rng(), eval_mode(network.backbone), trainer.precision_plugin.forward_context():
             branches = [network.backbone(network.normalize(branch.flatten(0, 1))) for branch in views.unbind(1)]
         self._check_features(branches[0])
@@ -121,10 +121,10 @@ class NetworkCallback(L.Callback):
         """Features (n, D) float32 of whole images uint8 (n, C, H, W); nothing of the network or the run changes.
 
         Raises:
-            ValueError: If the network gives no features (n, D).
+            ValueError: If the network does not return features (n, D).
         """
         network = self.network_of(pl_module)
-        assert network is not None  # as setup has seen
+        assert network is not None  # checked by setup
         with isolate_rng(), eval_mode(network.backbone):
             features = image_features(network.backbone, network.normalize, images)
         self._check_features(features)
@@ -134,13 +134,13 @@ class NetworkCallback(L.Callback):
         if not isinstance(features, Tensor) or features.ndim != 2:
             found = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
             raise ValueError(
-                f"{type(self).__name__}(network={self.network!r}): the submodule gives {found}: pass the name of one "
+                f"{type(self).__name__}(network={self.network!r}): the submodule returns {found}: pass the name of one "
                 "that maps images (n, C, H, W) to features (n, D)."
             )
 
 
 def evaluation_data(trainer: L.Trainer) -> EvaluationData | None:
-    """The run's datamodule, if callbacks can evaluate on it."""
+    """The run's datamodule, or None if callbacks cannot evaluate on it."""
     data = trainer.datamodule  # type: ignore[attr-defined]
     return data if isinstance(data, EvaluationData) else None
 
@@ -157,6 +157,6 @@ def workers_of(trainer: L.Trainer) -> int:
 
 
 @dataclass
-class _Named:
+class _Network:
     backbone: nn.Module
     normalize: Callable[[Tensor], Tensor]

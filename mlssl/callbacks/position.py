@@ -9,11 +9,11 @@ import lightning as L
 
 
 class Position(NamedTuple):
-    """Batches of the whole run, those before a resume included."""
+    """Batches of the whole run, including those before a resume."""
 
     done: int
     total: float
-    """Infinite where the run has no end of its own."""
+    """Infinite if neither epochs nor steps are limited."""
 
 
 def position_of(trainer: L.Trainer, batches: int) -> Position:

@@ -20,21 +20,21 @@ STATISTICS_MOMENTUM = 0.1
 """Weight of a step in the running mean and variance of the features, as in a batch norm."""
 
 LARGEST_FEATURE = 10.0
-"""Standardised features are clipped to ±10, so that a unit that rarely fires cannot dominate."""
+"""Standardised features are clipped to ±10, so that a unit that is rarely active cannot dominate."""
 
 
 class OnlineLinearProbe(OnlineScores):
     """Train a linear multi-label classifier on the features of every step and score it on the whole validation images.
 
-    The features are detached and no random number is drawn, so the pre-trained weights are the same with and without
+    The features are detached and no random number is sampled, so the pre-trained weights are the same with and without
     the probe. It learns from the features of a step, averaged over the views of an image; if
     ``trainer.datamodule.probe_dataloader()`` gives a separate labelled set, it learns from the whole images of that
     set instead, in one pass at the end of each training epoch, on every device.
 
     Logs ``probe/loss``, mean binary cross-entropy over the known labels, and after each validation ``probe/mAP``, mean
-    average precision in 0–1 over the classes with a positive among the validation images, and ``probe/classes``, how
-    many these are. Images that a distributed sampler repeats are counted once. Labels of −1 are left out. Without
-    labels nothing is built, and one line says so; of several validation loaders the first counts.
+    average precision in 0–1 over the classes with a positive in the validation images, and ``probe/classes``, their
+    number. Images that a distributed sampler repeats are counted once. Labels of −1 are left out. Without
+    labels nothing is built, and one line says so; of several validation loaders only the first is scored.
 
     Another `network` than the backbone costs one forward pass on the step's views, in eval mode and without gradient,
     and one on each validation batch. It logs ``probe/<network>/mAP`` and so on.
@@ -45,7 +45,7 @@ class OnlineLinearProbe(OnlineScores):
     Args:
         lr: Learning rate > 0 of SGD with momentum 0.9, for the loss summed over the labels, and divided by the number
             of features: these are standardised by running statistics, so one rate fits every backbone.
-        weight_decay: Of SGD, at least 0 (published linear evaluation: 0).
+        weight_decay: Weight decay of SGD, at least 0 (published linear evaluation: 0).
         network: Name of the submodule whose features are classified, from normalised images to (n, D).
 
     Raises:
@@ -67,49 +67,49 @@ class OnlineLinearProbe(OnlineScores):
         self.weight_decay = weight_decay
         self._probe: _Probe | None = None
         self._restored: dict[str, Any] | None = None
-        self._has_own_set = False
+        self._has_labelled_set = False
 
     # ------------------------------------------------------------------ training
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Choose the images that the probe learns from."""
+        """Choose the images that the probe is trained on."""
         data = evaluation_data(trainer)
-        self._has_own_set = data is not None and data.probe_dataloader() is not None
-        if self._has_own_set and self.network_of(pl_module) is None:
+        self._has_labelled_set = data is not None and data.probe_dataloader() is not None
+        if self._has_labelled_set and self.network_of(pl_module) is None:
             raise TypeError(
-                f"The probe has a labelled set of its own, and {type(pl_module).__name__} has no `backbone` and "
-                "`normalize` to take its features by: use MultiLabelSSLModule, or leave probe_train out."
+                f"The probe has a separate labelled set, but {type(pl_module).__name__} has no `backbone` and "
+                "`normalize` to compute its features: use MultiLabelSSLModule, or leave probe_train out."
             )
-        if self._has_own_set:
-            self.refuse_shards(trainer, pl_module, "The probe has a labelled set of its own", "leave probe_train out")
+        if self._has_labelled_set:
+            self.refuse_shards(trainer, pl_module, "The probe has a separate labelled set", "leave probe_train out")
         if not self.is_of_backbone:
-            self.refuse_shards(trainer, pl_module, f"The probe looks at {self.network!r}", "probe the backbone alone")
+            self.refuse_shards(trainer, pl_module, f"The probe is on {self.network!r}", "probe only the backbone")
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Learn from the features of the step, or at the end of an epoch from the labelled set."""
-        if self._has_own_set:
+        """Train on the features of the step, or at the end of an epoch on the labelled set."""
+        if self._has_labelled_set:
             if trainer.is_last_batch:
-                self._learn_from_own_set(trainer, pl_module)
+                self._train_on_labelled_set(trainer, pl_module)
             return None
-        # The step has the backbone's features already; those of another network take a pass over the views.
-        given, needed = (outputs, "features") if self.is_of_backbone else (batch, "views")
-        if not isinstance(given, Mapping) or needed not in given:
+        # The step returns the backbone's features; those of another network need a forward pass on the views.
+        source, needed = (outputs, "features") if self.is_of_backbone else (batch, "views")
+        if not isinstance(source, Mapping) or needed not in source:
             return self.say("the training step returns no features, so there is no probe.")
-        if "labels" not in given:
+        if "labels" not in source:
             return self.say("the training images have no labels, so there is no probe.")
-        seen = given[needed]
-        features = (seen if self.is_of_backbone else self.features_of_views(trainer, pl_module, seen)).float()
+        inputs = source[needed]
+        features = (inputs if self.is_of_backbone else self.features_of_views(trainer, pl_module, inputs)).float()
         features = features.mean(dim=(1, 2))
-        # A step that is skipped because its numbers are not finite teaches nothing.
-        labels = given["labels"].where(features.isfinite().all(dim=1, keepdim=True), -1)
+        # Do not learn from images whose features are not finite.
+        labels = source["labels"].where(features.isfinite().all(dim=1, keepdim=True), -1)
         features = features.nan_to_num(0, 0, 0)
         loss = self._probe_for(features, labels, "training images").step(features, labels)
         pl_module.log(self.metric("probe/loss"), loss, batch_size=len(features))
         return None
 
-    def _learn_from_own_set(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def _train_on_labelled_set(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         data, losses = evaluation_data(trainer), list[Tensor]()
         with isolate_rng():
             for batch in (data and data.probe_dataloader()) or ():
@@ -129,11 +129,11 @@ class OnlineLinearProbe(OnlineScores):
     def probabilities(self, trainer: L.Trainer, features: Tensor, labels: Tensor, image_ids: Tensor) -> Tensor | None:
         """Classify a batch of whole images."""
         if self._probe is None and self._restored is None:
-            self.say(f"nothing was learned before this validation, so there is no {self.metric('probe/mAP')}.")
+            self.say(f"the probe was not trained before this validation, so there is no {self.metric('probe/mAP')}.")
             return None
         return self._probe_for(features, labels, "validation images").logits(features).sigmoid()
 
-    # What a test set says is asked in the same way.
+    # A test set is scored like a validation set.
     on_test_epoch_start = OnlineScores.on_validation_epoch_start
     on_test_batch_end = OnlineScores.on_validation_batch_end
     on_test_epoch_end = OnlineScores.on_validation_epoch_end
@@ -147,7 +147,7 @@ class OnlineLinearProbe(OnlineScores):
         return self._probe.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep the state until the first features give the device."""
+        """Keep the state until the first features determine the device."""
         self._probe, self._restored = None, state_dict
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -165,13 +165,13 @@ class OnlineLinearProbe(OnlineScores):
         num_labels, width = self._probe.weight.shape
         if labels.shape[1] != num_labels:
             raise ValueError(
-                f"The probe has learned {num_labels} labels, and the {images} have {labels.shape[1]}: "
+                f"The probe was trained on {num_labels} labels, but the {images} have {labels.shape[1]}: "
                 "give all sets the same classes in the same order, or leave the labels out of this one."
             )
         if features.shape[1] != width:
             raise ValueError(
-                f"The probe has learned from features {width} wide, and those of the {images} are {features.shape[1]} "
-                "wide: give it the features of one backbone, or start without this checkpoint."
+                f"The probe was trained on features of width {width}, but those of the {images} have width "
+                f"{features.shape[1]}: give it the features of one backbone, or start without this checkpoint."
             )
         return self._probe
 
@@ -179,7 +179,7 @@ class OnlineLinearProbe(OnlineScores):
 class _Probe:
     """Logistic regression of L labels on standardised features, and its optimizer.
 
-    The objective is convex, so the weights start at 0 and nothing is drawn at random.
+    The objective is convex, so the weights start at 0 and no random number is sampled.
     """
 
     def __init__(self, width: int, num_labels: int, lr: float, weight_decay: float, device: torch.device) -> None:
@@ -193,14 +193,14 @@ class _Probe:
     def logits(self, features: Tensor) -> Tensor:
         """Logits (B, L) of features (B, D)."""
         deviation = self.variance.sqrt()
-        # A feature that is constant in training says nothing, whatever it does elsewhere.
+        # Ignore features that are constant in training.
         varies = deviation > 1e-6 * self.mean.abs() + 1e-12
         scale = torch.where(varies, 1 / deviation, torch.zeros_like(deviation))
         inputs = ((features - self.mean) * scale).clamp(-LARGEST_FEATURE, LARGEST_FEATURE)
         return F.linear(inputs, self.weight, self.bias)
 
     def step(self, features: Tensor, labels: Tensor) -> Tensor:
-        """Learn from features (B, D) and labels (B, L) of all devices; gives the loss of a known label."""
+        """Train on features (B, D) and labels (B, L) of all devices; return the mean loss over known labels."""
         number = len(features) * world_size()
         self._track(features, number)
         known = (labels >= 0).float()

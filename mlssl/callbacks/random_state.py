@@ -15,8 +15,8 @@ KEY = "random_state"
 class RandomState(L.Callback):
     """Save torch's random state, of every process and of its GPU, and restore it when a run is resumed.
 
-    The library's own views need none, because they depend on (seed, epoch, index) alone; a backbone with dropout or
-    stochastic depth does. Nothing is drawn. A process that the checkpoint does not know keeps the state it has.
+    The library's views do not need it, because they depend only on (seed, epoch, index); a backbone with dropout or
+    stochastic depth does. No random number is sampled. A process without a state in the checkpoint keeps its own.
     """
 
     def __init__(self) -> None:
@@ -35,8 +35,8 @@ class RandomState(L.Callback):
         self._restored = checkpoint.get(KEY, {})
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Restore this process's state, when nothing else can draw before the first step."""
-        # Copies, because torch reads a state from where its memory begins, and crashes on a row of a larger tensor.
+        """Restore this process's state, when nothing else can sample before the first step."""
+        # Copies, because torch reads a state from the start of its storage, and crashes on a row of a larger tensor.
         states = {name: rows[rank()].cpu().clone() for name, rows in self._restored.items() if rank() < len(rows)}
         self._restored = {}
         if "cpu" in states:

@@ -1,4 +1,4 @@
-"""What a run was made with, in its folder."""
+"""Record versions, hardware, data and command of a run in its folder."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from mlssl.run_record import (
 
 
 class RunRecord(L.Callback):
-    """Write ``run.json`` to the Trainer's ``default_root_dir``, with what others need to repeat the run.
+    """Write ``run.json``, with what is needed to repeat the run, to the Trainer's ``default_root_dir``.
 
     It records versions (Python, mlssl, torch, lightning, timm, torchvision), the git commit of the working directory,
     how many tracked files differ from it, processor, memory, devices and precision, the command line with secrets
@@ -39,7 +39,7 @@ class RunRecord(L.Callback):
     Only the first process writes, and nothing is written under ``fast_dev_run``. `mlssl fit` adds it by itself.
 
     Args:
-        words: After `mlssl`, if they may differ from those of the process, as where a program calls `mlssl.cli.main`.
+        words: Words after `mlssl`, if they differ from those of the process, as if a program calls `mlssl.cli.main`.
 
     Raises:
         ValueError: Before training, if the existing ``run.json`` is damaged.
@@ -49,16 +49,16 @@ class RunRecord(L.Callback):
         self.words = words
         self._before: list[Session] = []
         self._session: Session | None = None
-        self._started, self._began = "", 0.0
+        self._started, self._start_time = "", 0.0
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Read the sessions before this one, and start the clock."""
         if stage == "fit":
             self._session, self._before = None, read_record(Path(trainer.default_root_dir))
-            self._started, self._began = now(), monotonic()
+            self._started, self._start_time = now(), monotonic()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write what is known."""
+        """Write everything known at the start."""
         if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         directory = Path.cwd()
@@ -86,7 +86,7 @@ class RunRecord(L.Callback):
         self._end(trainer, DONE)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Write how it ended."""
+        """Write the outcome."""
         stopped = isinstance(exception, (KeyboardInterrupt, SIGTERMException))
         with suppress(OSError):  # such as the full disk that ends the run
             self._end(trainer, INTERRUPTED if stopped else f"{FAILED}: {type(exception).__name__}")
@@ -99,7 +99,7 @@ class RunRecord(L.Callback):
 
     def _write(self, trainer: L.Trainer) -> None:
         if self._session is not None:
-            self._session.seconds = round(monotonic() - self._began, 1)
+            self._session.seconds = round(monotonic() - self._start_time, 1)
             self._session.last_step = trainer.global_step
             write_record(Path(trainer.default_root_dir), [*self._before, self._session])
 
@@ -114,7 +114,7 @@ def _counts(trainer: L.Trainer) -> dict[str, dict[str, Any]]:
 
 
 def counts_of(records: Records) -> dict[str, Any]:
-    """Images of a set, and of a labelled one classes and labels per image.
+    """Number of images of a set, and if labelled, of classes and labels per image.
 
     >>> counts_of(Records(["a.jpg", "b.jpg"], [[1, 0], [1, 1]], ["sky", "sea"]))
     {'images': 2, 'classes': 2, 'labels_per_image': 1.5}

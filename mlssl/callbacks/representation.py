@@ -41,20 +41,19 @@ class RepresentationLogger(NetworkCallback):
 
     At the start of a run and after each validation: ``similarity/same_block``, ``similarity/same_image`` and
     ``similarity/other_image``, histograms of cosines of projections of views. When the fit ends, on whole images:
-    ``representation/classes``, a table of each class with its average precision by a linear probe (with labels in the
+    ``representation/classes``, a table of each class and its average precision by a linear probe (with labels in the
     training and the val set), ``representation/neighbors``, a table of a dozen images and their five nearest,
     ``representation/map``, coordinates along the two directions of largest variance, and a figure of each.
 
-    Another `network` than the backbone is shown in the same way, with its features in place of the projections, as
+    Another `network` than the backbone is logged in the same way, with its features in place of the projections, as
     ``similarity/<network>/same_block`` and so on.
 
-    Weights, buffers and random state stay as they are. Needs a datamodule that is an `mlssl.contracts.EvaluationData`,
-    as `MultiLabelDataModule` is; with any other, and where FSDP shards the network, one line says that nothing is
-    shown.
+    Weights, buffers and random state do not change. Needs a datamodule that is an `mlssl.contracts.EvaluationData`,
+    as `MultiLabelDataModule` is; with any other, and if FSDP shards the network, one line says that nothing is logged.
 
     Args:
-        max_images: Most training and most val images that are measured when the fit ends; at least 2.
-        network: Name of the submodule that is shown, from normalised images to features (n, D).
+        max_images: Maximum number of training images, and of val images, measured at the end of the fit; at least 2.
+        network: Name of the submodule to measure, from normalised images to features (n, D).
 
     Raises:
         ValueError: If max_images is below 2; before the run, if the module has no such network.
@@ -69,31 +68,31 @@ class RepresentationLogger(NetworkCallback):
         self._is_sharded = False
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Find out whether this device has the network."""
+        """Check whether this device has the network."""
         self._is_sharded = is_sharded(trainer.strategy.model or pl_module)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Show the cosines that the run begins with."""
+        """Log the cosines at the start."""
         self._log_cosines(trainer, pl_module)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Show the cosines once more."""
+        """Log the cosines again."""
         if not trainer.sanity_checking:
             self._log_cosines(trainer, pl_module)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Measure whole images, and log plots and tables."""
-        data = self._source(trainer)
+        data = self._data(trainer)
         if data is None:
             return
         train, val = (
             None if records is None else some_images(records, self.max_images)
             for records in (data.train_records, data.val_records)
         )
-        assert train is not None  # as _source has seen
+        assert train is not None  # checked by _source
         with isolate_rng():
             snapshot = measure(
-                self._shown(pl_module),
+                self._network(pl_module),
                 train,
                 val,
                 data.views,
@@ -105,42 +104,42 @@ class RepresentationLogger(NetworkCallback):
             _log(logger, _snapshot_entries(snapshot), self.metric, trainer.global_step)
 
     def _log_cosines(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        data = self._source(trainer)
+        data = self._data(trainer)
         if data is None or data.train_records is None:
             return
         # On all devices, because synchronised batch norms wait for each other; only the first one logs.
         with isolate_rng():
-            z = view_projections(self._shown(pl_module), data.train_records, data.views, batch_size_of(trainer))
+            z = view_projections(self._network(pl_module), data.train_records, data.views, batch_size_of(trainer))
             cosines = pair_cosines(z)
         for logger in _wandb_loggers(trainer):
             _log(logger, _histogram_entries(cosines), self.metric, trainer.global_step)
 
-    def _source(self, trainer: L.Trainer) -> EvaluationData | None:
+    def _data(self, trainer: L.Trainer) -> EvaluationData | None:
         if not any(isinstance(logger, WandbLogger) for logger in trainer.loggers) or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return None
         data = evaluation_data(trainer)
         if self._is_sharded:
-            self.say("nothing is shown, because no device has the whole network.")
+            self.say("nothing is logged: no device has the whole network.")
             return None
         if data is None or data.train_records is None:
-            self.say("nothing is shown, because the run has no datamodule with train_records, views and eval_size.")
+            self.say("nothing is logged: the run has no datamodule with train_records, views and eval_size.")
             return None
         return data
 
-    def _shown(self, pl_module: L.LightningModule) -> _Shown:
+    def _network(self, pl_module: L.LightningModule) -> _Measured:
         network = self.network_of(pl_module)
         if network is None:
             raise TypeError(
-                f"RepresentationLogger needs `backbone` and `normalize`, and {type(pl_module).__name__} lacks one: use "
+                f"RepresentationLogger needs `backbone` and `normalize`, but {type(pl_module).__name__} lacks one: use "
                 "MultiLabelSSLModule, or leave the callback out."
             )
         projector = pl_module.get_submodule("projector") if self.is_of_backbone else nn.Identity()
-        return _Shown(network.backbone, network.normalize, projector)
+        return _Measured(network.backbone, network.normalize, projector)
 
 
 @dataclass
-class _Shown:
-    """A network and the projector whose outputs are compared."""
+class _Measured:
+    """A network, and the projector whose outputs are compared."""
 
     backbone: nn.Module
     normalize: Callable[[Tensor], Tensor]
@@ -164,47 +163,47 @@ def _histogram_entries(cosines: dict[str, Tensor]) -> dict[str, Any]:
 def _snapshot_entries(snapshot: Snapshot) -> dict[str, Any]:
     import wandb
 
-    shown = snapshot.images
+    records = snapshot.images
     entries: dict[str, Any] = {"similarity/figure": wandb.Image(figure_of_cosines({"end": snapshot.cosines}))}
     if snapshot.probe is not None and snapshot.features.labels is not None:
         precisions = snapshot.probe.average_precision
         positives = (snapshot.features.labels == 1).sum(0)
         rows = [
             [name, int(number), float(value)]
-            for name, number, value in zip(shown.classes, positives, precisions, strict=True)
+            for name, number, value in zip(records.classes, positives, precisions, strict=True)
             if value.isfinite()
         ]
         entries["representation/classes"] = wandb.Table(["class", "images", "average precision"], rows)
         entries["representation/classes_figure"] = wandb.Image(figure_of_classes({"linear probe": precisions}))
-    entries |= {"representation/neighbors": _neighbor_table(snapshot, shown), **_map_entries(snapshot, shown)}
+    entries |= {"representation/neighbors": _neighbor_table(snapshot, records), **_map_entries(snapshot, records)}
     entries["representation/rank"] = snapshot.rank
     return entries
 
 
-def _neighbor_table(snapshot: Snapshot, shown: Records) -> Any:
+def _neighbor_table(snapshot: Snapshot, records: Records) -> Any:
     import wandb
 
-    near = min(NUM_NEAREST, len(shown) - 1)
-    table = wandb.Table(["image", "labels", *(f"nearest {rank + 1}" for rank in range(near))])
-    if near < 1:
+    num_nearest = min(NUM_NEAREST, len(records) - 1)
+    table = wandb.Table(["image", "labels", *(f"nearest {rank + 1}" for rank in range(num_nearest))])
+    if num_nearest < 1:
         return table
-    queries, found = nearest_of_some(snapshot.features, NUM_QUERIES, NUM_NEAREST)
-    for query, nearest, cosines in zip(queries.tolist(), found.indices, found.similarities, strict=True):
-        others = [
-            wandb.Image(picture(shown, index), caption=f"{cosine:.2f} {_words(shown, index)}")
+    queries, neighbours = nearest_of_some(snapshot.features, NUM_QUERIES, NUM_NEAREST)
+    for query, nearest, cosines in zip(queries.tolist(), neighbours.indices, neighbours.similarities, strict=True):
+        pictures = [
+            wandb.Image(picture(records, index), caption=f"{cosine:.2f} {_label_text(records, index)}")
             for index, cosine in zip(nearest.tolist(), cosines.tolist(), strict=True)
         ]
-        table.add_data(wandb.Image(picture(shown, query)), _words(shown, query), *others)
+        table.add_data(wandb.Image(picture(records, query)), _label_text(records, query), *pictures)
     return table
 
 
-def _map_entries(snapshot: Snapshot, shown: Records) -> dict[str, Any]:
+def _map_entries(snapshot: Snapshot, records: Records) -> dict[str, Any]:
     import wandb
 
-    indices = spread_indices(len(shown), MAX_POINTS)
+    indices = spread_indices(len(records), MAX_POINTS)
     positions, shares = map_2d(snapshot.features.features[torch.from_numpy(indices)])
     rows = [
-        [shown.path(index).name, _words(shown, index), *rank]
+        [records.path(index).name, _label_text(records, index), *rank]
         for index, rank in zip(indices.tolist(), positions.tolist(), strict=True)
     ]
     figure = figure_of_map(positions, shares, [-1] * len(indices), [])
@@ -214,7 +213,7 @@ def _map_entries(snapshot: Snapshot, shown: Records) -> dict[str, Any]:
     }
 
 
-def _words(records: Records, index: int) -> str:
+def _label_text(records: Records, index: int) -> str:
     return ", ".join(label_names(records, index))
 
 

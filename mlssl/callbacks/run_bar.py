@@ -1,4 +1,4 @@
-"""One bar for a whole run."""
+"""One progress bar for the whole run."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from mlssl.bars import SECONDS_OF_LINES
 from mlssl.callbacks.position import position_of
 from mlssl.run_folder import read_log
 
-SECONDS = 0.5
-"""Between two drawings; what they show of the device is waited for no oftener."""
+SECONDS_BETWEEN_UPDATES = 0.5
+"""Between two updates; reading values from the device waits for it."""
 
 
 class RunBar(ProgressBar):
-    """Show how far the whole run is, with the time left, epoch, loss, ``probe/mAP`` and images per second.
+    """Show the progress of the whole run, with the time left, epoch, loss, ``probe/mAP`` and images per second.
 
-    A run that resumes starts where it was. During a validation its batches are counted in place of the epoch. Where the
-    output is not a terminal, one line per minute is printed instead. Validation, test and prediction alone have a bar
-    of their name. `mlssl.runs.run_settings` adds it unless the Trainer has another bar or none.
+    A resumed run starts at its position. During a validation its batches are counted in place of the epoch. If the
+    output is not a terminal, one line per minute is printed instead. Validation, test and prediction outside a fit have
+    a bar of their own. `mlssl.runs.run_settings` adds it unless the Trainer has another bar or none.
     """
 
     def __init__(self) -> None:
@@ -35,24 +35,24 @@ class RunBar(ProgressBar):
         self._label = ""
         self._done: int = 0
         self._total: float = math.inf
-        self._first = 0
-        self._began = 0.0
-        self._drawn = 0.0
+        self._start = 0
+        self._start_time = 0.0
+        self._last_drawn = 0.0
         self._probe: float | None = None
-        self._printed = ""
+        self._last_line = ""
 
     def disable(self) -> None:
-        """Show nothing, as on all processes but the first."""
+        """Show nothing, as on all processes except the first."""
         self._is_enabled = False
 
     def enable(self) -> None:
-        """Show something again."""
+        """Show the bar again."""
         self._is_enabled = True
 
     # ------------------------------------------------------------------ a fit
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Look up the last score of a run that resumes."""
+        """Read the last score of a resumed run."""
         self._done, self._bar = 0, None
         if trainer.global_step > 0:
             scores = read_log(Path(trainer.default_root_dir)).get("probe/mAP")
@@ -74,8 +74,8 @@ class RunBar(ProgressBar):
         self._draw()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Show the last values."""
-        self._label = f"epoch {trainer.current_epoch}" + _of(trainer.max_epochs)  # counted up already
+        """Show the final values."""
+        self._label = f"epoch {trainer.current_epoch}" + _of(trainer.max_epochs)  # already incremented
         self._close()
 
     # ------------------------------------------------------------------ whole images
@@ -89,7 +89,7 @@ class RunBar(ProgressBar):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Count a batch; in a fit in place of the epoch."""
+        """Count a batch; in a fit, show it in place of the epoch."""
         if trainer.sanity_checking:
             return
         if trainer.state.fn == "fit":
@@ -123,11 +123,11 @@ class RunBar(ProgressBar):
         self._count("predict", batch_idx, trainer.num_predict_batches[dataloader_idx])
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Leave the bar as it is."""
+        """Close the bar."""
         self._close()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Leave the bar if the run ends early, so that messages come after it."""
+        """Close the bar if the run ends early, so that messages come after it."""
         self._close()
 
     def _count(self, label: str, batch_idx: int, batches: float) -> None:
@@ -142,30 +142,30 @@ class RunBar(ProgressBar):
     def _open(self, done: int, total: float) -> None:
         if not self._is_enabled:
             return
-        self._done = self._first = done
-        self._total, self._began, self._drawn = total, time.monotonic(), 0.0
+        self._done = self._start = done
+        self._total, self._start_time, self._last_drawn = total, time.monotonic(), 0.0
         is_shown = sys.stderr.isatty()
         number = int(total) if math.isfinite(total) else None
         self._bar = tqdm(
             total=number, initial=done, disable=not is_shown, dynamic_ncols=True, bar_format=self._format(), leave=True
         )
         if not is_shown:
-            self._drawn = self._began
+            self._last_drawn = self._start_time
 
     def _draw(self, at_once: bool = False) -> None:
-        """Draw the bar, or print a line if the output is not a terminal, unless this was done a moment ago."""
+        """Draw the bar, or print a line if the output is not a terminal; do nothing if the last one is recent."""
         now = time.monotonic()
         if self._bar is None:
             return
-        wait = SECONDS_OF_LINES if self._bar.disable else SECONDS
-        if not at_once and now - self._drawn < wait:
+        wait = SECONDS_OF_LINES if self._bar.disable else SECONDS_BETWEEN_UPDATES
+        if not at_once and now - self._last_drawn < wait:
             return
-        self._drawn = now
+        self._last_drawn = now
         if self._bar.disable:
             line = self._format().replace(" {bar}", "")
-            if line != self._printed:
+            if line != self._last_line:
                 print(line, file=sys.stderr, flush=True)  # noqa: T201
-            self._printed = line
+            self._last_line = line
         else:
             self._bar.n, self._bar.bar_format = self._done, self._format()
             self._bar.refresh()
@@ -177,15 +177,15 @@ class RunBar(ProgressBar):
         self._bar = None
 
     def _format(self) -> str:
-        steps = self._done - self._first
-        spent = time.monotonic() - self._began
-        left = spent * (self._total - self._done) / steps if steps else math.inf
+        steps = self._done - self._start
+        seconds = time.monotonic() - self._start_time
+        seconds_left = seconds * (self._total - self._done) / steps if steps else math.inf
         metrics = self.trainer.progress_bar_metrics
         self._probe = metrics.get("probe/mAP", self._probe)
         return bar_format(
             self._label,
             self._done / self._total if self._total else 1.0,
-            left,
+            seconds_left,
             loss=metrics.get("loss"),
             probe=self._probe,
             rate=metrics.get("throughput/images_per_s"),
@@ -194,19 +194,19 @@ class RunBar(ProgressBar):
 
 def bar_format(
     label: str,
-    share: float,
+    fraction: float,
     seconds_left: float,
     *,
     loss: float | None = None,
     probe: float | None = None,
     rate: float | None = None,
 ) -> str:
-    """What tqdm puts around its bar, at most 77 columns without it for a run of 1000 epochs and 48 hours.
+    """Format of tqdm's bar; without the bar at most 77 columns for a run of 1000 epochs and 48 hours.
 
     >>> bar_format("epoch 3/100", 0.025, 4000, loss=5.2345, probe=0.3, rate=231.4)
     'epoch 3/100 {bar} 2% 1:06:40 left, loss 5.23, probe mAP 0.300, 231 images/s'
     """
-    parts = [f"{math.floor(100 * share + 1e-9)}% {duration(seconds_left)} left"]
+    parts = [f"{math.floor(100 * fraction + 1e-9)}% {duration(seconds_left)} left"]
     if loss is not None:
         parts.append(f"loss {loss:.2f}")
     if probe is not None:

@@ -1,4 +1,4 @@
-"""What the online probe and the online kNN share: the mean average precision on the whole validation images."""
+"""Shared by the online probe and the online kNN: mean average precision on the whole validation images."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from mlssl.evaluation.metrics import MultiLabelScores
 class OnlineScores(NetworkCallback, ABC):
     """Score each validation batch by `probabilities`; log the mAP over all devices and its number of classes.
 
-    Of several validation loaders the first counts, and images that a distributed sampler repeats count once.
+    Only the first validation loader is scored, and images that a distributed sampler repeats count once.
     """
 
     kind: ClassVar[str]
-    """First part of the metrics' names."""
+    """Prefix of the metric names."""
 
     def __init__(self, network: str) -> None:
         super().__init__(network)
@@ -35,7 +35,7 @@ class OnlineScores(NetworkCallback, ABC):
         """Probabilities (B, L) of features (B, D) with labels (B, L); None if there is nothing to score with."""
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Forget the scores of the validation before."""
+        """Reset the scores of the previous validation."""
         self._metric = None
 
     def on_validation_batch_end(
@@ -50,15 +50,15 @@ class OnlineScores(NetworkCallback, ABC):
         """Score a batch of whole images."""
         if trainer.sanity_checking or dataloader_idx > 0 or not self.is_due():
             return None
-        # The step has the backbone's features already; those of another network take a pass over the batch.
-        given, needed = (outputs, "features") if self.is_of_backbone else (batch, "image")
+        # The step returns the backbone's features; those of another network need a forward pass on the batch.
+        source, needed = (outputs, "features") if self.is_of_backbone else (batch, "image")
         name = self.metric(f"{self.kind}/mAP")
-        if not isinstance(given, Mapping) or needed not in given:
+        if not isinstance(source, Mapping) or needed not in source:
             return self.say(f"the validation step returns no features, so there is no {name}.")
-        if "labels" not in given:
+        if "labels" not in source:
             return self.say(f"the validation images have no labels, so there is no {name}.")
-        seen, labels, image_ids = given[needed], given["labels"], given["image_ids"]
-        features = seen.float() if self.is_of_backbone else self.features_of_images(pl_module, seen)
+        inputs, labels, image_ids = source[needed], source["labels"], source["image_ids"]
+        features = inputs.float() if self.is_of_backbone else self.features_of_images(pl_module, inputs)
         probabilities = self.probabilities(trainer, features, labels, image_ids)
         if probabilities is None:
             return None

@@ -1,7 +1,7 @@
 """Convolutions with outputs of a few pixels as matrix products, which are several times faster on a CPU.
 
-The last stage of a ResNet makes maps of 2 × 2 of a view of 64 × 64. A convolution with a kernel of 3 × 3 and padding
-computes nine products for each of these pixels, five of them with padding.
+The last stage of a ResNet outputs maps of 2 × 2 pixels for views of 64 × 64. A padded 3 × 3 convolution computes nine
+products for each of these pixels, five of them with padding.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch.overrides import TorchFunctionMode
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-MOST_PIXELS = {torch.bfloat16: 9, torch.float32: 4, torch.float64: 4}
-"""Pixels of a map up to which products are faster, as measured (docs/performance.md)."""
+MAX_PIXELS = {torch.bfloat16: 9, torch.float32: 4, torch.float64: 4}
+"""Maximum number of output pixels for which products are faster, as measured (docs/performance.md)."""
 
 
 class SmallMaps(L.Callback):
@@ -29,32 +29,32 @@ class SmallMaps(L.Callback):
     """
 
     def __init__(self) -> None:
-        self._handles: list[Any] = []
-        self._entered: list[SmallMapProducts] = []
+        self._hooks: list[Any] = []
+        self._contexts: list[SmallMapProducts] = []
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Watch the backbone's forward pass."""
+        """Add hooks around the backbone's forward pass."""
         backbone = getattr(pl_module, "backbone", None)
         if isinstance(backbone, nn.Module) and pl_module.device.type == "cpu" and not getattr(pl_module, "compiles", 0):
-            self._handles = [
+            self._hooks = [
                 backbone.register_forward_pre_hook(self._enter),
                 backbone.register_forward_hook(self._leave, always_call=True),
             ]
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Leave the backbone as it was."""
-        for handle in self._handles:
+        """Remove the hooks."""
+        for handle in self._hooks:
             handle.remove()
-        self._handles = []
+        self._hooks = []
 
     def _enter(self, backbone: nn.Module, _inputs: Any) -> None:
         if backbone.training:
-            self._entered.append(SmallMapProducts())
-            self._entered[-1].__enter__()  # type: ignore[no-untyped-call]
+            self._contexts.append(SmallMapProducts())
+            self._contexts[-1].__enter__()  # type: ignore[no-untyped-call]
 
     def _leave(self, _backbone: nn.Module, _inputs: Any, _output: Any) -> None:
-        if self._entered:
-            self._entered.pop().__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        if self._contexts:
+            self._contexts.pop().__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
 
 class SmallMapProducts(TorchFunctionMode):
@@ -72,7 +72,7 @@ class SmallMapProducts(TorchFunctionMode):
 
 
 def _conv2d(
-    input: Tensor,  # torch's own name, by which it may be given
+    input: Tensor,  # torch's name: it may be given as a keyword
     weight: Tensor,
     bias: Tensor | None = None,
     stride: int | tuple[int, int] = 1,
@@ -89,8 +89,8 @@ def _conv2d(
         and (casts or weight.dtype == dtype)
     )
     plan = None
-    if fits and input.device.type == "cpu" and dtype in MOST_PIXELS and groups == 1 and _pair(dilation) == (1, 1):
-        plan = _plan(input.shape, weight, stride, padding, MOST_PIXELS[dtype])
+    if fits and input.device.type == "cpu" and dtype in MAX_PIXELS and groups == 1 and _pair(dilation) == (1, 1):
+        plan = _plan(input.shape, weight, stride, padding, MAX_PIXELS[dtype])
     if plan is None:
         return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
     out: Tensor = _ByPixels.apply(input.to(dtype), weight, plan)
@@ -98,10 +98,10 @@ def _conv2d(
 
 
 class _Window(NamedTuple):
-    """Of an index along one side of a map: the slice of the input it sees, and the slice of the kernel that sees it."""
+    """For an output index along one side: the slice of the input that it depends on, and that of the kernel."""
 
     pixel: int
-    seen: slice
+    window: slice
     kernel: slice
 
 
@@ -110,15 +110,15 @@ def _plan(
     weight: Tensor,
     stride: int | tuple[int, int],
     padding: str | int | tuple[int, int],
-    most_pixels: int,
+    max_pixels: int,
 ) -> tuple[list[_Window], list[_Window]] | None:
-    """The windows of all rows and all columns; None if a convolution is as fast, or not supported here."""
+    """The windows of all rows and columns; None if torch's convolution is as fast, or the case is not supported."""
     sides = weight.shape[2:]
     if isinstance(padding, str) or sides == (1, 1) or not weight.is_contiguous(memory_format=torch.channels_last):
         return None
     steps, pads = _pair(stride), _pair(padding)
     counts = [(shape[2 + i] + 2 * pads[i] - sides[i]) // steps[i] + 1 for i in (0, 1)]
-    if min(counts) < 1 or counts[0] * counts[1] > most_pixels or any(pads[i] >= sides[i] for i in (0, 1)):
+    if min(counts) < 1 or counts[0] * counts[1] > max_pixels or any(pads[i] >= sides[i] for i in (0, 1)):
         return None
     rows, columns = (
         [_window(index, shape[2 + i], sides[i], steps[i], pads[i]) for index in range(counts[i])] for i in (0, 1)
@@ -133,15 +133,15 @@ def _window(index: int, size: int, side: int, step: int, pad: int) -> _Window:
 
 
 class _ByPixels(torch.autograd.Function):
-    """The convolution of a plan: each pixel is a product of what it sees with the part of the kernel that sees it."""
+    """The convolution of a plan: each pixel is the product of an input window with the matching part of the kernel."""
 
     @staticmethod
     def forward(ctx: Any, images: Tensor, weight: Tensor, plan: tuple[list[_Window], list[_Window]]) -> Tensor:
         x, kernels = _channels_last(images, weight)
         out = x.new_empty(len(x), *map(len, plan), len(kernels))
         for row, column in product(*plan):
-            seen = x[:, row.seen, column.seen].flatten(1)
-            out[:, row.pixel, column.pixel] = seen @ kernels[:, row.kernel, column.kernel].flatten(1).T
+            window = x[:, row.window, column.window].flatten(1)
+            out[:, row.pixel, column.pixel] = window @ kernels[:, row.kernel, column.kernel].flatten(1).T
         ctx.save_for_backward(images, weight)
         ctx.plan = plan
         return out.permute(0, 3, 1, 2)
@@ -149,19 +149,19 @@ class _ByPixels(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         images, weight = ctx.saved_tensors
-        of_images, of_weight = ctx.needs_input_grad[:2]
+        needs_images, needs_weight = ctx.needs_input_grad[:2]
         x, kernels = _channels_last(images, weight)
         gradient = gradient.permute(0, 2, 3, 1)
         sums = torch.promote_types(x.dtype, torch.float32)
-        dx = torch.zeros_like(x, dtype=sums) if of_images else None
-        dk = torch.zeros_like(kernels, dtype=sums) if of_weight else None
+        dx = torch.zeros_like(x, dtype=sums) if needs_images else None
+        dk = torch.zeros_like(kernels, dtype=sums) if needs_weight else None
         for row, column in product(*ctx.plan):
             here = gradient[:, row.pixel, column.pixel]
-            seen, kernel = x[:, row.seen, column.seen], kernels[:, row.kernel, column.kernel]
+            window, kernel = x[:, row.window, column.window], kernels[:, row.kernel, column.kernel]
             if dx is not None:
-                dx[:, row.seen, column.seen] += (here @ kernel.flatten(1)).view(seen.shape)
+                dx[:, row.window, column.window] += (here @ kernel.flatten(1)).view(window.shape)
             if dk is not None:
-                dk[:, row.kernel, column.kernel] += (here.T @ seen.flatten(1)).view(kernel.shape)
+                dk[:, row.kernel, column.kernel] += (here.T @ window.flatten(1)).view(kernel.shape)
         return (
             None if dx is None else dx.to(images.dtype).permute(0, 3, 1, 2),
             None if dk is None else dk.to(weight.dtype).permute(0, 3, 1, 2),

@@ -22,13 +22,13 @@ from mlssl.out_of_memory import free_memory_of, is_out_of_memory
 from mlssl.private import TensorMode
 
 _SIZES = {"cpu": (2, 3), "cuda": (4, 8)}
-"""Images of the two steps that are measured, by device; a step needs two images at least.
+"""Images of the two measured steps, by device; a step needs at least two images.
 
-On a GPU the peak alone is known, and in a step of few images another moment may have it than in one of many.
+On a GPU only the peak is known, and it may occur at another moment in a step of few images than in one of many.
 """
 
 _SCRATCH = 1.1
-"""Share by which the memory of the process grows more than its tensors do, by what kernels take for themselves."""
+"""Ratio of the growth of the process's memory to that of its tensors: kernels use workspace."""
 
 _BATCHES_PER_WORKER = 2
 """Batches that each of torch's loader workers keeps ready."""
@@ -37,22 +37,21 @@ _BATCHES_PER_WORKER = 2
 class StepMemory(L.Callback):
     """Measure the memory of a training step before the run begins, and refuse a run whose steps do not fit.
 
-    A forward and a backward pass of two small random batches of the run's shape are measured, and the memory of the
-    whole batch follows from both, as it grows with the number of images. It is compared with what is free: on a GPU
-    with its free memory, on a processor under Linux with MemAvailable and the limits of the process's cgroups (of a
-    container or a job), shared by the processes of the run. Weights, running statistics and random state stay as they
-    are. `mlssl fit` adds it.
+    Forward and backward passes of two small random batches of the run's shape are measured, and the memory of a whole
+    batch is extrapolated linearly in the number of images. It is compared with the free memory: on a GPU that of the
+    device, on a CPU under Linux MemAvailable and the limits of the process's cgroups (of a container or a job), divided
+    by the processes of the run. Weights, running statistics and random state do not change. `mlssl fit` adds it.
 
-    Nothing is measured on other devices and systems, with another datamodule than `MultiLabelDataModule`, whose batches
-    are not known, with manual optimization, and under strategies other than a single device and DDP.
+    Nothing is measured on other devices and systems, with a datamodule other than `MultiLabelDataModule` (its batches
+    are not known), with manual optimization, and under strategies other than a single device and DDP.
 
-    Where memory runs out in a step all the same, smaller batches are tried, and `remedy` says which of them fits.
+    If a step still runs out of memory, smaller batches are tried, and `remedy` names the one that fits.
 
     Args:
         refuse: False warns instead.
 
     Raises:
-        ValueError: Before the first step, with what it needs, what is free, and the batch size that fits.
+        ValueError: Before the first step, with the memory needed, the free memory, and the batch size that fits.
     """
 
     def __init__(self, refuse: bool = True) -> None:
@@ -62,23 +61,23 @@ class StepMemory(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Measure, compare, refuse."""
-        if not _can_be_measured(trainer, pl_module):
+        if not _is_measurable(trainer, pl_module):
             return
         device, images = pl_module.device, trainer.datamodule.hparams["batch_size"]  # type: ignore[attr-defined]
         free = _free_memory(device, processes=trainer.num_devices)
-        needed = Memory([(0.0, 0.0)]) if free is None else _measured(trainer, pl_module)
+        needed = Memory([(0.0, 0.0)]) if free is None else _measure(trainer, pl_module)
         free = float("inf") if free is None else free
         if not trainer.strategy.reduce_boolean_decision(needed.of(images) > free, all=False):
             return
         most = needed.of(images)
-        needs = f"needs about {_size(most)}" if most < float("inf") else "needs more"
-        said = (
-            f"A step of {images} images {needs} of memory, and {_size(free)} are free: "
-            f"{_smaller(needed.images_in(free), pl_module)}."
+        needs = f"needs about {_readable(most)}" if most < float("inf") else "needs more"
+        message = (
+            f"A step of {images} images {needs} of memory, but {_readable(free)} are free: "
+            f"{_advice(needed.images_in(free), pl_module)}."
         )
         if self.refuse:
-            raise ValueError(said)
-        rank_zero_warn(said)
+            raise ValueError(message)
+        rank_zero_warn(message)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """After an out-of-memory error in training, halve the batch size until a step fits."""
@@ -86,8 +85,10 @@ class StepMemory(L.Callback):
         if not is_out_of_memory(exception) or not isinstance(data, MultiLabelDataModule):
             return
         images = data.hparams["batch_size"]
-        self.remedy = f"Memory ran out in a step of {images} images: pass a smaller --data.batch_size than {images}."
-        if trainer.world_size > 1 or not _can_be_measured(trainer, pl_module):  # several would have to try together
+        self.remedy = f"Out of memory in a step of {images} images: pass a smaller --data.batch_size than {images}."
+        if trainer.world_size > 1 or not _is_measurable(
+            trainer, pl_module
+        ):  # several processes would have to try together
             return
         free_memory_of(exception)
         pl_module.zero_grad(set_to_none=True)
@@ -96,18 +97,18 @@ class StepMemory(L.Callback):
                 images //= 2
                 if images < 2 or _fits(trainer, pl_module, images):
                     break
-        except Exception:  # whatever it is, it must not hide the first
+        except Exception:  # must not hide the original error
             return
-        self.remedy = f"Memory ran out in a step of {data.hparams['batch_size']} images: {_smaller(images, pl_module)}."
+        self.remedy = f"Out of memory in a step of {data.hparams['batch_size']} images: {_advice(images, pl_module)}."
 
 
 class Memory:
     """Peak memory of a step in bytes, by its number of images.
 
-    At each moment of the step these are ``fixed + per_image · n``; which moment takes most depends on n.
+    At each moment of the step it is ``fixed + per_image · n``; the moment of the peak depends on n.
 
     Args:
-        moments: (fixed, per_image) of each.
+        moments: (fixed, per_image) of each moment.
     """
 
     def __init__(self, moments: Iterable[tuple[float, float]]) -> None:
@@ -131,7 +132,7 @@ class Memory:
         return min(most)
 
 
-def _can_be_measured(trainer: L.Trainer, module: L.LightningModule) -> bool:
+def _is_measurable(trainer: L.Trainer, module: L.LightningModule) -> bool:
     data: Any = getattr(trainer, "datamodule", None)
     return (
         type(data) is MultiLabelDataModule
@@ -150,35 +151,37 @@ def _free_memory(device: torch.device, processes: int) -> float | None:
     return None if free is None else free / processes
 
 
-def _measured(trainer: L.Trainer, module: Any) -> Memory:
-    """What a step takes beyond what is taken now; nothing where it fails for another reason, which it will say."""
+def _measure(trainer: L.Trainer, module: Any) -> Memory:
+    """Memory of a step in addition to that in use; 0 if the step fails for a reason that the run will report."""
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
-    on_processor = module.device.type == "cpu"
+    on_cpu = module.device.type == "cpu"
     few, more = _SIZES[module.device.type]
-    # One block of each image is enough where each moment is compared. Local views belong to the image, not to a block.
-    blocks = data.views.num_blocks if on_processor and data.views.local_views is None else 1
+    # One block per image suffices if every moment is compared. Local views belong to the image, not to a block.
+    blocks = data.views.num_blocks if on_cpu and data.views.local_views is None else 1
     try:
-        with _left_as_it_was(module):
-            for parameter in module.parameters():  # those of the step before are there in the forward pass
+        with _restored_afterwards(module):
+            for parameter in module.parameters():  # the previous step's gradients exist in the forward pass
                 parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
-            taken = [_taken(trainer, module, _batch(data, images, one_block=blocks > 1)) for images in (few, more)]
+            step_bytes = [
+                _step_bytes(trainer, module, _batch(data, images, one_block=blocks > 1)) for images in (few, more)
+            ]
             gradients = sum(one.grad.nbytes for one in module.parameters() if one.grad is not None)
     except Exception as error:
         if is_out_of_memory(error):
             free_memory_of(error)
             return Memory([(float("inf"), 1.0)])
         return Memory([(0.0, 0.0)])
-    if len(taken[0]) != len(taken[1]):  # another way through the network
-        taken = [[max(one)] for one in taken]
+    if len(step_bytes[0]) != len(step_bytes[1]):  # the network took another path
+        step_bytes = [[max(one)] for one in step_bytes]
     fixed = gradients * (1 + _states_per_weight(trainer))
-    waiting = _waiting_bytes(data, workers_of(trainer), on_device=not on_processor)
+    waiting = _waiting_bytes(data, workers_of(trainer), on_device=not on_cpu)
     views_at_a_time = getattr(module, "views_at_a_time", None)
     moments = []
-    for less, most in zip(*taken, strict=True):
+    for less, most in zip(*step_bytes, strict=True):
         per_image = max(0.0, (most - less) / (more - few))
         first = fixed + _SCRATCH * (less - few * per_image)
         per_image *= _SCRATCH * blocks
-        if views_at_a_time is not None:  # so many views are in the network, and the others wait as pixels
+        if views_at_a_time is not None:  # only so many views are in the network at once; the others are pixels
             first += per_image / (data.views.num_branches * data.views.num_blocks) * views_at_a_time
             per_image = 0.0
         moments.append((first, per_image + waiting))
@@ -186,7 +189,7 @@ def _measured(trainer: L.Trainer, module: Any) -> Memory:
 
 
 def _waiting_bytes(data: Any, workers: int, on_device: bool) -> float:
-    """Bytes of an image's views in batches that wait: on a processor those of the loader's workers as well."""
+    """Bytes per image of the batches that wait; on a CPU this includes those of the loader workers."""
     views = data.views
     pixels = views.num_branches * views.num_blocks * views.channels * views.size**2
     if views.local_views is not None:
@@ -196,13 +199,15 @@ def _waiting_bytes(data: Any, workers: int, on_device: bool) -> float:
 
 def _states_per_weight(trainer: L.Trainer) -> int:
     """State values per weight that the optimizer keeps (momenta)."""
-    kept = [len(one.defaults.get("betas", ())) or int(bool(one.defaults.get("momentum"))) for one in trainer.optimizers]
-    return max(kept, default=0)
+    states = [
+        len(one.defaults.get("betas", ())) or int(bool(one.defaults.get("momentum"))) for one in trainer.optimizers
+    ]
+    return max(states, default=0)
 
 
 def _fits(trainer: L.Trainer, module: Any, images: int) -> bool:
     try:
-        with _left_as_it_was(module):
+        with _restored_afterwards(module):
             _step(trainer, module, _batch(trainer.datamodule, images))  # type: ignore[attr-defined]
     except Exception as error:
         if not is_out_of_memory(error):
@@ -212,16 +217,16 @@ def _fits(trainer: L.Trainer, module: Any, images: int) -> bool:
     return True
 
 
-def _taken(trainer: L.Trainer, module: Any, batch: dict[str, Tensor]) -> list[float]:
-    """Bytes that a step of this batch takes beyond what is taken before: at each moment, on a GPU at its most."""
+def _step_bytes(trainer: L.Trainer, module: Any, batch: dict[str, Tensor]) -> list[float]:
+    """Additional bytes during a step of this batch: at each moment, on a GPU only the peak."""
     if module.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(module.device)
         before = torch.cuda.memory_allocated(module.device)
         _step(trainer, module, batch)
         return [float(torch.cuda.max_memory_allocated(module.device) - before)]
-    there = [*module.parameters(), *module.buffers(), *(one.grad for one in module.parameters()), *batch.values()]
-    tensors = _LiveTensors([one for one in there if one is not None])
-    with TensorMode(tensors.made):
+    existing = [*module.parameters(), *module.buffers(), *(one.grad for one in module.parameters()), *batch.values()]
+    tensors = _LiveTensors([one for one in existing if one is not None])
+    with TensorMode(tensors.add):
         _step(trainer, module, batch)
     return tensors.bytes
 
@@ -235,7 +240,7 @@ def _step(trainer: L.Trainer, module: Any, batch: dict[str, Tensor]) -> None:
 
 
 def _batch(data: Any, images: int, one_block: bool = False) -> dict[str, Tensor]:
-    """A batch of random pixels of the run's shape, or of the first block of each image alone."""
+    """A batch of random pixels of the run's shape, or with only one block per image."""
     views = data.views
     shape = (images, views.num_branches, 1 if one_block else views.num_blocks)
     generator = torch.Generator().manual_seed(0)
@@ -259,11 +264,11 @@ def _batch(data: Any, images: int, one_block: bool = False) -> dict[str, Tensor]
 
 
 @contextmanager
-def _left_as_it_was(module: Any) -> Iterator[None]:
-    """Keep buffers, gradients, random states and the log, and compile nothing for these shapes."""
+def _restored_afterwards(module: Any) -> Iterator[None]:
+    """Restore buffers, gradients, random states and the log afterwards, and compile nothing for these shapes."""
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
     views_at_a_time = getattr(module, "views_at_a_time", None)
-    has_compiler = "torch._dynamo" in sys.modules  # whose import takes seconds
+    has_compiler = "torch._dynamo" in sys.modules  # importing it takes seconds
     set_stance: Any = torch.compiler.set_stance
     module.log = module.log_dict = lambda *_, **__: None
     if views_at_a_time is not None:
@@ -288,20 +293,20 @@ class _LiveTensors:
     """Counts the bytes of the live tensors made within it, at each new tensor.
 
     Args:
-        there: Tensors that exist already and are not counted.
+        existing: Tensors that exist already and are not counted.
     """
 
-    def __init__(self, there: list[Tensor]) -> None:
+    def __init__(self, existing: list[Tensor]) -> None:
         self.bytes: list[float] = []
         self._now = 0
-        self._there = {tensor.untyped_storage().data_ptr() for tensor in there}
+        self._existing = {tensor.untyped_storage().data_ptr() for tensor in existing}
         self._sizes: dict[int, int] = {}
 
-    def made(self, tensor: Tensor) -> None:
-        """Count its storage, unless it is that of another tensor."""
+    def add(self, tensor: Tensor) -> None:
+        """Count its storage, unless another tensor shares it."""
         storage = tensor.untyped_storage()
         address, size = storage.data_ptr(), storage.nbytes()
-        if size and address not in self._there and address not in self._sizes:
+        if size and address not in self._existing and address not in self._sizes:
             self._sizes[address] = size
             self._now += size
             weakref.finalize(storage, self._freed, address)
@@ -311,14 +316,14 @@ class _LiveTensors:
         self._now -= self._sizes.pop(address)
 
 
-def _smaller(images: int, module: Any) -> str:
+def _advice(images: int, module: Any) -> str:
     """The options to pass so that a step fits with this number of images."""
     if getattr(module, "views_at_a_time", None) is not None:
         return f"pass a smaller --model.views_at_a_time than {module.views_at_a_time}"
     if images < 2:
-        return "not even 2 images fit, pass a smaller --data.size or --model.backbone"
+        return "not even 2 images fit; pass a smaller --data.size or --model.backbone"
     return f"pass --data.batch_size {images}, or a smaller --data.size or --model.backbone"
 
 
-def _size(count: float) -> str:
+def _readable(count: float) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.0f} MB"

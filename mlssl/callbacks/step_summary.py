@@ -22,77 +22,77 @@ from mlssl.distributed import world_size
 from mlssl.private import BatchNorm
 
 Rows = list[tuple[str, str]]
-"""Name and content of each line of a block."""
+"""Name and content of each row of a block."""
 
 _INDENT = 10
 
-_KEPT = "\0"
-"""Placeholder for the blank between a class and its count, where no line may break."""
+_NO_BREAK = "\0"
+"""Placeholder for the space between a class and its count, where a line must not break."""
 
-_WIDEST = 120
-"""Most columns of a block, also on a wider terminal."""
+_MAX_WIDTH = 120
+"""Maximum width of a block in columns."""
 
 
 class StepSummary(L.Callback):
     """Print one block about a run: images, classes, views, positives and negatives, devices, folder.
 
     It is printed at the first step of a fit, before the bar, and at the start of a validation, test or prediction. On
-    several devices it warns where batch norms are not synchronised. `MultiLabelSSLModule` adds it by itself.
+    several devices it warns if batch norms are not synchronised. `MultiLabelSSLModule` adds it itself.
     """
 
     def __init__(self) -> None:
-        self._is_said = False
+        self._is_printed = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Speak again in another fit."""
-        self._is_said = False
+        """Print again in another fit."""
+        self._is_printed = False
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Look at the first batch of the run."""
-        if self._is_said or "views" not in batch:
+        """Print the summary at the first batch of the run."""
+        if self._is_printed or "views" not in batch:
             return
         unsynchronised = count_unsynchronised(pl_module.modules())
         if unsynchronised and world_size() > 1:
             rank_zero_warn(
-                f"{unsynchronised} batch norms take their statistics from one device alone, so {world_size()} devices "
-                "do not compute what one would: pass sync_batchnorm=True to the Trainer "
-                "(--trainer.sync_batchnorm true), on GPUs."
+                f"{unsynchronised} batch norms use the statistics of one device only, so {world_size()} devices do not "
+                "compute the same as one: on GPUs, pass sync_batchnorm=True to the Trainer "
+                "(--trainer.sync_batchnorm true)."
             )
         group = getattr(getattr(pl_module, "image_aware_loss", None), "group", None)
         step = describe_step(batch["views"], world_size(), world_size(group))
         if trainer.accumulate_grad_batches > 1:
-            step += ", and gradient accumulation adds none"
+            step += ", and gradient accumulation does not add any"
         rows = [*rows_of_data(trainer), ("step", step), *_rows_of_length(trainer, batch_idx)]
-        self._say([*rows, *_rows_of_machine(trainer, pl_module)])
+        self._print([*rows, *_rows_of_machine(trainer, pl_module)])
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Say what is evaluated, unless this is part of a fit."""
+        """Print the summary, unless this is part of a fit."""
         if trainer.state.fn == "validate":
-            self._say([*rows_of_data(trainer), *_rows_of_machine(trainer, pl_module)])
+            self._print([*rows_of_data(trainer), *_rows_of_machine(trainer, pl_module)])
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Say what is evaluated."""
-        self._say([*rows_of_data(trainer), *_rows_of_machine(trainer, pl_module)])
+        """Print the summary."""
+        self._print([*rows_of_data(trainer), *_rows_of_machine(trainer, pl_module)])
 
     on_predict_start = on_test_start
 
-    def _say(self, rows: Rows) -> None:
-        if not self._is_said:
-            self._is_said = True
+    def _print(self, rows: Rows) -> None:
+        if not self._is_printed:
+            self._is_printed = True
             rank_zero_info(block(rows))
 
 
 def block(rows: Sequence[tuple[str, str]], columns: int | None = None) -> str:
-    """Rows under each other, folded to the width of the terminal, after a blank line.
+    """Format rows as text, wrapped to the width of the terminal, after a blank line.
 
     >>> print(block([("images", "4500"), ("folder", "runs/fit")], 40))
     <BLANKLINE>
     images    4500
     folder    runs/fit
     """
-    width = min(_WIDEST, columns or shutil.get_terminal_size().columns - 1)
+    width = min(_MAX_WIDTH, columns or shutil.get_terminal_size().columns - 1)
     lines = []
     for name, content in rows:
         fold = textwrap.TextWrapper(
@@ -102,12 +102,13 @@ def block(rows: Sequence[tuple[str, str]], columns: int | None = None) -> str:
             break_long_words=False,
             break_on_hyphens=False,
         )
-        lines += [line.replace(_KEPT, " ") for line in fold.wrap(re.sub(r" (?=\d+(?:[,;)]|$))", _KEPT, content))]
+        kept = re.sub(r" (?=\d+(?:[,;)]|$))", _NO_BREAK, content)
+        lines += [line.replace(_NO_BREAK, " ") for line in fold.wrap(kept)]
     return "\n" + "\n".join(lines)
 
 
 def rows_of_data(trainer: L.Trainer) -> Rows:
-    """Images, classes and frequencies of each set; of a datamodule other than the library's, how many images."""
+    """Images, classes and frequencies of each set; for another datamodule, only the number of images."""
     data = trainer.datamodule  # type: ignore[attr-defined]
     if isinstance(data, MultiLabelDataModule):
         return data.description()
@@ -116,42 +117,42 @@ def rows_of_data(trainer: L.Trainer) -> Rows:
 
 
 def describe_step(views: Tensor, devices: int, compared: int | None = None) -> str:
-    """Describe a step on views (B, A, K, C, S, S) per device, whose anchors meet keys of `compared` (all) devices.
+    """Describe a step on views (B, A, K, C, S, S) per device, with keys of `compared` (by default all) devices.
 
     >>> import torch
     >>> describe_step(torch.zeros(4, 2, 3, 3, 8, 8), 1)
     '4 images, 24 views of 8 × 8 pixels (2 × 3 per image); each anchor meets 5 positives and 18 negatives'
     """
     images, branches, blocks, _, height, width = views.shape
-    anchors = 2 * images * blocks * (compared or devices)  # of one set: predictions of a branch, projections of another
+    anchors = 2 * images * blocks * (compared or devices)  # per term: predictions of a branch, projections of another
     positives = 2 * blocks - 1
-    each = f" on each of {devices} devices" if devices > 1 else ""
+    per_device = f" on each of {devices} devices" if devices > 1 else ""
     return (
-        f"{images} images{each}, {images * branches * blocks * devices} views of {height} × {width} pixels "
+        f"{images} images{per_device}, {images * branches * blocks * devices} views of {height} × {width} pixels "
         f"({branches} × {blocks} per image); each anchor meets {positives} positives and "
         f"{anchors - 1 - positives} negatives"
     )
 
 
 def _rows_of_length(trainer: L.Trainer, batch_idx: int) -> Rows:
-    per_epoch, at = trainer.num_training_batches, position_of(trainer, batch_idx)
+    per_epoch, position = trainer.num_training_batches, position_of(trainer, batch_idx)
     rows = []
     data = trainer.datamodule  # type: ignore[attr-defined]
     if math.isfinite(per_epoch):
         rest = 0
-        if isinstance(data, MultiLabelDataModule) and data.train_records is not None and _takes_all(trainer):
+        if isinstance(data, MultiLabelDataModule) and data.train_records is not None and _uses_all_batches(trainer):
             rest = len(data.train_records) % (data.hparams["batch_size"] * trainer.world_size)
-        left = f"; {rest} images sit out, different ones each time" if rest else ""
-        rows.append(("epoch", f"{int(per_epoch)} steps{left}"))
-    if math.isfinite(at.total):
+        left_out = f"; {rest} images are left out, different ones each time" if rest else ""
+        rows.append(("epoch", f"{int(per_epoch)} steps{left_out}"))
+    if math.isfinite(position.total):
         number = trainer.max_epochs or -1
         epochs = f"{number} epoch{'s' if number > 1 else ''}, " if number > 0 else ""
-        begun = f", {at.done} of them done" if at.done else ""
-        rows.append(("run", f"{epochs}{int(at.total)} steps{begun}"))
+        done = f", {position.done} of them done" if position.done else ""
+        rows.append(("run", f"{epochs}{int(position.total)} steps{done}"))
     return rows
 
 
-def _takes_all(trainer: L.Trainer) -> bool:
+def _uses_all_batches(trainer: L.Trainer) -> bool:
     return trainer.limit_train_batches in (None, 1.0)
 
 
@@ -170,7 +171,7 @@ def _rows_of_machine(trainer: L.Trainer, pl_module: L.LightningModule) -> Rows:
 
 def _folder(trainer: L.Trainer) -> str:
     has_views = (Path(trainer.default_root_dir) / "views").is_dir()
-    return f"{trainer.default_root_dir}{', with pictures of what the network sees in views/' if has_views else ''}"
+    return f"{trainer.default_root_dir}{', with pictures of the views in views/' if has_views else ''}"
 
 
 def _short(number: int) -> str:
@@ -185,7 +186,7 @@ def _device(trainer: L.Trainer) -> str:
 
 
 def count_unsynchronised(layers: Iterable[nn.Module]) -> int:
-    """Count the batch norms in training mode that take their statistics from one device alone."""
+    """Count the batch norms in training mode that use the statistics of one device only."""
     return sum(
         isinstance(layer, BatchNorm) and type(layer) is not nn.SyncBatchNorm and layer.training for layer in layers
     )

@@ -17,13 +17,13 @@ from mlssl.views.blocks import BlockViews
 class ViewGridLogger(L.Callback):
     """Draw some training images with their blocks and views before epoch 0, to see what the augmentation does.
 
-    Writes ``<default_root_dir>/views/image-<id>.png`` and gives the pictures to loggers of Weights & Biases and
-    TensorBoard. The images are evenly spaced over the training set, and their views come from the callback's own
-    generator. Needs a datamodule with ``train_records`` and ``views``, such as `MultiLabelDataModule`; otherwise one
-    line says that nothing is drawn.
+    Writes ``<default_root_dir>/views/image-<id>.png`` and logs the pictures to Weights & Biases and TensorBoard. The
+    images are evenly spaced over the training set, and their views come from a separate random generator. Needs a
+    datamodule with ``train_records`` and ``views``, such as `MultiLabelDataModule`; otherwise one line says that
+    nothing is drawn.
 
     Args:
-        num_images: At least 1; no more than the training set has.
+        num_images: At least 1; limited to the size of the training set.
         seed: Seed of the views.
         channels: Channels drawn as red, green and blue, for images with three or more.
 
@@ -45,9 +45,7 @@ class ViewGridLogger(L.Callback):
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         records, views = getattr(datamodule, "train_records", None), getattr(datamodule, "views", None)
         if not isinstance(records, Records) or not isinstance(views, BlockViews):
-            rank_zero_info(
-                "ViewGridLogger: there are no pictures, because the run has no datamodule with train_records and views."
-            )
+            rank_zero_info("ViewGridLogger: nothing is drawn: the run has no datamodule with train_records and views.")
             return
         folder = Path(trainer.default_root_dir) / "views"
         for index in np.unique(np.linspace(0, len(records) - 1, self.num_images).round().astype(int)):
@@ -58,21 +56,21 @@ class ViewGridLogger(L.Callback):
                 if getattr(datamodule, "hparams", {}).get("on_bad_image") == "skip":
                     continue
                 raise
-            made = views.arrays(image, np.random.default_rng([self.seed, index]))
+            drawn = views.arrays(image, np.random.default_rng([self.seed, index]))
             picture = draw_view_grid(
                 image,
-                made["views"],
+                drawn["views"],
                 views.boxes(*image.shape[:2]),
                 folder / f"{name}.png",
                 records.path(index).name,
                 self.channels,
-                made.get("local_views"),
+                drawn.get("local_views"),
             )
             for logger in trainer.loggers:
-                _show(logger, f"views/{name}", picture, trainer.global_step)
+                _log_picture(logger, f"views/{name}", picture, trainer.global_step)
 
 
-def _show(logger: Any, name: str, picture: ImageArray, step: int) -> None:
+def _log_picture(logger: Any, name: str, picture: ImageArray, step: int) -> None:
     if isinstance(logger, WandbLogger):
         logger.log_image(name, [picture], step)
     elif isinstance(logger, TensorBoardLogger):

@@ -7,20 +7,20 @@ import re
 from collections.abc import Iterable
 
 _KINDS = {"bool": "true or false", "int": "a whole number", "float": "a number", "str": "text"}
-_SAYS_NOTHING = ("Not a valid subclass", "Subclass types expect", "Expected a dot import path")
+_UNINFORMATIVE = ("Not a valid subclass", "Subclass types expect", "Expected a dot import path")
 
 
-def said_plainly(message: str, command: str, known: Iterable[str]) -> str:
-    """The parser's message in one line; where a setting is misspelt, the nearest one there is.
+def plain_message(message: str, command: str, known: Iterable[str]) -> str:
+    """The parser's message in one line; for a misspelt setting, with the nearest existing one.
 
     Args:
-        message: Of jsonargparse.
-        command: Whose parser it is, such as ``fit``.
+        message: Message of jsonargparse.
+        command: Command of the parser, such as ``fit``.
         known: Names of its settings, such as ``data.size``.
     """
     message, known = " ".join(message.split()), sorted(set(known))
     if re.search("[Gg](iven|ot) value: ", message):
-        return _said_of_value(message)
+        return _value_message(message)
     named = re.search(r"(?:option|key|argument)s?:? [\"']?-{0,2}([A-Za-z_][\w.]*)", message, re.IGNORECASE)
     if named is None or named[1] in known:
         return message
@@ -29,8 +29,8 @@ def said_plainly(message: str, command: str, known: Iterable[str]) -> str:
     return f"there is no setting {named[1]!r}{meant} `mlssl {command} --help_all` lists them"
 
 
-def _said_of_value(message: str) -> str:
-    """Of a value of another type; of a class, the first of its own errors."""
+def _value_message(message: str) -> str:
+    """Message about a value of the wrong type; for a class, the first of its errors."""
     key = re.search(r'(?:Parser key|argument) "?([\w.]+)"?', message)
     setting = f"--{key[1]}" if key else "--trainer.callbacks"
     required = re.search(r"class_path '([\w.]+)': the following arguments are required: ([\w, ]+?)(?= - |$)", message)
@@ -41,7 +41,7 @@ def _said_of_value(message: str) -> str:
     about, given = about.partition(" Given value type")[0], given.partition(" - ")[0]
     if "class_path" in about or "Callback'" in about:
         errors = re.split(r"(?:^|Errors:)? - ", about)[1:]
-        said = next((one for one in errors if one and not one.startswith(_SAYS_NOTHING)), "")
+        said = next((one for one in errors if one and not one.startswith(_UNINFORMATIVE)), "")
         return f"{setting}: {said}" if said else message
     literals = re.findall(r"Literal\[([^]]*)\]", about)
     choices = [one.strip(" '\"") for one in ",".join(literals).split(",") if one]

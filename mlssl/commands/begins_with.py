@@ -1,4 +1,4 @@
-"""What a run starts from: the folder of another run, or a backbone with published weights."""
+"""What a run starts from: another run, or a backbone with published weights."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _FROM_FILE = "--model.backbone NAME --model.backbone_kwargs '{pretrained: true, 
 _CHECKPOINTS = ("ckpt_path", "start_from")
 
 
-def take_checkpoints_of_runs(settings: Any) -> None:
+def resolve_run_folders(settings: Any) -> None:
     """Replace a run folder by its last checkpoint.
 
     Args:
-        settings: Of the command; changed.
+        settings: Settings of the command; changed in place.
 
     Raises:
         FileNotFoundError: If the run has not saved a checkpoint.
@@ -29,15 +29,15 @@ def take_checkpoints_of_runs(settings: Any) -> None:
 
 
 def take_published_weights(settings: Any) -> str | None:
-    """Set the argument that loads the published weights which the name of the backbone asks for.
+    """Set the argument that loads the published weights named by the backbone's name.
 
-    A run that takes all weights from a checkpoint needs none; the name stays, which then only says the architecture.
+    A run that takes all weights from a checkpoint loads none; the name then only gives the architecture.
 
     Args:
-        settings: Of the command; changed.
+        settings: Settings of the command; changed in place.
 
     Returns:
-        The name as it was given; None where it asks for no weights.
+        The given name; None if it names no weights.
 
     Raises:
         ValueError: If timm knows no weights of this tag.
@@ -55,11 +55,11 @@ def take_published_weights(settings: Any) -> str | None:
     return name
 
 
-def said_of_weights(name: str | None, error: Exception) -> str | None:
+def weights_message(name: str | None, error: Exception) -> str | None:
     """Why published weights could not be loaded; None for an error that already says what is wrong.
 
     Args:
-        name: Of `take_published_weights`.
+        name: Result of `take_published_weights`.
         error: Error raised while the network was built.
     """
     return (

@@ -19,11 +19,11 @@ _mlssl() {
 }
 complete -o default -F _mlssl mlssl
 """
-"""Asks the command itself for options, which takes a fraction of a second; values are completed as file names."""
+"""Reads the options from the command's help, which takes a fraction of a second; values complete to file names."""
 
 
 def completion(shell: Literal["bash", "zsh"]) -> None:
-    """Print a script that completes commands and the options of their help in a shell.
+    """Print a script for the shell that completes commands and their options.
 
     Example: eval "$(mlssl completion bash)"
 

@@ -24,31 +24,31 @@ def make_importable(folder: str | os.PathLike[str] = ".") -> None:
         sys.path.insert(0, path)
 
 
-def imported(path: str, asked_by: str) -> Any:
-    """What an import path names; modules of the current directory count.
+def import_object(path: str, named_by: str) -> Any:
+    """Import the object at an import path; modules in the current directory are found.
 
     Args:
         path: Such as ``my_package.MyModule``.
-        asked_by: The option or file that names it, for errors.
+        named_by: The option or file that names it, for errors.
 
     Raises:
         ValueError: If `path` is not an import path, or cannot be imported.
     """
     if not is_import_path(path):
-        raise ValueError(f"{asked_by} names {path!r}: pass an import path, such as my_package.MyName.")
+        raise ValueError(f"{named_by} names {path!r}: pass an import path, such as my_package.MyName.")
     make_importable()
     module, _, name = path.rpartition(".")
     try:
         return getattr(import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise ValueError(
-            f"{asked_by} names {path!r}, which cannot be imported ({error}): start mlssl in the folder of "
-            f"{module.partition('.')[0]!r}, or install it."
+            f"{named_by} names {path!r}, which cannot be imported ({error}): run mlssl in the folder that "
+            f"contains {module.partition('.')[0]!r}, or install it."
         ) from error
 
 
 def import_path(kind: type) -> str:
-    """The shortest path that a class can be imported by; of one in a script, by the name of the script."""
+    """The shortest path that imports a class; for a class in a script, the name of the script and of the class."""
     module = kind.__module__
     main = sys.modules["__main__"]
     if module == "__main__":

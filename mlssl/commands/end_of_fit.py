@@ -23,28 +23,28 @@ from mlssl.report.measure import some_images
 from mlssl.run_folder import Log, read_log
 from mlssl.weights.checkpoints import take_weights
 
-MOST_IMAGES = 2000
-"""Most images of each set on which the networks are compared."""
+MAX_IMAGES = 2000
+"""Maximum number of images of each set for the comparison of networks."""
 
-FEWEST_IMAGES = 100
-"""Fewest images for a meaningful comparison."""
+MIN_IMAGES = 100
+"""Minimum number of images for a meaningful comparison."""
 
 SHARE = 0.1
-"""Images of each set for an image that the run has seen, so that the comparison takes a small part of its time."""
+"""Images of each set per image seen in the run, so that the comparison takes a small part of the run's time."""
 
 
 def describe_end(cli: Any, folder: Path, seconds: float, steps_before: int) -> str:
-    """What is printed.
+    """The summary as text.
 
     Args:
         cli: `RunCLI` after its fit.
-        folder: Of the run.
-        seconds: That the fit took.
-        steps_before: Steps of the run that were done before it.
+        folder: Folder of the run.
+        seconds: Duration of the fit.
+        steps_before: Steps of the run before this fit.
     """
     trainer, data = cli.trainer, cli.datamodule
     steps = trainer.fit_loop.epoch_loop.batch_progress.total.completed - steps_before
-    found, begun_with = None, "the untrained network"
+    comparison, start_name = None, "untrained network"
     if isinstance(data, MultiLabelDataModule) and has_probe(trainer, cli.model):
         most = images_to_compare(steps * data.hparams["batch_size"] * trainer.world_size)
         if most:
@@ -53,12 +53,12 @@ def describe_end(cli: Any, folder: Path, seconds: float, steps_before: int) -> s
             if source is not None:
                 take_weights(start, source)
             if source is not None or cli.settings.model.get("backbone_kwargs"):
-                begun_with = "the network as it began"
-            found = compare(start, cli.model, data, most)
-    return end_block(folder, seconds, steps, found, begun_with, next_commands(folder, data))
+                start_name = "network at the start"
+            comparison = compare(start, cli.model, data, most)
+    return end_block(folder, seconds, steps, comparison, start_name, next_commands(folder, data))
 
 
-_KEPT = ("batch_size", "size", "eval_size", "num_workers", "timeout", "on_bad_image")
+_KEPT_SETTINGS = ("batch_size", "size", "eval_size", "num_workers", "timeout", "on_bad_image")
 
 
 class Comparison(NamedTuple):
@@ -86,15 +86,15 @@ def compare(start: FeatureNetwork, end: FeatureNetwork, data: MultiLabelDataModu
     if train is None or val is None or train.labels is None or val.labels is None:
         return None
     train, val = some_images(train, most), some_images(val, most)
-    kept: dict[str, Any] = {name: data.hparams[name] for name in _KEPT}
+    settings: dict[str, Any] = {name: data.hparams[name] for name in _KEPT_SETTINGS}
     try:
-        some = MultiLabelDataModule(train=train, val=val, **kept)
+        some = MultiLabelDataModule(train=train, val=val, **settings)
         loaders = some.image_dataloader("train"), some.image_dataloader("val")
         before, after = (
             linear_probe(*frozen_sets(model, *loaders, pooling="avg", name=name), num_resamples=0).mAP
             for name, model in (("untrained", start), ("pre-trained", end))
         )
-    except ValueError:  # of sets too small for their classes
+    except ValueError:  # the sets are too small for their classes
         return None
     return Comparison(before, after, len(train), len(val))
 
@@ -105,71 +105,71 @@ def images_to_compare(seen: int) -> int:
     >>> images_to_compare(500), images_to_compare(4000), images_to_compare(10**6)
     (0, 400, 2000)
     """
-    number = min(MOST_IMAGES, int(SHARE * seen))
-    return number if number >= FEWEST_IMAGES else 0
+    number = min(MAX_IMAGES, int(SHARE * seen))
+    return number if number >= MIN_IMAGES else 0
 
 
 def has_probe(trainer: L.Trainer, model: L.LightningModule) -> bool:
-    """Whether the backbone is probed in this run and is in one piece."""
+    """Whether this run probes the backbone and the backbone is not sharded."""
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     probes = [one for one in callbacks if isinstance(one, OnlineLinearProbe) and one.is_of_backbone]
     return bool(probes) and not is_sharded(trainer.strategy.model or model)
 
 
 def start_of_run(kind: type[Any], settings: dict[str, Any], seed: int) -> Any:
-    """The network that a run begins with, built anew; the global random state stays as it is."""
+    """Build the network that a run starts from; the global random state does not change."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return kind(**settings)
 
 
 def end_block(
-    folder: Path, seconds: float, steps: int, found: Comparison | None, begun_with: str, commands: list[str]
+    folder: Path, seconds: float, steps: int, comparison: Comparison | None, start_name: str, commands: list[str]
 ) -> str:
-    """What is printed.
+    """The summary as text, from its parts.
 
     Args:
-        folder: Of the run.
-        seconds: That it took.
-        steps: That it did in them.
-        found: Of `compare`.
-        begun_with: What the network is compared with, such as "the untrained network".
+        folder: Folder of the run.
+        seconds: Duration of the fit.
+        steps: Steps of the fit.
+        comparison: Result of `compare`, or None.
+        start_name: Name of the network at the start, such as "untrained network".
         commands: Two commands to run next.
     """
     rows: Rows = []
     scores = read_log(folder).get("probe/mAP")
     if scores is not None:
-        rows.append(("probe", _described(scores)))
-    if found is not None:
+        rows.append(("probe", _describe_scores(scores)))
+    if comparison is not None:
         rows.append(
             (
                 "compared",
-                f"linear probe on frozen features, mAP on {found.val_images} val images after {found.train_images} "
-                f"training images: {begun_with} {found.start:.3f}, this one {found.end:.3f} "
-                f"({found.end - found.start:+.3f})",
+                f"linear probe on frozen features, fitted on {comparison.train_images} training images, mAP on "
+                f"{comparison.val_images} val images: {start_name} {comparison.start:.3f}, trained network "
+                f"{comparison.end:.3f} ({comparison.end - comparison.start:+.3f})",
             )
         )
-    left = [name for name in ("exports", "checkpoints", "views") if (folder / name).is_dir()]
+    folders = [name for name in ("exports", "checkpoints", "views") if (folder / name).is_dir()]
     rows.append(("time", f"{in_words(seconds)} for {steps} steps"))
-    rows.append(("folder", f"{folder}, with metrics.csv{''.join(f', {name}/' for name in left)}"))
+    rows.append(("folder", f"{folder}, with metrics.csv{''.join(f', {name}/' for name in folders)}"))
     return block(rows) + "\n\n" + "\n".join(["next:", *(f"  {command}" for command in commands)])
 
 
 def next_commands(folder: Path, data: L.LightningDataModule) -> list[str]:
-    """A page about the run, then a table on the run's labelled images, or else the backbone in a file of its own."""
+    """A report of the run, then an evaluation on the run's labelled images, or without labels an export."""
     report = ["mlssl", "report", str(folder)]
     checkpoint = folder / "checkpoints" / "last.ckpt"
     if not checkpoint.is_file():
         return [shlex.join(report)]
-    options = _options_of(data)
+    options = _linear_options(data)
     if options is None:
         written = folder / "exports" / "of-last.safetensors"
         return [shlex.join(report), shlex.join(["mlssl", "export", str(checkpoint), "-o", str(written)])]
     return [shlex.join(report), shlex.join(["mlssl", "linear", str(checkpoint), *options])]
 
 
-def _options_of(data: L.LightningDataModule) -> list[str] | None:
-    """Of `mlssl linear`, which has some of the datamodule's; None where it lacks one that was given, or labels."""
+def _linear_options(data: L.LightningDataModule) -> list[str] | None:
+    """Options of `mlssl linear` for the run's data; None if it lacks one that was given, or the data has no labels."""
     if not isinstance(data, MultiLabelDataModule):
         return None
     sets, given = (data.train_records, data.val_records), data.hparams
@@ -186,9 +186,7 @@ def _options_of(data: L.LightningDataModule) -> list[str] | None:
     return [*options, "--eval_size", str(height) if height == width else f"[{height},{width}]"]
 
 
-def _described(scores: Log) -> str:
-    best = max(range(len(scores.values)), key=lambda place: scores.values[place])
-    return (
-        f"mAP {scores.values[best]:.3f} at best, in epoch {int(scores.epochs[best]) + 1}; "
-        f"{scores.values[-1]:.3f} at the end"
-    )
+def _describe_scores(scores: Log) -> str:
+    best = max(range(len(scores.values)), key=lambda index: scores.values[index])
+    epoch = int(scores.epochs[best]) + 1
+    return f"best mAP {scores.values[best]:.3f} in epoch {epoch}, {scores.values[-1]:.3f} at the end"

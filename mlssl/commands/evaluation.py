@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
 from mlssl.commands.evaluation_options import EvaluationOptions
-from mlssl.commands.results import Found, differences, print_counts, print_table, write_results
+from mlssl.commands.results import BackboneResult, differences, print_positives, print_table, write_results
 from mlssl.contracts import FeatureNetwork
 from mlssl.data.datamodule import MultiLabelDataModule
 from mlssl.data.records import Records
@@ -26,7 +26,7 @@ class LabelledSets(NamedTuple):
     test: Records
 
 
-def opened(sources: Sequence[str], seed: int) -> dict[str, Backbone]:
+def open_backbones(sources: Sequence[str], seed: int) -> dict[str, Backbone]:
     """Backbones by their name in the table; the name marks random weights.
 
     Raises:
@@ -43,8 +43,8 @@ def opened(sources: Sequence[str], seed: int) -> dict[str, Backbone]:
     }
 
 
-def with_size_of_run(options: EvaluationOptions, models: Sequence[Backbone]) -> EvaluationOptions:
-    """The options with the size of whole images of the first run among the backbones, unless another was given."""
+def with_run_size(options: EvaluationOptions, models: Sequence[Backbone]) -> EvaluationOptions:
+    """The options, with the whole-image size of the first backbone that records one, unless a size was given."""
     if options.eval_size is not None:
         return options
     for model in models:
@@ -55,8 +55,8 @@ def with_size_of_run(options: EvaluationOptions, models: Sequence[Backbone]) -> 
     return options
 
 
-def completed(options: EvaluationOptions) -> EvaluationOptions:
-    """The options with defaults for those that were not given."""
+def with_defaults(options: EvaluationOptions) -> EvaluationOptions:
+    """The options, with defaults for those that were not given."""
     is_drawn = options.dataset is None and options.annotations is None
     return replace(
         options,
@@ -68,8 +68,8 @@ def completed(options: EvaluationOptions) -> EvaluationOptions:
 
 
 def set_name(options: EvaluationOptions) -> str:
-    """What the images are called: their format, or the files of annotations."""
-    return ", ".join(as_list(options.annotations)) or str(completed(options).dataset)
+    """Name of the data set: its format, or its annotation files."""
+    return ", ".join(as_list(options.annotations)) or str(with_defaults(options).dataset)
 
 
 def labelled_sets(options: EvaluationOptions) -> LabelledSets:
@@ -79,7 +79,7 @@ def labelled_sets(options: EvaluationOptions) -> LabelledSets:
         ValueError: If one of them is missing or has no labels, and as `MultiLabelDataModule`.
         FileNotFoundError: If a file is missing.
     """
-    options = completed(options)
+    options = with_defaults(options)
     assert options.batch_size is not None
     data = MultiLabelDataModule(
         **given_options(options),
@@ -101,41 +101,50 @@ def features_of(
     source: str, model: FeatureNetwork, data: MultiLabelDataModule, options: EvaluationOptions
 ) -> FrozenSets:
     """Features of the whole images of both sets."""
-    pooling = completed(options).pooling
+    pooling = with_defaults(options).pooling
     assert pooling is not None
     loaders = data.image_dataloader("train"), data.image_dataloader("val")
     return frozen_sets(model, *loaders, pooling=pooling, cache=options.cache, name=source)
 
 
-def print_missing(train: Records, test: Records) -> None:
-    """Name the classes that a set has no positive of."""
+def print_missing_classes(train: Records, test: Records) -> None:
+    """Print the classes without a positive in a set."""
     for name, records, what in (
         ("test", test, "left out of the mean"),
-        ("training", train, "not learned, and all images get one score for it"),
+        ("training", train, "not learned; all images get the same score for it"),
     ):
         assert records.labels is not None
-        without = [key for key, there in zip(records.classes, (records.labels == 1).any(0), strict=True) if not there]
-        if without:
-            names = f"{', '.join(without[:5])}{', …' if len(without) > 5 else ''}"
-            print(f"no positive among the {name} images for {len(without)} classes ({names}): {what}")
+        missing = [
+            key
+            for key, has_positive in zip(records.classes, (records.labels == 1).any(0), strict=True)
+            if not has_positive
+        ]
+        if missing:
+            names = f"{', '.join(missing[:5])}{', …' if len(missing) > 5 else ''}"
+            print(f"no positive in the {name} images for {len(missing)} classes ({names}): {what}")
 
 
 def print_images(data: MultiLabelDataModule, options: EvaluationOptions) -> None:
-    """Say of which images features are taken, and how."""
+    """Print the image size and the pooling."""
     height, width = data.eval_size
-    print(f"whole images of {height} × {width} pixels, pooling {completed(options).pooling}")
+    print(f"whole images of {height} × {width} pixels, pooling {with_defaults(options).pooling}")
 
 
 def finish(
-    name: str, found: Sequence[Found], train: Records, test: Records, options: EvaluationOptions, own: Mapping[str, Any]
+    name: str,
+    results: Sequence[BackboneResult],
+    train: Records,
+    test: Records,
+    options: EvaluationOptions,
+    own: Mapping[str, Any],
 ) -> None:
-    """Print the table, and write it and all it was made with to a folder of its own."""
+    """Print the table, and write it with all settings to a new folder."""
     counts = class_counts(train, test)
-    between = differences(found)
-    print_table(found)
+    between = differences(results)
+    print_table(results)
     print_table(between, "difference")
-    print_counts(counts)
-    settings = {"sources": [one.source for one in found], **own, **asdict(completed(options))}
+    print_positives(counts)
+    settings = {"sources": [one.source for one in results], **own, **asdict(with_defaults(options))}
     given = {key: value for key, value in settings.items() if value is not None}
-    folder = write_results(options.runs, name, found, between, counts, given)
+    folder = write_results(options.runs, name, results, between, counts, given)
     print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")

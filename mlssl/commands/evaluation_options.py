@@ -10,7 +10,7 @@ from mlssl.data.set_options import SplitOptions
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationOptions(SplitOptions):
-    """Which images features are taken of, and how.
+    """Images to extract features from, and how.
 
     None means that an option was not given, so that a protocol, which fixes some, can refuse those that were.
 
@@ -19,9 +19,9 @@ class EvaluationOptions(SplitOptions):
         pooling: avg, max, or avgmax (default), their mean.
         batch_size: Images per step; 64 by default.
         num_workers: Loader processes.
-        cache: Folder that keeps features, for a stopped or a second pass.
-        runs: Folder of the results' folder.
-        seed: Of untrained weights, subsets, held-out images and the bootstrap.
+        cache: Folder to cache features in.
+        runs: Folder for the results folder.
+        seed: For untrained weights, subsets, held-out images and the bootstrap.
     """
 
     eval_size: int | tuple[int, int] | None = None

@@ -10,20 +10,20 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from mlssl.received import OWN_INSTANTIATOR, check_names_no_code, leaves_of
 
 CUSTOM = "custom "
-"""Before the import path of a user's function, which a checkpoint keeps as text."""
+"""Prefix of the import path of a custom function, which a checkpoint stores as text."""
 
 
 def plain_hyper_parameters(hyper_parameters: Mapping[str, Any], kind: type, source: str) -> dict[str, Any]:
-    """Those of a class's arguments that are plain values, in a form by which the parser imports nothing.
+    """The plain values among a class's arguments, in a form from which the parser imports nothing.
 
     Left out are names that are not arguments, values that are not plain (None, bool, int, float, str, and lists and
-    dicts of them), functions, which are kept as text "custom my_package.my_function", and text for an argument of a
+    dicts of them), functions, which are stored as text "custom my_package.my_function", and text for an argument of a
     type that the parser would make an object of.
 
     Args:
-        hyper_parameters: Of the checkpoint.
-        kind: Class that is built.
-        source: Where they are from, for errors.
+        hyper_parameters: Hyper-parameters of the checkpoint.
+        kind: Class to build.
+        source: Their origin, for errors.
 
     Raises:
         ValueError: If they name code to import.
@@ -49,7 +49,7 @@ def is_custom(value: object) -> bool:
 
 
 def _argument_types(kind: type) -> dict[str, Any]:
-    """Name → type of what the constructors of a class and of its bases take; Any where none is said."""
+    """Name → type of the constructor arguments of a class and its bases; Any without an annotation."""
     types: dict[str, Any] = {}
     for base in reversed(kind.__mro__):
         constructor: Any = vars(base).get("__init__")
@@ -64,7 +64,7 @@ def _argument_types(kind: type) -> dict[str, Any]:
 
 
 def _keeps_text(kind: Any) -> bool:
-    """Whether text for an argument of this type stays text: plain types, or a union that has str before a class."""
+    """Whether text for an argument of this type stays text: plain types, or a union with str before a class."""
     members = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
     for member in members:
         if member in (str, Any) or get_origin(member) is Literal:

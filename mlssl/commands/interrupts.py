@@ -1,4 +1,4 @@
-"""Ctrl-C that ends a run cleanly, wherever it falls."""
+"""Ctrl-C ends a run cleanly, whenever it is pressed."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 
 import lightning as L
 
-_SAID = b"\r\x1b[Kmlssl: ending after this step; Ctrl-C once more ends at once\r"
-"""On a terminal only, in the place of the bar until that is drawn again: one line is left of an interrupt, the last."""
+_NOTICE = b"\r\x1b[Kmlssl: stopping after this step; press Ctrl-C again to stop at once\r"
+"""Only on a terminal. The progress bar overwrites it, so that an interrupt leaves one line: the last."""
 
 
 class Interrupts(L.Callback):
-    """While entered, Ctrl-C ends a training before its next step, and anything else, or a second time, at once.
+    """While entered, Ctrl-C ends training before the next step; a second Ctrl-C, or outside training, at once.
 
     A KeyboardInterrupt raised wherever the signal arrives may break a step in the middle, or be dropped: Python drops
     it in a destructor, as when the workers of a finished pass are ended, and the run would continue. A worker that has
@@ -25,7 +25,7 @@ class Interrupts(L.Callback):
     def __init__(self) -> None:
         self._process = os.getpid()
         self._is_training = False
-        self._came = False
+        self._is_requested = False
 
     def __enter__(self) -> Interrupts:
         """Install the handler, unless another one is installed."""
@@ -35,12 +35,12 @@ class Interrupts(L.Callback):
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Leave the signal as it was; where Lightning ignores it after the first, it stays ignored."""
+        """Restore the signal's handler; if Lightning ignores the signal after the first, it stays ignored."""
         if signal.getsignal(signal.SIGINT) == self._interrupt:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def on_train_start(self, *_: Any, **__: Any) -> None:
-        """From now on, an interrupt waits for the end of the step."""
+        """From here on, an interrupt waits for the end of the step."""
         self._is_training = True
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
@@ -52,19 +52,19 @@ class Interrupts(L.Callback):
         self._end()
 
     def on_validation_batch_start(self, *_: Any, **__: Any) -> None:
-        """The same for whole images."""
+        """End the validation here if an interrupt arrived."""
         self._end()
 
     def _interrupt(self, _signal: int, _frame: FrameType | None) -> None:
         if os.getpid() != self._process:
             return
-        if self._is_training and not self._came:
-            self._came = True
+        if self._is_training and not self._is_requested:
+            self._is_requested = True
             if os.isatty(2):
-                os.write(2, _SAID)  # print may be in the middle of something
+                os.write(2, _NOTICE)  # print may be in the middle of something
             return
         raise KeyboardInterrupt
 
     def _end(self) -> None:
-        if self._came:
+        if self._is_requested:
             raise KeyboardInterrupt

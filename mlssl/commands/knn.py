@@ -1,4 +1,4 @@
-"""`mlssl knn`: how good backbones are by the labels of nearest images, in one table."""
+"""`mlssl knn`: evaluate backbones by kNN classification, in one table."""
 
 from __future__ import annotations
 
@@ -6,42 +6,42 @@ from mlssl.commands.evaluation_options import EvaluationOptions
 
 
 def knn(sources: list[str], options: EvaluationOptions, k: int | None = None, temperature: float | None = None) -> None:
-    """Compare backbones by the labels of the nearest training images, without anything that learns.
+    """Compare backbones by kNN classification; nothing is trained.
 
     Example: mlssl knn last.ckpt resnet18 --dataset corel5k --root FOLDER
 
     Args:
         sources: Runs, checkpoints, exported files, NAME=FILE, NAME.TAG or NAME:pretrained for published weights, or
-            NAME, which is then untrained.
-        options: Of images and features.
+            NAME (untrained).
+        options: Images and features.
         k: Nearest training images that vote; 20 by default.
-        temperature: Of their weights exp(cosine / temperature); 0.07 by default.
+        temperature: Temperature of the votes' weights exp(cosine / temperature); 0.07 by default.
     """
     from mlssl.commands.evaluation import (
         features_of,
         finish,
         labelled_sets,
-        opened,
+        open_backbones,
         print_images,
-        print_missing,
+        print_missing_classes,
         set_name,
-        with_size_of_run,
+        with_run_size,
     )
-    from mlssl.commands.scores import found_by_neighbors
+    from mlssl.commands.scores import knn_result
     from mlssl.evaluation.neighbors import NUM_NEIGHBORS, TEMPERATURE, check_temperature
 
     k, temperature = NUM_NEIGHBORS if k is None else k, TEMPERATURE if temperature is None else temperature
-    models = opened(sources, options.seed)
-    options = with_size_of_run(options, list(models.values()))
+    models = open_backbones(sources, options.seed)
+    options = with_run_size(options, list(models.values()))
     data, train, test = labelled_sets(options)
     if not 1 <= k <= len(train):
-        raise ValueError(f"k={k} neighbours were asked for, and there are {len(train)} training images: pass fewer")
+        raise ValueError(f"k={k} was given, but there are {len(train)} training images: pass a smaller k")
     check_temperature(temperature)
     print(f"{set_name(options)}: {len(train)} voting and {len(test)} test images, {len(train.classes)} classes, k {k}")
     print_images(data, options)
-    print_missing(train, test)
-    found = []
+    print_missing_classes(train, test)
+    results = []
     for source, model in models.items():
         sets = features_of(source, model, data, options)
-        found.append(found_by_neighbors(source, sets, k=k, temperature=temperature, seed=options.seed))
-    finish("knn", found, train, test, options, {"k": k, "temperature": temperature})
+        results.append(knn_result(source, sets, k=k, temperature=temperature, seed=options.seed))
+    finish("knn", results, train, test, options, {"k": k, "temperature": temperature})

@@ -1,4 +1,4 @@
-"""What the commands need of LightningCLI and has no public name there: this file alone uses its private ones."""
+"""Private parts of LightningCLI that the commands need: no other file uses them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class OpenCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Lightning's commands but predict, which is a command of the library's own."""
+        """Lightning's commands except predict, which mlssl replaces."""
         commands = LightningCLI.subcommands()
         del commands["predict"]
         return commands
@@ -28,12 +28,12 @@ class OpenCLI(LightningCLI):
 
     @property
     def command_parser(self) -> LightningArgumentParser:
-        """That of the command which was given."""
+        """The parser of the given command."""
         return self._parser(self.config.subcommand)
 
     @property
     def settings(self) -> Namespace:
-        """Of the command, as they were parsed; what is changed here is what is built and saved."""
+        """Parsed settings of the command; changes to them affect what is built and saved."""
         return self.config[self.config.subcommand]
 
     def built(self, name: str, default: Any = None) -> Any:
@@ -44,11 +44,11 @@ class OpenCLI(LightningCLI):
         """Take what the settings need from ``settings.ckpt_path``; called once they are parsed."""
 
     def _parse_ckpt_path(self) -> None:
-        # Lightning's own imports what a checkpoint names, and prefers its values to those that were given.
+        # Lightning's method imports what a checkpoint names, and its values override those that were given.
         self.read_checkpoint()
 
 
-def is_of_restoring(error: BaseException) -> bool:
-    """Whether it was raised while Lightning read a checkpoint or gave its states back."""
+def is_restore_error(error: BaseException) -> bool:
+    """Whether the error was raised while Lightning read a checkpoint or restored its state."""
     frames = traceback.walk_tb(error.__traceback__)
     return any(frame.f_globals.get("__name__") == _RESTORING for frame, _ in frames)

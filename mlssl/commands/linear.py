@@ -1,4 +1,4 @@
-"""`mlssl linear`: how good backbones are by a linear classifier on their frozen features, in one table."""
+"""`mlssl linear`: evaluate backbones by a linear probe on frozen features, in one table."""
 
 from __future__ import annotations
 
@@ -20,35 +20,35 @@ def linear(
     save: Path | None = None,
     precision: float | None = None,
 ) -> None:
-    """Compare backbones by a linear probe on their frozen features of whole images, and by kNN.
+    """Compare backbones by a linear probe on frozen features, and by kNN.
 
     Example: mlssl linear last.ckpt resnet18 --dataset corel5k --root FOLDER
 
     Args:
         sources: Runs, checkpoints, exported files, NAME=FILE, NAME.TAG, NAME:pretrained, or NAME (untrained).
-        options: Of images and features.
+        options: Images and features.
         protocol: Published evaluation, which fixes data, sizes and classifier: coco-448, voc12-to-voc07, voc07-svm
             or corel5k.
-        fractions: Of the labels, to learn from these too: '[0.01, 0.1, 1.0]'.
+        fractions: Fractions of the labels to train on as well: '[0.01, 0.1, 1.0]'.
         pos_weight: Weight of a positive, or balanced; 1 by default.
         threshold: Probability of a predicted label; 0.5 by default.
-        epochs: In place of those of a protocol that trains.
+        epochs: Epochs, for a protocol that trains.
         save: Tagger to write, such as tagger.safetensors.
-        precision: Of the tagger's labels; best F1 by default.
+        precision: Precision of the tagger's labels; best F1 by default.
     """
     from mlssl.commands.evaluation import (
-        completed,
         features_of,
         finish,
         labelled_sets,
-        opened,
+        open_backbones,
         print_images,
-        print_missing,
+        print_missing_classes,
         set_name,
-        with_size_of_run,
+        with_defaults,
+        with_run_size,
     )
     from mlssl.commands.protocol_options import options_of_protocol, refuse_ignored
-    from mlssl.commands.scores import found_by_probe, found_by_sgd, found_by_svm
+    from mlssl.commands.scores import probe_result, sgd_result, svm_result
     from mlssl.evaluation.few_labels import check_fractions
     from mlssl.evaluation.logistic import check_pos_weight
     from mlssl.evaluation.metrics import THRESHOLD, MultiLabelScores
@@ -63,11 +63,11 @@ def linear(
         options, threshold = options_of_protocol(chosen, options), chosen.threshold
     threshold = THRESHOLD if threshold is None else threshold
     weight = 1.0 if pos_weight is None else pos_weight
-    models = opened(sources, options.seed)
+    models = open_backbones(sources, options.seed)
     if chosen is None:
-        options = with_size_of_run(options, list(models.values()))
+        options = with_run_size(options, list(models.values()))
     data, train, test = labelled_sets(options)
-    # What is out of range is refused before an image is read.
+    # Refuse values out of range before reading an image.
     MultiLabelScores(threshold=threshold)
     check_pos_weight(weight)
     check_fractions(fractions or (), len(train))
@@ -75,22 +75,23 @@ def linear(
         print(describe(chosen, train, test, epochs))
     else:
         print(
-            f"{set_name(options)}: {len(train)} training and {len(test)} test images, {len(train.classes)} "
-            f"classes, threshold {threshold:g}, no epochs: the strength is chosen on a fifth of the training images"
+            f"{set_name(options)}: {len(train)} training and {len(test)} test images, {len(train.classes)} classes, "
+            f"threshold {threshold:g}, no epochs: the regularisation strength is chosen on a fifth of the training "
+            "images"
         )
     if chosen is None or chosen.classifier == "logistic":
         print_images(data, options)
-    print_missing(train, test)
+    print_missing_classes(train, test)
     seed, num_workers = options.seed, data.image_dataloader("train").num_workers
-    found = []
+    results = []
     for source, model in models.items():
         if chosen is None or chosen.classifier == "logistic":
             sets = features_of(source, model, data, options)
             settings: dict[str, Any] = {"pos_weight": weight, "threshold": threshold, "fractions": fractions or ()}
-            found.append(found_by_probe(source, sets, **settings, seed=seed))
+            results.append(probe_result(source, sets, **settings, seed=seed))
             if save is not None:
-                strength = found[-1].numbers["strength"]
-                kind = completed(options).pooling
+                strength = results[-1].numbers["strength"]
+                kind = with_defaults(options).pooling
                 how: dict[str, Any] = {"size": data.eval_size, "pooling": kind, "strength": strength}
                 tagger = fit_tagger(
                     model, sets.train, train.classes, **how, precision=precision, pos_weight=weight, seed=seed
@@ -100,8 +101,8 @@ def linear(
                 print("\n".join(certainty(tagger)))
         elif chosen.classifier == "sgd":
             settings = {"epochs": epochs, "num_workers": num_workers, "seed": seed}
-            found.append(found_by_sgd(source, model, chosen, train, test, **settings))
+            results.append(sgd_result(source, model, chosen, train, test, **settings))
         else:
             settings = {"cache": options.cache, "num_workers": num_workers, "seed": seed}
-            found.append(found_by_svm(source, model, chosen, train, test, **settings))
-    finish("linear", found, train, test, options, {**own, "protocol": protocol, "threshold": threshold})
+            results.append(svm_result(source, model, chosen, train, test, **settings))
+    finish("linear", results, train, test, options, {**own, "protocol": protocol, "threshold": threshold})

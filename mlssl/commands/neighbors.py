@@ -1,4 +1,4 @@
-"""`mlssl neighbors`: the images, or blocks of images, that a backbone finds most like one."""
+"""`mlssl neighbors`: the images, or blocks of images, that a backbone finds most similar to a query."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ def neighbors(
     seed: int = 0,
     output: Path = Path("neighbors.png"),
 ) -> None:
-    """Draw the images of a folder that a backbone finds most like an image, or like a block of it.
+    """Draw the images of a folder that a backbone finds most similar to an image, or to a block of it.
 
     Example: mlssl neighbors photo.jpg photos/ --backbone last.ckpt --block 0
 
     Args:
-        image: File to compare with; left out where it lies in the folder itself.
-        root: Folder that is searched, however deep, or several: '[a, b]'.
-        options: Of the set of images in it; the format is folder by default.
-        backbone: Run, checkpoint, exported file, NAME=FILE, NAME.TAG, NAME:pretrained, or NAME, which is untrained.
+        image: Query image; left out of the results if it is in the folder.
+        root: Folder to search, with its subfolders, or several: '[a, b]'.
+        options: Set of images in it; the format is folder by default.
+        backbone: Run, checkpoint, exported file, NAME=FILE, NAME.TAG, NAME:pretrained, or NAME (untrained).
         k: Images to find.
-        embeddings: File of mlssl predict for the folder, made with the backbone, so that it is not embedded again.
-        block: Number of a block of the image, from 0, to compare with all blocks of all images.
+        embeddings: File of mlssl predict for the folder and backbone, so that the folder is not embedded again.
+        block: Index of a block of the image, from 0, to compare with all blocks of all images.
         rows: Rows of the block grid.
         cols: Columns of the block grid.
-        overlap: Share of the image side by which blocks overlap, 0–0.5.
-        size: Side in pixels that images or blocks are resized to.
+        overlap: Fraction of the image side by which blocks overlap, 0–0.5.
+        size: Side in pixels to which images or blocks are resized.
         num_workers: Loader processes.
-        seed: Of untrained weights.
+        seed: Seed of untrained weights.
         output: PNG to write; an existing one is replaced.
     """
     from mlssl.data.decoding import decode_rgb
@@ -55,21 +55,21 @@ def neighbors(
     from mlssl.weights.sources import open_backbone
 
     if embeddings is not None and block is not None:
-        raise ValueError(f"--block {block} compares blocks, and --embeddings holds whole images: leave one of them out")
+        raise ValueError(f"--block {block} compares blocks, but --embeddings is of whole images: leave one of them out")
     options = with_folder(options, root)
     check_options(options)
     pixels = decode_rgb(image, white=options.white)
     saved = None if embeddings is None else read_embeddings(embeddings)
     if saved is not None and not isinstance(options.root, str):
-        raise ValueError(f"--embeddings is of one folder, and {options.root!r} was given: pass that folder alone")
+        raise ValueError(f"--embeddings is of one folder, but {options.root!r} was given: pass only that folder")
     records = read_train(options) if saved is None else Records(saved.names, root=str(options.root))
     model = open_backbone(backbone, seed=seed)
-    own = next((line for line in range(len(records)) if records.path(line).resolve() == image.resolve()), None)
+    own = next((index for index in range(len(records)) if records.path(index).resolve() == image.resolve()), None)
     if saved is not None and embeddings is not None:
-        places, cosines = nearest_rows(embedded_alike(pixels, model, saved, embeddings, size), saved.rows, k, own)
-        found = Similar(places, [Box(0, 0, 0, 0)] * len(places), cosines)
+        indices, cosines = nearest_rows(embedded_alike(pixels, model, saved, embeddings, size), saved.rows, k, own)
+        similar = Similar(indices, [Box(0, 0, 0, 0)] * len(indices), cosines)
     else:
-        found = find_similar(
+        similar = find_similar(
             model,
             pixels,
             records,
@@ -84,10 +84,10 @@ def neighbors(
             progress=True,
         )
     box = None if block is None else block_grid(pixels.shape[0], pixels.shape[1], rows, cols, overlap)[block]
-    remarks = identical_files(image, records, found.lines)
-    draw_similar(pixels, box, records, found, output, image.name, remarks)
-    for line, cosine, remark in zip(found.lines, found.cosines, remarks, strict=True):
-        print(f"{cosine:.3f}  {records.path(line)}{f'  ({remark})' if remark else ''}")
+    remarks = identical_files(image, records, similar.indices)
+    draw_similar(pixels, box, records, similar, output, image.name, remarks)
+    for index, cosine, remark in zip(similar.indices, similar.cosines, remarks, strict=True):
+        print(f"{cosine:.3f}  {records.path(index)}{f'  ({remark})' if remark else ''}")
     if model.untrained:
-        print(f"{backbone} is untrained: what it finds alike is mostly colour")
-    print(f"{output}: {image.name} and the {len(found.lines)} most like it of {len(records)} images")
+        print(f"{backbone} is untrained: the images it finds share mostly colour")
+    print(f"{output}: {image.name} and its {len(similar.indices)} most similar images of {len(records)}")

@@ -15,16 +15,16 @@ def pack(
     Example: mlssl pack datasets/coco --dataset coco -o coco-shards
 
     Args:
-        root: Folder that holds the images, or several: '[a, b]'.
-        options: Of sets; the format is folder by default.
-        megabytes: Size of an archive in millions of bytes; 256 by default.
-        output: Folder to make; an existing one is never changed.
+        root: Folder of the images, or several: '[a, b]'.
+        options: Sets of images; the format is folder by default.
+        megabytes: Size of an archive in MB (10⁶ bytes); 256 by default.
+        output: Folder to create; an existing one is never changed.
     """
     from mlssl.data.datamodule import MultiLabelDataModule
     from mlssl.data.packing import ARCHIVE_MEGABYTES, check_target, pack_shards
 
     if options.dataset in ("synthetic", "shards"):
-        raise ValueError(f"dataset={options.dataset!r} has no image files to pack: say which format {root!r} has")
+        raise ValueError(f"dataset={options.dataset!r} has no image files to pack: pass the format of {root!r}")
     megabytes = ARCHIVE_MEGABYTES if megabytes is None else megabytes
     check_target(output, megabytes)
     data = MultiLabelDataModule(**given_options(with_folder(options, root)))

@@ -23,19 +23,19 @@ from mlssl.data.set_options import COMMON, SplitOptions
 from mlssl.safe_yaml import check_yaml_size
 
 COMMANDS = ("demo", "report", "linear", "knn", "views", "neighbors", "predict", "tag", "export", "pack", "completion")
-"""Each is the function of its name in the module of its name in `mlssl.commands`."""
+"""Each is a function in the module of the same name in `mlssl.commands`."""
 
 RARE = frozenset(SplitOptions.__dataclass_fields__) - set(COMMON)
-"""Options of sets of images that help names and `--help_all` explains."""
+"""Options of data sets that `--help` only names and `--help_all` explains."""
 
 HELP_ALL = "--help_all"
 
 COLUMNS = 80
-"""Width of a terminal that help has to fit."""
+"""Terminal width that help has to fit."""
 
 
 def bound_yaml() -> None:
-    """Have jsonargparse refuse values and files whose YAML would grow too large, in all that this process parses."""
+    """Make jsonargparse refuse YAML that would expand too much, in every parser of this process."""
     load = get_loader("yaml")
     if getattr(load, "is_bounded", False):
         return
@@ -46,7 +46,7 @@ def bound_yaml() -> None:
         except ValueError as error:
             raise ArgumentError(
                 None, str(error)
-            ) from None  # which jsonargparse does not take for another kind of value
+            ) from None  # jsonargparse does not mistake it for another kind of value
         return load(text)
 
     bounded.is_bounded = True  # type: ignore[attr-defined]
@@ -57,7 +57,7 @@ def call_command(name: str, words: list[str]) -> None:
     """Run a small command with the words that follow it.
 
     Raises:
-        ArgumentError: A word is not an argument of it.
+        ArgumentError: A word is not one of its arguments.
     """
     call_function(_function(name), words, f"mlssl {name}")
 
@@ -65,16 +65,16 @@ def call_command(name: str, words: list[str]) -> None:
 def call_function(function: Callable[..., None], words: list[str], prog: str) -> None:
     """Run a typed function with the words of its command line, as `mlssl` runs its small commands.
 
-    The fields of a parameter that is a dataclass, such as `SplitOptions`, become options of their own: a script whose
-    function takes `EvaluationOptions` reads the data sets that `mlssl linear` reads, by the same options.
+    The fields of a dataclass parameter, such as `SplitOptions`, become separate options: a script whose function takes
+    `EvaluationOptions` reads the same data sets as `mlssl linear`, with the same options.
 
     Args:
-        function: With a docstring that has a summary, a line "Example: …" and a section "Args:".
-        words: After the name of the command.
+        function: Its docstring has a summary, a line "Example: …" and a section "Args:".
+        words: Words after the name of the command.
         prog: Name of the command, for help.
 
     Raises:
-        ArgumentError: A word is not an argument of it.
+        ArgumentError: A word is not one of its arguments.
     """
     if HELP_ALL in words:
         function_parser(function, prog, all_options=True).print_help()
@@ -98,7 +98,7 @@ def function_parser(function: Callable[..., None], prog: str, *, all_options: bo
     Args:
         function: As for :func:`call_function`.
         prog: Likewise.
-        all_options: Whether help explains all options of sets of images; it only names those that few need.
+        all_options: Whether help explains all options of data sets; otherwise it only names the rare ones.
     """
     summary, example, about = _docstring(function)
     parameters = inspect.signature(function).parameters
@@ -106,7 +106,7 @@ def function_parser(function: Callable[..., None], prog: str, *, all_options: bo
     required = [one for one in parameters if parameters[one].default is inspect.Parameter.empty and one not in groups]
     fields = [field.name for kind in groups.values() for field in dataclasses.fields(kind)]
     rare = [] if all_options else [field for field in fields if field in RARE]
-    more = f"{HELP_ALL} explains more, of the images: {', '.join(f'--{option}' for option in rare)}"
+    more = f"{HELP_ALL} explains more options of the images: {', '.join(f'--{option}' for option in rare)}"
     parser = ArgumentParser(
         prog=prog,
         usage=" ".join([prog, *map(str.upper, required), "[OPTIONS]"]),
@@ -141,7 +141,7 @@ _SPECIAL_ARGUMENTS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
 
 
 class _Help(DefaultHelpFormatter):  # type: ignore[misc]
-    """Help that fits a screen: no types, which choices and defaults tell, and no defaults that say nothing."""
+    """Help that fits a screen: no types, which choices and defaults show, and no empty defaults."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return "\n".join("\n".join(textwrap.wrap(line, width, initial_indent=indent)) for line in text.splitlines())
@@ -171,7 +171,7 @@ def _option_groups(function: Callable[..., None]) -> dict[str, Any]:
 
 
 def _docstring(function: Callable[..., None]) -> tuple[str, str, dict[str, str]]:
-    """Summary, example and what each argument is."""
+    """Summary, example, and the description of each argument."""
     text = inspect.getdoc(function) or ""
     example = re.search(r"^Example: (.*)$", text, re.MULTILINE)
     arguments = re.findall(r"^    (\w+): (.*(?:\n {8,}.*)*)$", text.partition("Args:")[2], re.MULTILINE)

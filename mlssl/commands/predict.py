@@ -27,16 +27,16 @@ def predict(
     Example: mlssl predict last.ckpt photos/ -o embeddings.safetensors
 
     Args:
-        source: Run, checkpoint, exported file, NAME=FILE, or name of a backbone, which is then untrained.
-        root: Folder that holds the images, however deep, or several: '[a, b]'.
-        options: Of the set of images in it; the format is folder by default.
-        size: Side, or height and width, that images are resized to.
-        pooling: Of the last feature map, avg, max, or avgmax, their mean.
-        patches: Write the last feature map, not its pooling.
+        source: Run, checkpoint, exported file, NAME=FILE, or NAME (untrained).
+        root: Folder of the images, with its subfolders, or several: '[a, b]'.
+        options: Set of images in it; the format is folder by default.
+        size: Side, or height and width, to which images are resized.
+        pooling: Pooling of the last feature map: avg, max, or avgmax (their mean).
+        patches: Write the last feature map without pooling.
         batch_size: Images per step.
         num_workers: Loader processes.
-        devices: Of torch, such as '[cuda:0, cuda:1]'; by default the first GPU, else the CPU.
-        seed: Of untrained weights.
+        devices: Torch devices, such as '[cuda:0, cuda:1]'; by default the first GPU, else the CPU.
+        seed: Seed of untrained weights.
         overwrite: Replace an existing file.
         output: File to write, .safetensors, .npy, .csv or .parquet.
     """
@@ -57,7 +57,7 @@ def predict(
         if output.suffix == ".npy":
             check_free(names_file(output))
     if patches and pooling != "avg":
-        raise ValueError(f"--pooling {pooling} was given, and --patches pools nothing: leave one of them out")
+        raise ValueError(f"--pooling {pooling} was given, but --patches does not pool: leave one of them out")
     options = with_folder(options, root)
     check_options(options)
     sides = (size, size) if isinstance(size, int) else size
@@ -67,10 +67,10 @@ def predict(
     about = {"source": source, "size": json.dumps(sides), "pooling": "patches" if patches else pooling}
     shape: tuple[int, ...] = ()
     with embedding_writer(output, about) as writer:
-        for places, rows in streamed(
+        for indices, rows in streamed(
             FeatureRows(model, pooling, patches=patches), images, devices, total=len(images), progress=True
         ):
-            writer.write([images.name(place) for place in places], rows)
+            writer.write([images.name(index) for index in indices], rows)
             shape = tuple(rows.shape[1:])
         bad = images.bad()
     print(f"{output}: {len(images) - len(bad)} rows of {' × '.join(map(str, shape))} float32")

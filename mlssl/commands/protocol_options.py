@@ -1,4 +1,4 @@
-"""Which options of `mlssl linear` a protocol fixes, and which it has no use for."""
+"""Options of `mlssl linear` that a protocol fixes or does not use."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from mlssl.evaluation.protocols import Protocol
 _FIXED = (*(name for name in SplitOptions.__dataclass_fields__ if name != "root"), "eval_size", "threshold")
 """Options that every protocol fixes."""
 
-_OF_FEATURES = ("pooling", "batch_size", "fractions", "pos_weight")
-"""Options that a protocol with a classifier of its own has no use for."""
+_FEATURE_OPTIONS = ("pooling", "batch_size", "fractions", "pos_weight")
+"""Options that a protocol with its own classifier does not use."""
 
 
 def options_of_protocol(protocol: Protocol, options: EvaluationOptions) -> EvaluationOptions:
-    """The options with what a protocol fixes."""
+    """The options, with those that the protocol fixes."""
     dataset: Any = protocol.dataset
     return replace(
         options,
@@ -34,22 +34,22 @@ def refuse_ignored(protocol: Protocol | None, given: Mapping[str, Any]) -> None:
     """Refuse options that would change nothing.
 
     Args:
-        protocol: That was asked for.
-        given: All options of the command; None for one that was not given.
+        protocol: Protocol that was given, or None.
+        given: All options of the command; the value of one that was not given is None.
 
     Raises:
-        ValueError: If the protocol fixes one that was given, or has no use for it.
+        ValueError: If the protocol fixes an option that was given, or does not use it.
     """
     if given["epochs"] is not None and (protocol is None or protocol.classifier != "sgd"):
         raise ValueError(
-            f"--epochs {given['epochs']} was given, and nothing is trained by epochs here: leave it out, or pass a "
+            f"--epochs {given['epochs']} was given, but nothing is trained by epochs here: leave it out, or pass a "
             "protocol that trains, --protocol coco-448 or voc12-to-voc07"
         )
     if protocol is None:
         return
     ignored, more = list(_FIXED), ""
     if protocol.classifier != "logistic":
-        ignored += [*_OF_FEATURES, *(["cache"] if protocol.classifier == "sgd" else [])]
+        ignored += [*_FEATURE_OPTIONS, *(["cache"] if protocol.classifier == "sgd" else [])]
         more = ", and how images become features and scores"
     wrong = [name for name in ignored if given[name] is not None]
     if given["dataset"] == protocol.dataset:

@@ -1,4 +1,4 @@
-"""What the commands let through of what is logged and warned, and how that goes together with a bar."""
+"""Filter log messages and warnings for the commands, and print them above the progress bar."""
 
 from __future__ import annotations
 
@@ -13,48 +13,50 @@ from typing import Any
 from tqdm import tqdm
 
 _LIGHTNING = ("lightning.pytorch", "lightning.fabric")
-"""Loggers that Lightning's remarks go to, and by `rank_zero_info` those of mlssl."""
+"""Loggers of Lightning; mlssl uses them too, by `rank_zero_info`."""
 
-_REMARKS_OF = ("lightning", "lightning_utilities", "lightning_fabric", "pytorch_lightning", "jsonargparse")
-"""Packages whose remarks and warnings are about their own workings, or advice that the block at the start answers."""
+_PACKAGES = ("lightning", "lightning_utilities", "lightning_fabric", "pytorch_lightning", "jsonargparse")
+"""Packages whose messages are about their internals, or give advice that the summary at the start already covers."""
 
-_ABOUT_CODE = (DeprecationWarning, PendingDeprecationWarning, FutureWarning)
+_DEVELOPER_WARNINGS = (DeprecationWarning, PendingDeprecationWarning, FutureWarning)
 """Warnings addressed to developers of the code that raises them."""
 
 
 @contextmanager
 def quiet(verbose: bool = False) -> Iterator[None]:
-    """While entered, show what mlssl says, warnings about the user's work, and nothing of the packages' own remarks.
+    """While entered, show messages of mlssl and warnings about the user's input, and hide other packages' remarks.
 
-    Lines are written above a bar, not into it. What is left out are Lightning's own remarks and warnings, deprecations
-    of any package, and torch's advice on loader processes; nothing that is logged as an error.
+    Lines are written above a progress bar, not into it. Hidden are remarks and warnings of Lightning, deprecation
+    warnings of any package, and torch's advice on loader processes; errors are never hidden.
 
     Args:
-        verbose: Whether to leave nothing out.
+        verbose: Whether to show everything.
     """
     root = logging.getLogger()
     kept = {name: (logger := logging.getLogger(name), list(logger.handlers), logger.propagate) for name in _LIGHTNING}
-    of_root, show = list(root.handlers), warnings.showwarning
+    root_handlers, show = list(root.handlers), warnings.showwarning
     handler = _Screen(verbose)
     for logger, _, _ in kept.values():
         logger.handlers, logger.propagate = [handler], False
-    if not of_root:  # else Lightning, once imported, would add its own handlers
-        others = _Screen(verbose)
-        others.setLevel(logging.WARNING)
-        root.addHandler(others)
+    if not root_handlers:  # else Lightning, once imported, would add its own handlers
+        root_handler = _Screen(verbose)
+        root_handler.setLevel(logging.WARNING)
+        root.addHandler(root_handler)
 
-    def shown(message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
+    def show_warning(
+        message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: Any = None
+    ) -> None:
         if file is not None:
             show(message, category, filename, lineno, file, line)
         elif verbose or not is_remark(category, filename):
             where = f"{filename}:{lineno}: " if verbose else ""
             tqdm.write(f"{where}warning: {message}", file=sys.stderr)
 
-    warnings.showwarning = shown
+    warnings.showwarning = show_warning
     try:
         yield
     finally:
-        warnings.showwarning, root.handlers = show, of_root
+        warnings.showwarning, root.handlers = show, root_handlers
         for logger, handlers, propagate in kept.values():
             logger.handlers, logger.propagate = handlers, propagate
 
@@ -68,25 +70,25 @@ def is_remark(category: type[Warning], filename: str) -> bool:
     False
     """
     parts = Path(filename).parts
-    if issubclass(category, _ABOUT_CODE):
+    if issubclass(category, _DEVELOPER_WARNINGS):
         return True
-    return _is_of_package(filename) or parts[-4:-1] == ("torch", "utils", "data")
+    return _is_package_file(filename) or parts[-4:-1] == ("torch", "utils", "data")
 
 
-def _is_of_package(filename: str) -> bool:
+def _is_package_file(filename: str) -> bool:
     parts = Path(filename).parts
-    return "site-packages" in parts and parts[len(parts) - parts[::-1].index("site-packages")] in _REMARKS_OF
+    return "site-packages" in parts and parts[len(parts) - parts[::-1].index("site-packages")] in _PACKAGES
 
 
 class _Screen(logging.Handler):
-    """Writes what is logged to standard error as it is, above the bar if there is one."""
+    """Writes log messages to standard error unchanged, above a progress bar."""
 
     def __init__(self, verbose: bool) -> None:
         super().__init__(logging.NOTSET)
         self._verbose = verbose
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.levelno < logging.ERROR and not self._verbose and _is_of_package(record.pathname):
+        if record.levelno < logging.ERROR and not self._verbose and _is_package_file(record.pathname):
             return
         try:
             tqdm.write(self.format(record), file=sys.stderr)

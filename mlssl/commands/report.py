@@ -18,19 +18,19 @@ def report(
 ) -> None:
     """Write one HTML file about a run: verdicts, curves, probe, views, neighbours, a map of its images.
 
-    Of several runs: the settings in which they differ, their curves in one, and their quality with intervals.
+    For several runs: the settings that differ, the curves in one plot, and the quality with intervals.
 
     Example: mlssl report runs/fit-20250101-120000
 
     Args:
-        folders: Of one run, or of several to compare.
-        max_images: Training and val images that are looked at, at most.
+        folders: Folder of a run, or of several to compare.
+        max_images: Maximum number of training images, and of val images, to evaluate.
         num_workers: Loader processes; those of the run by default.
-        output: File to write; by default report.html in the run's folder, of several runs compare-<time>.html beside
-            the first.
+        output: File to write; by default report.html in the run's folder, for several runs compare-<time>.html next
+            to the first.
         trust: Also read and download what the run's config names, such as published weights and images at an address.
         eval_size: Side, or height and width, of whole images; that of the (first) run by default.
-        pooling: Of their features, avg, max or avgmax, their mean.
+        pooling: Pooling of their features: avg, max or avgmax (their mean).
     """
     from datetime import datetime
     from typing import Any
@@ -44,6 +44,6 @@ def report(
     if len(folders) == 1:
         path = write_report(folders[0], output, **how)
     else:
-        beside = folders[0].resolve().parent / f"compare-{datetime.now():%Y%m%d-%H%M%S}.html"
-        path = write_comparison(folders, output or beside, **how)
-    print(f"{path}: open it in a browser; it holds all its pictures and needs no network")
+        comparison_path = folders[0].resolve().parent / f"compare-{datetime.now():%Y%m%d-%H%M%S}.html"
+        path = write_comparison(folders, output or comparison_path, **how)
+    print(f"{path}: open it in a browser; all pictures are embedded, and no network is needed")

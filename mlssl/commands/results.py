@@ -1,4 +1,4 @@
-"""What an evaluation found: a table on the screen, and JSON, CSV and a picture in a folder of its own."""
+"""Results of an evaluation: a table on the screen, and JSON, CSV and a plot in a new folder."""
 
 from __future__ import annotations
 
@@ -22,38 +22,38 @@ from mlssl.runs import new_run_folder
 FREQUENT = f"mAP (≥{FEW_POSITIVES})"
 """Column of the mean over the classes that are not rare."""
 
-MOST_COUNTED_CLASSES = 200
-"""Classes whose positives are printed; the files list all."""
+MAX_PRINTED_CLASSES = 200
+"""Maximum number of classes whose positives are printed; the files list all."""
 
 WIDTH = 80
-"""Columns of a terminal that a list of classes fits."""
+"""Terminal width that the list of classes has to fit."""
 
 
-class Found(NamedTuple):
+class BackboneResult(NamedTuple):
     """Results of one backbone: its row of the table, more values for the JSON, and the AP per class."""
 
     source: str
-    """With a mark where the weights are random."""
+    """Name of the backbone, marked if its weights are random."""
     columns: dict[str, str]
     numbers: dict[str, Any]
-    """Among them "mAP"."""
+    """Include "mAP"."""
     average_precision: Tensor
     resampled: Resampled
-    """Of the test images, the same draws for all backbones."""
+    """Bootstrap of the test images, with the same samples for all backbones."""
 
 
 class Difference(NamedTuple):
-    """Of the mAP of two backbones on the same test images, as a row of a table, and numbers for the JSON."""
+    """Difference in mAP of two backbones on the same test images: a row of the table, and numbers for the JSON."""
 
     source: str
     columns: dict[str, str]
     numbers: dict[str, Any]
 
 
-def differences(found: Sequence[Found]) -> list[Difference]:
-    """Each two backbones, the later minus the earlier, with the interval of the paired bootstrap."""
+def differences(results: Sequence[BackboneResult]) -> list[Difference]:
+    """Every pair of backbones, the later minus the earlier, with the interval of the paired bootstrap."""
     rows = []
-    for later, earlier in ((b, a) for number, b in enumerate(found) for a in found[:number]):
+    for later, earlier in ((b, a) for number, b in enumerate(results) for a in results[:number]):
         value = later.numbers["mAP"] - earlier.numbers["mAP"]
         low, high = interval_of(later.resampled.means - earlier.resampled.means, value)
         columns = {"mAP": f"{value:+.3f}", "95 % interval, paired": f"{low:+.3f} to {high:+.3f}"}
@@ -64,8 +64,8 @@ def differences(found: Sequence[Found]) -> list[Difference]:
     return rows
 
 
-def print_table(rows: Sequence[Found] | Sequence[Difference], first: str = "backbone") -> None:
-    """One line per row, or nothing without rows; what one of them lacks is left open."""
+def print_table(rows: Sequence[BackboneResult] | Sequence[Difference], first: str = "backbone") -> None:
+    """Print one line per row, nothing without rows; missing cells stay empty."""
     if not rows:
         return
     names = list(dict.fromkeys(name for one in rows for name in one.columns))
@@ -75,18 +75,20 @@ def print_table(rows: Sequence[Found] | Sequence[Difference], first: str = "back
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-def print_counts(counts: ClassCounts) -> None:
-    """Print the positives of each class among the test images, most frequent first."""
+def print_positives(counts: ClassCounts) -> None:
+    """Print the number of positives of each class in the test images, most frequent first."""
     order = sorted(range(len(counts.classes)), key=lambda index: -counts.test[index])
     rare = sum(number < FEW_POSITIVES for number in counts.test)
-    words = [counts.label(index) for index in order[:MOST_COUNTED_CLASSES]]
-    if len(order) > MOST_COUNTED_CLASSES:
-        words.append(f"and {len(order) - MOST_COUNTED_CLASSES} more in classes.csv")
+    words = [counts.label(index) for index in order[:MAX_PRINTED_CLASSES]]
+    if len(order) > MAX_PRINTED_CLASSES:
+        words.append(f"and {len(order) - MAX_PRINTED_CLASSES} more in classes.csv")
     print(
-        f"positives among the test images; {rare} of {len(order)} classes, marked *, have fewer than {FEW_POSITIVES}, "
-        f"and {FREQUENT} leaves them out:"
+        f"positives in the test images; {rare} of {len(order)} classes, marked *, have fewer than {FEW_POSITIVES} and "
+        f"are left out of {FREQUENT}:"
     )
-    kept = ", ".join(word.replace(" ", "\N{NO-BREAK SPACE}") for word in words)  # a class and its number in one line
+    kept = ", ".join(
+        word.replace(" ", "\N{NO-BREAK SPACE}") for word in words
+    )  # keep a class and its number on one line
     lines = textwrap.fill(kept, WIDTH, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
     print(lines.replace("\N{NO-BREAK SPACE}", " "))
 
@@ -94,23 +96,23 @@ def print_counts(counts: ClassCounts) -> None:
 def write_results(
     runs: str,
     name: str,
-    found: Sequence[Found],
+    results: Sequence[BackboneResult],
     between: Sequence[Difference],
     counts: ClassCounts,
     settings: Mapping[str, Any],
 ) -> Path:
-    """Write JSON, tables and a picture to ``runs/name-<time>/``.
+    """Write JSON, tables and a plot to ``runs/name-<time>/``.
 
-    ``results.json`` has everything, ``table.csv`` the printed table, ``differences.csv`` that of each two backbones,
-    ``classes.csv`` positives and average precision of each class, and ``average_precision.png`` the same as bars.
+    ``results.json`` contains everything, ``table.csv`` the printed table, ``differences.csv`` the differences of each
+    pair of backbones, ``classes.csv`` positives and average precision per class, ``average_precision.png`` their plot.
 
     Raises:
         OSError: If they cannot be written.
     """
     folder = new_run_folder(runs, name)
-    by_class = [one.average_precision.tolist() for one in found]
+    by_class = [one.average_precision.tolist() for one in results]
     positives = torch.tensor(counts.test)
-    results = [
+    entries = [
         {
             "source": one.source,
             **one.numbers,
@@ -120,11 +122,11 @@ def write_results(
                 zip(counts.classes, one.resampled.class_intervals.tolist(), strict=True)
             ),
         }
-        for one, values in zip(found, by_class, strict=True)
+        for one, values in zip(results, by_class, strict=True)
     ]
     content = {
         "settings": dict(settings),
-        "results": results,
+        "results": entries,
         "differences": [one.numbers for one in between],
         "positives": {
             key: {"train": train, "test": test, "rare": test < FEW_POSITIVES}
@@ -133,26 +135,26 @@ def write_results(
     }
     with written_aside(folder / "results.json") as aside:
         aside.write_text(json.dumps(_without_nan(content), indent=1))
-    _write_table(folder / "table.csv", "backbone", found)
+    _write_table(folder / "table.csv", "backbone", results)
     if between:
         _write_table(folder / "differences.csv", "difference", between)
     _write_csv(
         folder / "classes.csv",
-        ["class", "training positives", "test positives", *(one.source for one in found)],
+        ["class", "training positives", "test positives", *(one.source for one in results)],
         [list(row) for row in zip(*counts, *by_class, strict=True)],
     )
     with written_aside(folder / "average_precision.png") as aside:
-        draw_average_precision(aside, [_bars(one) for one in found], counts)
+        draw_average_precision(aside, [_bars(one) for one in results], counts)
     return folder
 
 
-def _bars(one: Found) -> Bars:
+def _bars(one: BackboneResult) -> Bars:
     low, high = one.numbers["interval"]
     legend = f"{short(one.source)}: mAP {one.numbers['mAP']:.3f} ({low:.3f}–{high:.3f})"
     return Bars(legend, one.average_precision, one.resampled.class_intervals)
 
 
-def _write_table(path: Path, first: str, rows: Sequence[Found] | Sequence[Difference]) -> None:
+def _write_table(path: Path, first: str, rows: Sequence[BackboneResult] | Sequence[Difference]) -> None:
     names = list(dict.fromkeys(name for one in rows for name in one.columns))
     _write_csv(path, [first, *names], [[one.source, *map(one.columns.get, names)] for one in rows])
 
@@ -165,7 +167,7 @@ def _write_csv(path: Path, header: list[str], rows: list[list[Any]]) -> None:
 
 
 def _without_nan(value: Any) -> Any:
-    """The same value with None for NaN, which JSON lacks, and text for values that JSON cannot represent."""
+    """The value with None for NaN, and text for other values that JSON cannot represent."""
     if isinstance(value, Mapping):
         return {str(key): _without_nan(one) for key, one in value.items()}
     if isinstance(value, (list, tuple)):
@@ -176,5 +178,5 @@ def _without_nan(value: Any) -> Any:
 
 
 def short(source: str, most: int = 60) -> str:
-    """The end of a long name of a backbone, which says most about it."""
+    """The end of a long backbone name, which is the most specific part."""
     return source if len(source) <= most else f"…{source[-most:]}"

@@ -1,4 +1,4 @@
-"""`mlssl fit`, `validate` and `test`: LightningCLI, with a folder of its own for every run."""
+"""`mlssl fit`, `validate` and `test`: LightningCLI with one folder per run."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from mlssl.atomic import remove_leftovers, written_aside
 from mlssl.callbacks import RunRecord, StepMemory
-from mlssl.commands.argument_errors import said_plainly
-from mlssl.commands.begins_with import said_of_weights, take_checkpoints_of_runs, take_published_weights
-from mlssl.commands.custom_code import imported, is_import_path, make_importable
+from mlssl.commands.argument_errors import plain_message
+from mlssl.commands.begins_with import resolve_run_folders, take_published_weights, weights_message
+from mlssl.commands.custom_code import import_object, is_import_path, make_importable
 from mlssl.commands.end_of_fit import describe_end
-from mlssl.commands.failures import said_of_failure
+from mlssl.commands.failures import failure_message
 from mlssl.commands.hyper_parameters import is_custom, plain_hyper_parameters
 from mlssl.commands.interrupts import Interrupts
 from mlssl.commands.lightning_private import OpenCLI
@@ -37,17 +37,17 @@ from mlssl.runs import is_first_process, logger_in_folder, new_run_folder, run_s
 from mlssl.weights.checkpoints import check_content, check_resumable, load_plain, take_weights
 
 FUNCTIONS = ("form", "positives")
-"""Arguments of the module that are a name of the library's, or the import path of a user's function."""
+"""Arguments of the module that take a name of the library, or the import path of a custom function."""
 
 _ARCHITECTURE = ("backbone", "backbone_kwargs", "projection_dim", "predictor_dim")
 
 
 class RunCLI(OpenCLI):
-    """LightningCLI for :class:`MultiLabelSSLModule` or a custom class, with a folder for every run, see `mlssl.runs`.
+    """LightningCLI for :class:`MultiLabelSSLModule` or a custom class, with one folder per run, see `mlssl.runs`.
 
     Args:
-        words: Those after `mlssl`, the first being the command.
-        model: Class to build; None: the one that the words or a config name, else `MultiLabelSSLModule`.
+        words: Words after `mlssl`; the first is the command.
+        model: Class to build; None: the one named by the words or a config, else `MultiLabelSSLModule`.
         data: Likewise, `MultiLabelDataModule`.
 
     Raises:
@@ -67,7 +67,7 @@ class RunCLI(OpenCLI):
         self._words = words
         self._functions: dict[str, Any] = {}
         self._lock = ExitStack()
-        self._began, self._steps_before = 0.0, 0
+        self._start_time, self._steps_before = 0.0, 0
         self._interrupts = Interrupts()
         self._others = OtherProcesses()
         with self._interrupts:
@@ -82,7 +82,7 @@ class RunCLI(OpenCLI):
             self.folder, self.resumed, self._recipe_callbacks = read.folder, read.checkpoint, read.callbacks
             self._model_kind = read.model
             if self.folder is not None:
-                self._have_alone(self.folder)
+                self._lock_folder(self.folder)
             super().__init__(
                 read.model,
                 read.data,
@@ -99,51 +99,51 @@ class RunCLI(OpenCLI):
             trainer = getattr(self, "trainer", None)
             if isinstance(stop, SystemExit) and not (trainer is not None and trainer.interrupted):
                 raise
-            raise KeyboardInterrupt(self._where_it_stands()) from None
+            raise KeyboardInterrupt(self._how_to_resume()) from None
         except Exception as error:
-            gone = self._others.who_is_gone(error)
+            gone = self._others.describe_ended(error)
             if gone is not None:
                 raise ChildProcessError(gone) from error
             path = self.resumed or (self.settings.get("ckpt_path") if "config" in vars(self) else None)
-            said = self._what_fits(error) or said_of_failure(error, path)
+            said = self._memory_advice(error) or failure_message(error, path)
             if said is None:
                 raise
             raise ValueError(said) from error
         finally:
             self._end_wandb()
             self._lock.close()
-            self._leave_no_failed_start()
+            self._remove_failed_start()
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Name and parent of the run's folder, what it is made of, and one seed for weights and views."""
-        parser.add_argument("--name", type=str, default=None, help="Of the run: its folder is RUNS/NAME-<time>.")
-        parser.add_argument("--runs", type=str, default="runs", help="Folder of all runs.")
+        """Add the name and parent of the run's folder, what a run starts from, and one seed for weights and views."""
+        parser.add_argument("--name", type=str, default=None, help="Name of the run; its folder is RUNS/NAME-<time>.")
+        parser.add_argument("--runs", type=str, default="runs", help="Folder in which runs are created.")
         parser.add_argument(
             "--resume",
             type=str,
             default=None,
-            help="Folder of a run that goes on in it, with its config; what else is given, such as more epochs, holds. "
-            "The classes and functions that its config.yaml names are imported: resume only runs that you trust.",
+            help="Folder of a run to resume, with its config; other options, such as more epochs, override it. The "
+            "classes and functions named in its config.yaml are imported: resume only runs that you trust.",
         )
         parser.add_argument(
             "--start_from",
             type=str | None,
             default=None,
-            help="fit: Checkpoint whose weights a new run starts from, with a schedule of its own and any data.",
+            help="fit: Checkpoint whose weights a new run starts from, with its own schedule and any data.",
         )
         parser.add_argument(
             "--recipe",
             type=str | None,
             default=None,
-            help="Recipe, or its YAML file, for what neither --config nor another option gives.",
+            help="Recipe, or its YAML file, for settings that neither --config nor another option gives.",
         )
-        parser.add_argument("--model_class", type=str | None, default=None, help="Import path that --model gave.")
-        parser.add_argument("--data_class", type=str | None, default=None, help="Import path that --data gave.")
+        parser.add_argument("--model_class", type=str | None, default=None, help="Import path given by --model.")
+        parser.add_argument("--data_class", type=str | None, default=None, help="Import path given by --data.")
         if "data.seed" in parser.get_defaults():
             parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse what was given, without a look at the words of the process, and offer what was meant instead."""
+        """Parse the given words, not those of the process; suggest the nearest setting for a misspelt one."""
         assert isinstance(args, list)
         for one in (parser, *self.command_parsers.values()):
             one.exit_on_error, one.allow_abbrev = False, False
@@ -154,19 +154,19 @@ class RunCLI(OpenCLI):
             self.config = parser.parse_args(args)
         except ArgumentError as error:
             known = re.findall(r"--([\w.]+)", self.command_parsers[args[0]].format_help())
-            raise ValueError(said_plainly(str(error), args[0], known)) from error
-        take_checkpoints_of_runs(self.settings)
-        asked = self.settings.model
+            raise ValueError(plain_message(str(error), args[0], known)) from error
+        resolve_run_folders(self.settings)
+        given = self.settings.model
         self._functions = {
-            name: imported(asked[name], f"--model.{name}") for name in FUNCTIONS if is_import_path(asked.get(name))
+            name: import_object(given[name], f"--model.{name}") for name in FUNCTIONS if is_import_path(given.get(name))
         }
 
     def read_checkpoint(self) -> None:
-        """Take the module's arguments from the checkpoint, where the user gave none.
+        """Take from the checkpoint the module's arguments that the user did not give.
 
         Raises:
-            ValueError: If it is of another architecture than was asked for, of a function that was not given again, or
-                names code to import.
+            ValueError: If it has another architecture than was given, was trained with a function that is not given
+                again, or names code to import.
         """
         path = self.resumed or self.settings.get("ckpt_path")
         if not path or not Path(path).is_file():
@@ -174,34 +174,34 @@ class RunCLI(OpenCLI):
         content = load_plain(Path(path))
         if self.config.subcommand == "fit":
             check_resumable(content, Path(path))
-        if self.resumed is not None:  # whose settings are in its config
+        if self.resumed is not None:  # its settings are in its config
             return
         check_content(content, Path(path))
-        there = content.get("hyper_parameters") or {}
-        asked, defaults = self.settings.model, self.command_parser.get_defaults()["model"]
+        saved = content.get("hyper_parameters") or {}
+        given, defaults = self.settings.model, self.command_parser.get_defaults()["model"]
         taken = {}
-        for name, value in plain_hyper_parameters(there, self._model_kind, str(path)).items():
+        for name, value in plain_hyper_parameters(saved, self._model_kind, str(path)).items():
             if name not in defaults:
                 continue
-            if asked[name] == defaults[name]:
+            if given[name] == defaults[name]:
                 taken[name] = value
-            elif name in _ARCHITECTURE and asked[name] != value:
+            elif name in _ARCHITECTURE and given[name] != value:
                 raise ValueError(
-                    f"The checkpoint is of another architecture, {name}={value!r}, and {asked[name]!r} was asked for: "
-                    "leave the setting out, or the checkpoint."
+                    f"The checkpoint has another architecture, {name}={value!r}, but {given[name]!r} was given: leave "
+                    "out the setting or the checkpoint."
                 )
         check_downloads_nothing(taken, path)
         for name in FUNCTIONS:
-            is_default = asked.get(name) == defaults.get(name)
-            if self.config.subcommand == "fit" and is_custom(there.get(name)) and is_default:
+            is_default = given.get(name) == defaults.get(name)
+            if self.config.subcommand == "fit" and is_custom(saved.get(name)) and is_default:
                 raise ValueError(
-                    f"The checkpoint was trained with {name}={there[name]!r}, a function that it does not hold: "
-                    f"pass it again, --model.{name} {there[name].split()[-1]}."
+                    f"The checkpoint was trained with {name}={saved[name]!r}, a function that it does not contain: "
+                    f"pass it again, --model.{name} {saved[name].split()[-1]}."
                 )
         self.config = self.parser.parse_object({self.config.subcommand: {"model": taken}}, self.config)
 
     def instantiate_classes(self) -> None:
-        """Build data, module and Trainer; the config that is saved keeps functions as text."""
+        """Build data, module and Trainer; the saved config stores functions as text."""
         weights = None if self.resumed else take_published_weights(self.settings)
         config = self.config.clone()
         for name, function in self._functions.items():
@@ -209,11 +209,11 @@ class RunCLI(OpenCLI):
         try:
             self.config_init = self.parser.instantiate_classes(config)
         except ValueError as error:
-            if "Does not validate" not in str(error):  # but of a class itself
+            if "Does not validate" not in str(error):  # raised by a class itself
                 raise
-            raise ValueError(said_plainly(str(error), str(self.subcommand), ())) from error
+            raise ValueError(plain_message(str(error), str(self.subcommand), ())) from error
         except Exception as error:
-            said = said_of_weights(weights, error)
+            said = weights_message(weights, error)
             if said is None:
                 raise
             raise ValueError(said) from None
@@ -227,8 +227,8 @@ class RunCLI(OpenCLI):
         if self.resumed is None:
             name = self.settings.name or str(self.subcommand)
             self.folder = new_run_folder(self.settings.runs, name)
-            self._have_alone(self.folder)
-        else:  # not in self.config, which is saved: the run itself did not begin with its own checkpoint
+            self._lock_folder(self.folder)
+        else:  # not in self.config, which is saved: the run did not start from its own checkpoint
             self.config_init[self.subcommand]["ckpt_path"] = str(self.resumed)
         assert self.folder is not None
         given["logger"] = self._loggers_in_folder(self.folder, given.get("logger"))
@@ -242,18 +242,18 @@ class RunCLI(OpenCLI):
         check_monitored(trainer.callbacks, self.model)
         return trainer
 
-    def _have_alone(self, folder: Path) -> None:
-        """Keep other processes out of the run until this one ends, and remove what killed ones left half-written.
+    def _lock_folder(self, folder: Path) -> None:
+        """Lock the run until this process ends, and remove files that killed processes left half-written.
 
         Raises:
-            OSError: If another process is in it.
+            OSError: If another process has locked it.
         """
         if not is_first_process():
             return
         is_alone = self._lock.enter_context(locked(folder / ".run.lock", f"the run {folder}", wait=False))
-        freed = sum(remove_leftovers(place) for place in (folder, folder / "checkpoints")) if is_alone else 0
+        freed = sum(remove_leftovers(each) for each in (folder, folder / "checkpoints")) if is_alone else 0
         if freed:
-            print(f"{folder}: removed {freed / 1e6:.1f} MB of files that were half-written when the run was killed")
+            print(f"{folder}: removed {freed / 1e6:.1f} MB of half-written files of a killed run")
 
     def _loggers_in_folder(self, folder: Path, loggers: Any) -> Any:
         configs = self.settings.trainer.logger
@@ -263,11 +263,11 @@ class RunCLI(OpenCLI):
         return logger_in_folder(loggers, arguments_of(configs), folder) if isinstance(loggers, Logger) else loggers
 
     def after_fit(self) -> None:
-        """Write the run's summary to ``summary.json``, and to the loggers that take one; say how it went."""
+        """Write the run's summary to ``summary.json`` and to the loggers that take one, and print the results."""
         if not self.trainer.is_global_zero or self.settings.trainer.fast_dev_run:
             return
         assert self.folder is not None
-        seconds = time.monotonic() - self._began
+        seconds = time.monotonic() - self._start_time
         summary = run_summary(self.folder, self.trainer)
         with written_aside(self.folder / "summary.json") as aside:
             aside.write_text(json.dumps(summary, indent=2) + "\n")
@@ -276,59 +276,59 @@ class RunCLI(OpenCLI):
                 logger.experiment.summary.update(summary)
             elif isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_text("summary", as_code(json.dumps(summary, indent=2)))
-                logger.finalize("success")  # once more, for what was written after the Trainer did
+                logger.finalize("success")  # again: the summary was written after the Trainer finalized
         print(describe_end(self, self.folder, seconds, self._steps_before))
 
     def before_fit(self) -> None:
-        """Read the data before a logger begins a run; take the weights of another run's checkpoint if asked for.
+        """Read the data before a logger starts a run; load the weights of ``--start_from``.
 
-        Of such a checkpoint the heads are included; optimizer, schedule and epochs start afresh.
+        The heads are loaded too; optimizer, schedule and epochs start anew.
 
         Raises:
-            ValueError: If the run is to be resumed too, or the weights are those of another model.
+            ValueError: If the run is resumed as well, or the weights are of another model.
         """
-        self._began = time.monotonic()
+        self._start_time = time.monotonic()
         begun = self.resumed or self.settings.ckpt_path
         self._steps_before = 0 if begun is None else steps_of(begun)
         data = self.datamodule
-        # Where several processes check the images, each its share, they do so once they know of each other.
+        # Several processes share the check of the images, so it waits until their process group exists.
         if isinstance(data, MultiLabelDataModule) and not (
             data.hparams["check_images"] and self.trainer.world_size > 1
         ):
             data.setup("fit")
             data.train_dataloader()
         source = self.settings.start_from
-        if source is None or self.resumed is not None:  # a resumed run has long begun
+        if source is None or self.resumed is not None:  # a resumed run already has its weights
             return
         if self.settings.ckpt_path:
             raise ValueError(
-                "--start_from begins a new run with a checkpoint's weights, and --ckpt_path goes on with its run: "
-                "give one of them."
+                "--start_from starts a new run from a checkpoint's weights, --ckpt_path resumes its run: pass one of "
+                "them."
             )
         take_weights(self.model, source)
 
     @property
     def model_settings(self) -> dict[str, Any]:
-        """Arguments that the module was built with."""
+        """Arguments of the module."""
         settings: dict[str, Any] = self.settings.model.as_dict()
         return {**settings, **self._functions}
 
-    def _where_it_stands(self) -> str:
+    def _how_to_resume(self) -> str:
         """How to resume an interrupted run, as a clause."""
         if self.folder is None or self.subcommand != "fit" or not (self.resumed or self._has_stepped()):
             return "nothing was written"
         last = self.folder / "checkpoints" / "last.ckpt"
         if not last.is_file():
             return f"the run in {self.folder} has no checkpoint yet"
-        return f"the last checkpoint is {last}, and this goes on from it: mlssl fit --resume {self.folder}"
+        return f"the last checkpoint is {last}; to resume: mlssl fit --resume {self.folder}"
 
-    def _what_fits(self, error: Exception) -> str | None:
-        """After an out-of-memory error, the advice of the callback that tried smaller batches."""
+    def _memory_advice(self, error: Exception) -> str | None:
+        """After an out-of-memory error, the advice of the callback that tries smaller batches."""
         callbacks = getattr(getattr(self, "trainer", None), "callbacks", ()) if is_out_of_memory(error) else ()
         return next((one.remedy for one in callbacks if isinstance(one, StepMemory)), None)
 
     def _end_wandb(self) -> None:
-        """Close the run in Weights & Biases that this one began; its last values are written then."""
+        """Finish the Weights & Biases run that this run started, which writes its last values."""
         trainer = getattr(self, "trainer", None)
         if trainer is not None and any(isinstance(logger, WandbLogger) for logger in trainer.loggers):
             import wandb
@@ -336,8 +336,8 @@ class RunCLI(OpenCLI):
             if wandb.run is not None:
                 wandb.finish(exit_code=int(trainer.interrupted or not trainer.state.finished))
 
-    def _leave_no_failed_start(self) -> None:
-        """A run that ended before its first step, or an evaluation that failed, takes its folder along."""
+    def _remove_failed_start(self) -> None:
+        """Remove the folder of a run that ended before its first step, and of a failed evaluation."""
         if self.folder is None or self.resumed is not None or not is_first_process():
             return
         trainer = getattr(self, "trainer", None)

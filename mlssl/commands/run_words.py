@@ -1,4 +1,4 @@
-"""What the words after `mlssl fit` and its like say before there is a parser: classes, configs, recipe, resumed run."""
+"""Read the classes, configs, recipe and resumed run from the words of `mlssl fit`, `validate` and `test`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from lightning import LightningDataModule, LightningModule
 
-from mlssl.commands.custom_code import import_path, imported
+from mlssl.commands.custom_code import import_object, import_path
 from mlssl.commands.saved_config import name_of_class
 from mlssl.data.datamodule import MultiLabelDataModule
 from mlssl.module import MultiLabelSSLModule
@@ -31,14 +31,14 @@ _Configs: TypeAlias = list[tuple[str, dict[str, Any]]]
 
 
 class RunWords(NamedTuple):
-    """How a run is to be made."""
+    """Classes, settings and folder of a run."""
 
     words: list[str]
-    """For LightningCLI: of a recipe, of configs, and then the others, so that the later ones win."""
+    """For LightningCLI: those of the recipe, of the configs, then the others; later words override earlier ones."""
     model: type[LightningModule]
     data: type[LightningDataModule]
     callbacks: list[dict[str, Any]]
-    """Of the recipe."""
+    """Callbacks of the recipe."""
     folder: Path | None
     """Folder of the run to resume; None for a new run."""
     checkpoint: Path | None
@@ -50,16 +50,15 @@ def read_words(
     model: type[LightningModule] | None = None,
     data: type[LightningDataModule] | None = None,
 ) -> RunWords:
-    """Read what is needed to build a parser, and complete the words by it.
+    """Read what the parser needs, and add the words of recipe and configs.
 
     Args:
-        words: Those after `mlssl`, the first being the command.
-        model: Class that the command is for; None: what words or config name.
+        words: Words after `mlssl`; the first is the command.
+        model: Class that the command is for; None: the one named by words or config.
         data: Likewise.
 
     Raises:
-        ValueError: On words that do not go together, configs that cannot be read, and classes that cannot be imported
-            or differ.
+        ValueError: On conflicting words, configs that cannot be read, and classes that cannot be imported or differ.
         FileNotFoundError: If the run to resume, or the file of a recipe, does not exist.
     """
     command, *others = ["--data.check_images=true" if word == "--check-images" else word for word in words]
@@ -72,7 +71,7 @@ def read_words(
         given, others = parser.parse_known_args(others)
     except ArgumentError as error:
         option = str(error.argument_name).rpartition("/")[2]
-        raise ValueError(f"{option} was given alone: pass {_VALUES[option]}.") from None
+        raise ValueError(f"{option} was given without a value: pass {_VALUES[option]}.") from None
     configs, folder, checkpoint = list(given.config), None, None
     if given.resume is not None:
         _check_resume(command, given.recipe, others)
@@ -80,31 +79,31 @@ def read_words(
         config, checkpoint = resumable_run(folder)
         checked_config(config)
         configs.insert(0, str(config))
-    tops = [(path, _top_level(path)) for path in configs]
-    name = given.recipe or next((top["recipe"] for _, top in reversed(tops) if top.get("recipe")), None)
+    contents = [(path, _config_content(path)) for path in configs]
+    name = given.recipe or next((content["recipe"] for _, content in reversed(contents) if content.get("recipe")), None)
     # A resumed run has the settings of its recipe in its config.
     settings = recipe(str(name)) if name is not None and folder is None else {}
     callbacks = settings.pop("callbacks", [])
     classes = {
-        "model": _chosen("model", MultiLabelSSLModule, model, given.model, tops),
-        "data": _chosen("data", MultiLabelDataModule, data, given.data, tops),
+        "model": _find_class("model", MultiLabelSSLModule, model, given.model, contents),
+        "data": _find_class("data", MultiLabelDataModule, data, given.data, contents),
     }
-    completed = [command]
+    all_words = [command]
     for config in [*([json.dumps(settings)] if settings else []), *configs]:
-        completed += ["--config", config]
-    completed += others
-    completed += [] if name is None else ["--recipe", str(name)]
+        all_words += ["--config", config]
+    all_words += others
+    all_words += [] if name is None else ["--recipe", str(name)]
     for part, kind in classes.items():
-        completed += [f"--{part}_class", import_path(kind)]
-    return RunWords(completed, classes["model"], classes["data"], callbacks, folder, checkpoint)
+        all_words += [f"--{part}_class", import_path(kind)]
+    return RunWords(all_words, classes["model"], classes["data"], callbacks, folder, checkpoint)
 
 
 def words_of_callbacks(of_recipe: list[dict[str, Any]], given: Any) -> list[str]:
-    """Callbacks of a recipe as words, but for those of a class that the user gave.
+    """Callbacks of a recipe as words, except those of a class that the user gave.
 
     Args:
-        of_recipe: Each with its ``class_path``.
-        given: One callback of the user's as the parser keeps it, a list of them, or None.
+        of_recipe: Callbacks of the recipe, each with its ``class_path``.
+        given: One callback of the user as the parser stores it, a list of them, or None.
     """
     given = given or []
     names = {name_of_class(one) for one in (given if isinstance(given, list) else [given])}
@@ -114,15 +113,15 @@ def words_of_callbacks(of_recipe: list[dict[str, Any]], given: Any) -> list[str]
 
 def _check_resume(command: str, recipe_name: str | None, others: list[str]) -> None:
     if command != "fit":
-        raise ValueError(f"--resume is for fit, and {command} was asked for: pass --ckpt_path CHECKPOINT.")
+        raise ValueError(f"--resume is for fit, but {command} was given: pass --ckpt_path CHECKPOINT.")
     if any(word.partition("=")[0] == "--start_from" for word in others):
-        raise ValueError("--start_from begins a new run, and --resume goes on with one: give one of them.")
+        raise ValueError("--start_from starts a new run, --resume continues one: pass one of them.")
     if recipe_name is not None:
-        raise ValueError("--recipe is for a new run, and --resume goes on with the settings of its own: leave one out.")
+        raise ValueError("--recipe is for a new run, --resume keeps the settings of its run: leave one of them out.")
 
 
-def _top_level(config: str) -> dict[str, Any]:
-    """Of a config, a file or the YAML itself; nothing of one that the parser will refuse."""
+def _config_content(config: str) -> dict[str, Any]:
+    """Content of a config, a file or YAML text; empty if the parser will refuse it."""
     try:
         is_file = Path(config).is_file()
     except (OSError, ValueError):  # too long for a name, or with a NUL
@@ -131,24 +130,24 @@ def _top_level(config: str) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _chosen(part: str, default: type, own: type | None, named: str | None, tops: _Configs) -> Any:
-    """The class that the command is for, that an option names, or that a config names: those must be one class."""
+def _find_class(part: str, default: type, own: type | None, named: str | None, contents: _Configs) -> Any:
+    """The class given by the command, an option or a config; if several give one, it must be the same."""
     base = LightningModule if part == "model" else LightningDataModule
     wanted: list[tuple[str, str, type]] = []
     if own is not None:
         wanted.append(("this command", import_path(own), own))
-    paths = [(f"--{part}", named), *((path, top.get(f"{part}_class")) for path, top in reversed(tops))]
+    paths = [(f"--{part}", named), *((path, content.get(f"{part}_class")) for path, content in reversed(contents))]
     for where, path in paths:
         if path is None or any(path == other for _, other, _ in wanted):
             continue
-        found = imported(str(path), where)
+        found = import_object(str(path), where)
         if not (isinstance(found, type) and issubclass(found, base)):
-            raise ValueError(f"{where} names {path}, which is no {base.__name__}: pass a class that is one.")
+            raise ValueError(f"{where} names {path}, which is not a {base.__name__}: pass a subclass of it.")
         wanted.append((where, import_path(found), found))
     for where, path, found in wanted[1:]:
         first, first_path, first_class = wanted[0]
         if found is not first_class and path != first_path:
             raise ValueError(
-                f"{first} is for the class {first_path}, and {where} for {path}: give one of them, or start a new run."
+                f"{first} is for the class {first_path}, but {where} is for {path}: pass one, or start a new run."
             )
     return wanted[0][2] if wanted else default

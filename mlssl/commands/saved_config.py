@@ -1,4 +1,4 @@
-"""The config of a run, as it is written to its folder and to the loggers that take one."""
+"""Write the config of a run to its folder and its loggers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class SaveConfig(SaveConfigCallback):
     """Writes the config of a run to its folder, and to the loggers that take one."""
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:  # noqa: ARG002
-        """Write config.yaml; if a run resumes with other settings, keep the former ones as config-before-<n>.yaml."""
+        """Write config.yaml; if a run resumes with other settings, keep the previous file as config-before-<n>.yaml."""
         path = Path(trainer.default_root_dir) / "config.yaml"
         before = path.read_text() if path.exists() else None
         text = self.parser.dump(self.config, skip_none=False)
@@ -34,16 +34,16 @@ class SaveConfig(SaveConfigCallback):
 
 
 def as_code(text: str) -> str:
-    """Text as Markdown shows it unchanged."""
+    """Text as a Markdown code block."""
     return "".join(f"    {line}\n" for line in text.splitlines())
 
 
 def arguments_of(config: Any) -> dict[str, Any]:
-    """Of a class, as the parser keeps it."""
+    """Arguments of a class in the parser's config."""
     init_args, others = config.get("init_args"), config.get("dict_kwargs")
     return {**(init_args.as_dict() if init_args else {}), **(dict(others) if others else {})}
 
 
 def name_of_class(callback: Any) -> str:
-    """Of a callback in a config, by whatever path it is imported."""
+    """Class name of a callback in a config, without its import path."""
     return str(callback["class_path"]).rpartition(".")[2]

@@ -1,4 +1,4 @@
-"""From frozen features to a row of the table that `mlssl linear` and `mlssl knn` print."""
+"""Score frozen features for a row of the table that `mlssl linear` and `mlssl knn` print."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mlssl.choices import PositiveWeight
-from mlssl.commands.results import FREQUENT, Found
+from mlssl.commands.results import FREQUENT, BackboneResult
 from mlssl.contracts import FeatureNetwork
 from mlssl.data.records import Records
 from mlssl.evaluation.bootstrap import interval_of, resample
@@ -26,7 +26,7 @@ from mlssl.evaluation.probe import linear_probe
 from mlssl.evaluation.protocols import CropData, Protocol, ProtocolResult, evaluate_sgd, evaluate_svm
 
 
-def found_by_probe(
+def probe_result(
     source: str,
     sets: FrozenSets,
     *,
@@ -34,7 +34,7 @@ def found_by_probe(
     threshold: float,
     fractions: Sequence[float],
     seed: int,
-) -> Found:
+) -> BackboneResult:
     """Scores of a logistic regression, of kNN, and of a logistic regression on fractions of the labels."""
     train, test = sets
     result = linear_probe(train, test, pos_weight=pos_weight, num_resamples=0, seed=seed, progress=True)
@@ -69,11 +69,11 @@ def found_by_probe(
             seen = sum(few.classes_seen) / len(few.classes_seen)
             columns[f"{100 * few.fraction:g} % of labels"] = f"{few.mean:.3f}{spread} ({seen:.0f} classes seen)"
             numbers["few_labels"].append({**vars(few), "mean": few.mean, "spread": few.spread})
-    return Found(source, columns, numbers, result.average_precision, resampled)
+    return BackboneResult(source, columns, numbers, result.average_precision, resampled)
 
 
-def found_by_neighbors(source: str, sets: FrozenSets, *, k: int, temperature: float, seed: int) -> Found:
-    """Scores of the votes of the k nearest training images, and how many labels these share."""
+def knn_result(source: str, sets: FrozenSets, *, k: int, temperature: float, seed: int) -> BackboneResult:
+    """Scores of kNN classification, and the label overlap of the k nearest training images."""
     bank, queries = sets
     assert bank.labels is not None
     assert queries.labels is not None
@@ -97,10 +97,10 @@ def found_by_neighbors(source: str, sets: FrozenSets, *, k: int, temperature: fl
         "interval": interval,
         "jaccard": [jaccard[:, : nearest_k + 1].nanmean().item() for nearest_k in range(k)],
     }
-    return Found(source, columns, numbers, by_class, resampled)
+    return BackboneResult(source, columns, numbers, by_class, resampled)
 
 
-def found_by_sgd(
+def sgd_result(
     source: str,
     model: FeatureNetwork,
     protocol: Protocol,
@@ -110,7 +110,7 @@ def found_by_sgd(
     epochs: int | None,
     num_workers: int,
     seed: int,
-) -> Found:
+) -> BackboneResult:
     """Scores of a protocol that trains its classifier under the Trainer."""
     trainer = L.Trainer(
         max_epochs=epochs or protocol.epochs,
@@ -120,10 +120,10 @@ def found_by_sgd(
         enable_model_summary=False,
     )
     result = evaluate_sgd(protocol, model, CropData(protocol, train, test, num_workers, seed), trainer)
-    return _found(source, result, seed)
+    return _protocol_result(source, result, seed)
 
 
-def found_by_svm(
+def svm_result(
     source: str,
     model: FeatureNetwork,
     protocol: Protocol,
@@ -133,13 +133,13 @@ def found_by_svm(
     num_workers: int,
     cache: str | None,
     seed: int,
-) -> Found:
-    """Scores of a protocol whose classifier is a support vector machine on features of fixed crops."""
+) -> BackboneResult:
+    """Scores of a protocol with a support vector machine on features of fixed crops."""
     loaders = (
         DataLoader(Crops(records, protocol.crop, protocol.test_resize), protocol.batch_size, num_workers=num_workers)
         for records in (train, test)
     )
-    return _found(source, evaluate_svm(*frozen_sets(model, *loaders, cache=cache, name=source)), seed)
+    return _protocol_result(source, evaluate_svm(*frozen_sets(model, *loaders, cache=cache, name=source)), seed)
 
 
 def _votes(bank: Features, queries: Features, k: int, temperature: float) -> Tensor:
@@ -147,7 +147,7 @@ def _votes(bank: Features, queries: Features, k: int, temperature: float) -> Ten
     return knn_scores(queries.features.float(), bank.features, bank.labels, k, temperature=temperature)
 
 
-def _found(source: str, result: ProtocolResult, seed: int) -> Found:
+def _protocol_result(source: str, result: ProtocolResult, seed: int) -> BackboneResult:
     resampled = resample(result.logits, result.targets, seed=seed, progress=True)
     interval = interval_of(resampled.means, result.scores["mAP"])
     columns = {name: f"{value:.3f}" for name, value in result.scores.items() if name != "classes"}
@@ -157,7 +157,7 @@ def _found(source: str, result: ProtocolResult, seed: int) -> Found:
         FREQUENT: _frequent(result.average_precision, result.targets),
         **columns,
     }
-    return Found(source, columns, {**result.scores, "interval": interval}, result.average_precision, resampled)
+    return BackboneResult(source, columns, {**result.scores, "interval": interval}, result.average_precision, resampled)
 
 
 def _frequent(by_class: Tensor, targets: Tensor) -> str:

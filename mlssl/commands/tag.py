@@ -1,4 +1,4 @@
-"""`mlssl tag`: the labels of every image of a folder or data set, by a tagger of `mlssl linear --save`."""
+"""`mlssl tag`: label every image of a folder or data set with a tagger of `mlssl linear --save`."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def tag(
 
     Args:
         tagger: File of mlssl linear --save; nothing in it is run as code.
-        root: Folder that holds the images, however deep, or several: '[a, b]'.
-        options: Of the set of images in it, the format is folder by default.
-        maps: Folder for a picture of each photograph that shows where its labels come from.
+        root: Folder of the images, with its subfolders, or several: '[a, b]'.
+        options: Set of images in it; the format is folder by default.
+        maps: Folder for one picture per image that shows where its labels come from.
         batch_size: Images per step.
         num_workers: Loader processes.
-        devices: Of torch, such as '[cuda:0, cuda:1]'; by default the first GPU, else the CPU.
+        devices: Torch devices, such as '[cuda:0, cuda:1]'; by default the first GPU, else the CPU.
         overwrite: Replace existing files.
         output: File to write, .csv, .jsonl or .parquet.
     """
@@ -44,31 +44,31 @@ def tag(
 
     options = with_folder(options, root)
     check_options(options)
-    found = Tagger.load(tagger)
-    check_tag_file(output, found.classes)
+    loaded = Tagger.load(tagger)
+    check_tag_file(output, loaded.classes)
     if not overwrite:
         check_free(output)
         if maps is not None:
             check_free(maps)
-    images = Images(read_train(options), found.size, batch_size, num_workers)
-    for sentence in certainty(found):
+    images = Images(read_train(options), loaded.size, batch_size, num_workers)
+    for sentence in certainty(loaded):
         print(sentence)
     count = 0
-    with tag_writer(output, found.classes) as writer:
-        for places, probabilities in streamed(found.network, images, devices, total=len(images), progress=True):
-            labels = found.labels(probabilities)
-            writer.write([images.name(place) for place in places], labels, probabilities.tolist())
+    with tag_writer(output, loaded.classes) as writer:
+        for indices, probabilities in streamed(loaded.network, images, devices, total=len(images), progress=True):
+            labels = loaded.labels(probabilities)
+            writer.write([images.name(index) for index in indices], labels, probabilities.tolist())
             count += sum(map(len, labels))
             if maps is None:
                 continue
-            for place, row, names in zip(places, probabilities, labels, strict=True):
-                pixels = images.records.image(place)
-                columns = [found.classes.index(name) for name in names]
-                (of_all,) = found.maps([pixels])
-                name = images.name(place)
+            for index, row, names in zip(indices, probabilities, labels, strict=True):
+                pixels = images.records.image(index)
+                columns = [loaded.classes.index(name) for name in names]
+                (of_all,) = loaded.maps([pixels])
+                name = images.name(index)
                 target = maps / f"{name}.png"
                 draw_tag_maps(pixels, names, row[columns].tolist(), of_all[columns], target, Path(name).name)
         bad = images.bad()
-    print(f"{output}: {count} labels of {len(images) - len(bad)} images, {len(found.classes)} classes")
+    print(f"{output}: {count} labels of {len(images) - len(bad)} images, {len(loaded.classes)} classes")
     if bad:
         print(left_out(bad))

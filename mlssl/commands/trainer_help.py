@@ -1,8 +1,8 @@
-"""What `mlssl fit --help` and its like print, as text: LightningCLI takes seconds, and lists hundreds of arguments."""
+"""Help of fit, validate and test as text: LightningCLI takes seconds, and lists hundreds of arguments."""
 
 from __future__ import annotations
 
-_MORE = """
+_MORE_OPTIONS = """
   --trainer.devices N      and every other argument of lightning.Trainer
   --config FILE            YAML with any of these, as --print_config prints them
   --model PATH             class to build, such as my_package.MyModule; its
@@ -10,14 +10,14 @@ _MORE = """
   --print_config           print the settings and stop
   --help_all               every argument of trainer, model and data"""
 
-_OF_A_CHECKPOINT = (
+_CHECKPOINT_OPTIONS = (
     """
   --ckpt_path FILE         checkpoint of mlssl fit
   --data.dataset NAME      synthetic (default), folder, coco, roboflow, voc,
                            corel5k, manifest, shards
   --data.root FOLDER       its images
   --data.eval_size N       side that whole images are resized to"""
-    + _MORE
+    + _MORE_OPTIONS
 )
 
 TRAINER_HELP = {
@@ -40,17 +40,17 @@ Pre-train a backbone. Everything is written to a new folder, RUNS/NAME-<time>.
   --model.base_lr RATE     for 256 views per step (default: 0.05)
   --trainer.max_epochs N   passes over the images
   --trainer.logger CLASS   WandbLogger, TensorBoardLogger, ...; metrics.csv is
-                           written in any case
+                           always written
   --recipe NAME            settings of a recipe: mlssl, paper, or a YAML file;
-                           --config goes before it, and the other options
-                           before both
-  --name NAME              of the run's folder
-  --runs FOLDER            in which it is made
-  --resume RUN             go on where a run stopped, in its folder, with the
-                           classes and functions that its config.yaml names:
-                           they are imported, so resume only runs you trust
-  --start_from CHECKPOINT  begin a new run with the weights of another one"""
-    + _MORE
+                           --config overrides it, and the other options
+                           override both
+  --name NAME              name of the run's folder
+  --runs FOLDER            folder in which runs are created
+  --resume RUN             resume a stopped run in its folder; the classes and
+                           functions named in its config.yaml are imported,
+                           so resume only runs you trust
+  --start_from CHECKPOINT  start a new run from the weights of another one"""
+    + _MORE_OPTIONS
     + """
 
 Example: mlssl fit --data.dataset folder --data.root photos/ --recipe paper""",
@@ -58,7 +58,7 @@ Example: mlssl fit --data.dataset folder --data.root photos/ --recipe paper""",
 
 Score the online probe of a checkpoint on the val set.
 """
-    + _OF_A_CHECKPOINT
+    + _CHECKPOINT_OPTIONS
     + """
 
 Example: mlssl validate --ckpt_path last.ckpt --config run.yaml""",
@@ -66,9 +66,9 @@ Example: mlssl validate --ckpt_path last.ckpt --config run.yaml""",
 
 Score the online probe of a checkpoint on the test set.
 """
-    + _OF_A_CHECKPOINT
+    + _CHECKPOINT_OPTIONS
     + """
 
 Example: mlssl test --ckpt_path last.ckpt --config run.yaml""",
 }
-"""By command, the arguments that most runs need."""
+"""Command → its most used arguments."""

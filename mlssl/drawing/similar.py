@@ -133,8 +133,8 @@ def draw_similar(
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    columns = min(4, len(found.lines))
-    rows = -(-len(found.lines) // columns)
+    columns = min(4, len(found.indices))
+    rows = -(-len(found.indices) // columns)
     figure = Figure(figsize=(2.1 * (columns + 1.6), max(2.6, 2.1 * rows)), layout="constrained")
     parts: Any = figure.subfigures(1, 2, width_ratios=(1.6, columns))
     query = parts[0].subplots()
@@ -143,7 +143,7 @@ def draw_similar(
     grid = parts[1].subplots(rows, columns, squeeze=False).flat
     for axes in grid:
         axes.set_axis_off()
-    remarks = remarks or [""] * len(found.lines)
+    remarks = remarks or [""] * len(found.indices)
     for axes, line, other, cosine, remark in zip(parts[1].axes, *found, remarks, strict=False):
         words = f"{cosine:.3f}  {records.path(line).name}"
         _draw_picture(axes, records.image(line), other if box else None, words, remark)

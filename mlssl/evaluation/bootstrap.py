@@ -1,4 +1,4 @@
-"""How far mean average precision would vary on other test images, and how far the difference of two backbones would."""
+"""Bootstrap of the test images: intervals of mean average precision, and of the difference of two backbones."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ NUM_RESAMPLES = 1000
 
 
 class Resampled(NamedTuple):
-    """What resamples of the images gave."""
+    """Average precision over resamples of the images."""
 
     means: Tensor
-    """(R,) float64, mean average precision of each; NaN where no label has a positive and a negative."""
+    """(R,) float64, mean average precision of each resample; NaN if no label has a positive and a negative."""
     class_intervals: Tensor
-    """(L, 2) float64, ends of the 95 % interval of each label's average precision; NaN for one that has none."""
+    """(L, 2) float64, bounds of the 95 % interval of each label's average precision; NaN for labels without one."""
 
 
 def bootstrap_interval(
@@ -30,23 +30,23 @@ def bootstrap_interval(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Confidence interval of the mean average precision: what other test images of the same kind might have given.
+    """Confidence interval of the mean average precision over test images of the same kind.
 
     The percentile interval (B. Efron and R. Tibshirani, "An Introduction to the Bootstrap", 1993, ch. 13) over images
-    drawn with replacement, all labels of an image together, less the bootstrap's estimate of bias (ch. 10): a positive
-    that is drawn twice retrieves itself, which lifts the average precision of rare classes in every draw. It says
-    nothing of other seeds of a training. A class without a positive or without a negative among the drawn images is
-    left out of the mean of that draw.
+    sampled with replacement, all labels of an image together, minus the bootstrap's estimate of bias (ch. 10): a
+    positive that is sampled twice retrieves itself, which raises the average precision of rare classes in every
+    resample. The interval does not cover other training seeds. A class without a positive or without a negative in a
+    resample is left out of its mean.
 
     Args:
         scores: (n, L), higher means more likely.
         targets: (n, L), bool or integer: 1 present, 0 absent, −1 unknown.
-        num_resamples: How often n images are drawn, at least 1.
-        confidence: Share of the resamples inside, between 0 and 1.
-        seed: Of the draws.
+        num_resamples: Number of resamples of n images, at least 1.
+        confidence: Fraction of the resamples inside, between 0 and 1.
+        seed: Seed of the resamples.
 
     Returns:
-        Lower and upper end, in 0–1; NaN where no label has a positive and a negative.
+        Lower and upper bound, in 0–1; NaN if no label has a positive and a negative.
 
     Raises:
         ValueError: If a number is out of its range, and as `mean_average_precision`.
@@ -60,16 +60,16 @@ def bootstrap_interval(
 def resample(
     scores: Tensor, targets: Tensor, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0, progress: bool = False
 ) -> Resampled:
-    """Mean average precision of each resample of the images, and how far the average precision of each label varies.
+    """Mean average precision of each resample of the images, and the interval of each label's average precision.
 
-    The draws depend on `seed` and the number of images alone. So the difference of the means of two backbones is a
-    paired bootstrap: what makes a resample hard for both cancels.
+    The resamples depend only on `seed` and the number of images. So the difference of the means of two backbones is a
+    paired bootstrap: the difficulty of a resample cancels.
 
     Args:
         scores: (n, L), higher means more likely.
         targets: (n, L), bool or integer: 1 present, 0 absent, −1 unknown.
-        num_resamples: R, how often n images are drawn, at least 1.
-        seed: Of the draws.
+        num_resamples: R, number of resamples of n images, at least 1.
+        seed: Seed of the resamples.
         progress: Whether to show a bar with classes per second, once it has taken a second.
 
     Raises:
@@ -77,12 +77,12 @@ def resample(
         TypeError: If the targets are floats.
     """
     if num_resamples < 1:
-        raise ValueError(f"num_resamples={num_resamples} was given: pass a number of at least 1, such as 1000")
+        raise ValueError(f"num_resamples={num_resamples} was given: pass at least 1, such as 1000")
     if scores.ndim != 2:
-        raise ValueError(f"scores of shape {tuple(scores.shape)} have no label axis: give (n, L)")
+        raise ValueError(f"scores of shape {tuple(scores.shape)} have no label axis: pass (n, L)")
     targets = checked_targets(scores, targets).cpu()
     ranks = scores.double().cpu()
-    times = _times_drawn(len(scores), num_resamples, seed)
+    counts = _resample_counts(len(scores), num_resamples, seed)
     total, classes = torch.zeros(num_resamples, dtype=torch.float64), torch.zeros(num_resamples)
     estimates = average_precision(scores, targets).cpu()
     intervals = torch.full((scores.shape[1], 2), torch.nan, dtype=torch.float64)
@@ -90,32 +90,32 @@ def resample(
     for label in progress_bar(labels, "bootstrap", delay=1, disable=not progress, unit=" classes"):
         known = (targets[:, label] >= 0).nonzero().flatten()
         positive = known[targets[known, label] == 1]
-        # Precision changes recall only at the scores of positives: images are counted between these, best first.
+        # Average precision changes only at the scores of positives: count images between these, highest score first.
         thresholds = ranks[positive, label].unique(sorted=True)  # type: ignore[no-untyped-call]
         last = len(thresholds)
-        found, seen = (torch.zeros(last + 1, num_resamples) for _ in range(2))
-        found.index_add_(0, last - torch.searchsorted(thresholds, ranks[positive, label], right=True), times[positive])
-        seen.index_add_(0, last - torch.searchsorted(thresholds, ranks[known, label], right=True), times[known])
-        retrieved, among = found.cumsum(0), seen.cumsum(0)
+        hits, seen = (torch.zeros(last + 1, num_resamples) for _ in range(2))
+        hits.index_add_(0, last - torch.searchsorted(thresholds, ranks[positive, label], right=True), counts[positive])
+        seen.index_add_(0, last - torch.searchsorted(thresholds, ranks[known, label], right=True), counts[known])
+        retrieved, retrieved_images = hits.cumsum(0), seen.cumsum(0)
         positives = retrieved[-1]
-        precision = (found * retrieved).div_(among.clamp_(min=1)).sum(0) / positives.clamp(min=1)
-        there = (positives > 0) & (seen.sum(0) > positives)
-        total += torch.where(there, precision, 0.0)
-        classes += there
-        intervals[label] = torch.tensor(interval_of(precision[there], estimates[label].item()))
+        precision = (hits * retrieved).div_(retrieved_images.clamp_(min=1)).sum(0) / positives.clamp(min=1)
+        defined = (positives > 0) & (seen.sum(0) > positives)
+        total += torch.where(defined, precision, 0.0)
+        classes += defined
+        intervals[label] = torch.tensor(interval_of(precision[defined], estimates[label].item()))
     return Resampled(torch.where(classes > 0, total / classes, torch.nan), intervals.clamp(0, 1))
 
 
 def interval_of(resampled: Tensor, estimate: float, confidence: float = 0.95) -> tuple[float, float]:
-    """Percentile interval of resampled values (R,), less the bootstrap's estimate of bias.
+    """Percentile interval of resampled values (R,), minus the bootstrap's estimate of bias.
 
     Args:
         resampled: Means of `resample`, or a difference of two of them; NaN is left out.
-        estimate: The same quantity on the images themselves.
-        confidence: Share of the resamples inside, between 0 and 1.
+        estimate: The same quantity on the original images.
+        confidence: Fraction of the resamples inside, between 0 and 1.
 
     Returns:
-        Lower and upper end; NaN where every resample is NaN.
+        Lower and upper bound; NaN if every resample is NaN.
 
     Raises:
         ValueError: If the confidence is out of its range.
@@ -135,12 +135,12 @@ def interval_of(resampled: Tensor, estimate: float, confidence: float = 0.95) ->
     return low, high
 
 
-def _times_drawn(num_images: int, num_resamples: int, seed: int) -> Tensor:
-    """How often each image is drawn in each resample, (n, R)."""
+def _resample_counts(num_images: int, num_resamples: int, seed: int) -> Tensor:
+    """Number of times each image is in each resample, (n, R)."""
     generator = torch.Generator().manual_seed(seed)
-    times = torch.zeros(num_images, num_resamples)
+    counts = torch.zeros(num_images, num_resamples)
     one = torch.ones(1)
     for resample in range(num_resamples if num_images else 0):
-        drawn = torch.randint(num_images, (num_images,), generator=generator)
-        times[:, resample].scatter_add_(0, drawn, one.expand(num_images))
-    return times
+        sampled = torch.randint(num_images, (num_images,), generator=generator)
+        counts[:, resample].scatter_add_(0, sampled, one.expand(num_images))
+    return counts

@@ -1,4 +1,4 @@
-"""Features in files that are filled image by image, resumed after a stop, and then memory-mapped."""
+"""Feature files that are written image by image, resumed after a stop, and memory-mapped when complete."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from torch import Tensor
 from mlssl.atomic import FullDiskError, errors_named, remove_leftovers, written_aside
 from mlssl.locks import locked
 
-SECONDS_BETWEEN_NOTES = 10.0
-"""How often it is noted how far the files are: what a killed pass loses at most."""
+SECONDS_BETWEEN_UPDATES = 10.0
+"""Interval between updates of the progress file: a killed pass loses at most this."""
 
 _ARRAYS = {"features": "features.npy", "image_ids": "image_ids.npy", "labels": "labels.npy"}
 _PROGRESS = "progress.json"
 
 
 @contextmanager
-def cache_alone(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Have no other process in the cache of this folder, which is made if missing: a second one waits for the first.
+def cache_lock(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Lock the cache in a folder, which is created if missing: a second process waits for the first.
 
     Raises:
-        OSError: If the folder cannot be made.
+        OSError: If the folder cannot be created.
     """
     folder = Path(folder)
     with errors_named(folder):
@@ -43,14 +43,14 @@ def cache_alone(folder: str | os.PathLike[str]) -> Iterator[None]:
 class FeatureCache:
     """Features (n, D), ids (n,) and labels (n, L) of one set of images and one backbone, in a folder.
 
-    ``features.npy``, ``image_ids.npy`` and ``labels.npy`` are what `numpy.load` reads, and ``progress.json`` says how
-    many images they contain and the settings used. Features reach the disk before they are counted there, so that
+    ``features.npy``, ``image_ids.npy`` and ``labels.npy`` are files for `numpy.load`, and ``progress.json`` contains
+    the number of finished images and the settings. Features are written to disk before they are counted there, so that
     a killed pass resumes at the last count.
 
     Args:
-        folder: Made if missing.
+        folder: Created if missing.
         num_images: n.
-        made_with: What the features depend on, as words and numbers: another content is another cache.
+        made_with: Settings that the features depend on, as text and numbers; other settings need another cache.
 
     Raises:
         ValueError: If the folder contains other features, or files that are not a cache or are damaged.
@@ -62,48 +62,48 @@ class FeatureCache:
         self.done = 0
         self._about = {"num_images": num_images, **made_with}
         self._row_bytes: dict[str, int] = {}
-        self._noted = time.monotonic()
+        self._last_update = time.monotonic()
         if (self.folder / _PROGRESS).is_file():
             self._resume()
         elif self.folder.is_dir() and any(self.folder.glob("*.npy")):
-            raise ValueError(f"{self.folder} holds files that are no cache of features: pass another folder")
+            raise ValueError(f"{self.folder} contains files that are not a feature cache: pass another folder")
 
     def append(self, features: Tensor, image_ids: Tensor, labels: Tensor | None) -> None:
         """Add the next images, on the CPU.
 
         Raises:
-            ValueError: If labels came or went, or have another width than before.
-            FullDiskError: If there is no space for them; earlier ones stay, and a later pass resumes.
-            OSError: If they cannot be written otherwise (no permission).
+            ValueError: If labels are missing, added, or of another width than before.
+            FullDiskError: If the disk is full; finished images are kept, and a later pass resumes.
+            OSError: If they cannot be written for another reason (no permission).
         """
         try:
             with errors_named(self.folder):
                 self._append(features, image_ids, labels)
         except FullDiskError as error:
-            error.kept = f"{self.done} of {self.num_images} images are done, and the same command goes on from there"
+            error.kept = f"{self.done} of {self.num_images} images are done, and the same command resumes from there"
             raise
 
     def _append(self, features: Tensor, image_ids: Tensor, labels: Tensor | None) -> None:
         arrays = {"features": features, "image_ids": image_ids} | ({} if labels is None else {"labels": labels})
         if not self._row_bytes:
             self._create(arrays)
-        given = {name: tensor[:1].numpy().nbytes for name, tensor in arrays.items()}
-        if given != self._row_bytes:
+        row_bytes = {name: tensor[:1].numpy().nbytes for name, tensor in arrays.items()}
+        if row_bytes != self._row_bytes:
             raise ValueError(
-                f"an image takes {given} bytes, and in {self.folder} it takes {self._row_bytes}: "
-                "the labels are others than before, pass another folder or remove that one"
+                f"an image takes {row_bytes} bytes, but {self._row_bytes} in {self.folder}: the labels have changed, "
+                "pass another folder or remove that one"
             )
         for name, tensor in arrays.items():
             with (self.folder / _ARRAYS[name]).open("ab") as file:
                 file.write(tensor.contiguous().numpy().tobytes())
         self.done += len(features)
-        if time.monotonic() - self._noted > SECONDS_BETWEEN_NOTES or self.done == self.num_images:
-            self._note()
+        if time.monotonic() - self._last_update > SECONDS_BETWEEN_UPDATES or self.done == self.num_images:
+            self._update_progress()
 
     def read(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Features, ids and labels, once all images are there; mapped, so that memory is taken where they are read.
+        """Features, ids and labels of a complete cache, memory-mapped.
 
-        Changes to the tensors stay in memory and do not reach the files.
+        Changes to the tensors stay in memory and do not change the files.
         """
         mapped = {
             name: torch.from_numpy(np.load(self.folder / file, mmap_mode="c"))
@@ -112,7 +112,7 @@ class FeatureCache:
         }
         return mapped["features"], mapped["image_ids"], mapped.get("labels")
 
-    def line(self, index: int) -> Tensor:
+    def row(self, index: int) -> Tensor:
         """Features (D,) of one finished image; the others are not read."""
         mapped = np.memmap(
             self.folder / _ARRAYS["features"], np.dtype(self._about["dtype"]), "r", self._data_start("features")
@@ -123,7 +123,7 @@ class FeatureCache:
     def _create(self, arrays: dict[str, Tensor]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._row_bytes = {name: tensor[:1].numpy().nbytes for name, tensor in arrays.items()}
-        self._write_progress()  # first: without it the arrays would be somebody else's
+        self._write_progress()  # first: without it the arrays could be from another program
         for name, tensor in arrays.items():
             rows = tensor.numpy()
             shape = (self.num_images, *rows.shape[1:])
@@ -131,12 +131,12 @@ class FeatureCache:
             with (self.folder / _ARRAYS[name]).open("wb") as file:
                 np.lib.format.write_array_header_2_0(file, header)
 
-    def _note(self) -> None:
+    def _update_progress(self) -> None:
         for name in self._row_bytes:
             with (self.folder / _ARRAYS[name]).open("rb+") as file:
                 os.fsync(file.fileno())
         self._write_progress()
-        self._noted = time.monotonic()
+        self._last_update = time.monotonic()
 
     def _write_progress(self) -> None:
         content = {**self._about, "row_bytes": self._row_bytes, "done": self.done}
@@ -145,29 +145,29 @@ class FeatureCache:
 
     def _resume(self) -> None:
         try:
-            found = json.loads((self.folder / _PROGRESS).read_text())
-            self.done, self._row_bytes = found.pop("done"), found.pop("row_bytes")
-            if not self.done:  # the headers may not be there yet: all is made anew
+            saved = json.loads((self.folder / _PROGRESS).read_text())
+            self.done, self._row_bytes = saved.pop("done"), saved.pop("row_bytes")
+            if not self.done:  # the headers may be missing: start anew
                 self._row_bytes = {}
             starts = {name: self._data_start(name) for name in self._row_bytes}
         except (ValueError, KeyError, AttributeError, OSError) as error:
             raise ValueError(f"the features in {self.folder} are damaged ({error}): remove that folder") from error
-        different = [name for name in self._about if found.get(name) != self._about[name]]
+        different = [name for name in self._about if saved.get(name) != self._about[name]]
         if different:
             name = different[0]
             raise ValueError(
-                f"the features in {self.folder} were taken with {name} {found.get(name)!r}, and now it is "
+                f"the features in {self.folder} were extracted with {name} {saved.get(name)!r}, but now it is "
                 f"{self._about[name]!r}: pass another folder, or remove that one"
             )
         for name, start in starts.items():
-            path, wanted = self.folder / _ARRAYS[name], start + self.done * self._row_bytes[name]
+            path, expected = self.folder / _ARRAYS[name], start + self.done * self._row_bytes[name]
             size = path.stat().st_size
-            if size < wanted:
+            if size < expected:
                 raise ValueError(
-                    f"{path} holds {size} of {wanted} bytes that were written: it is cut off, remove its folder"
+                    f"{path} contains {size} of the {expected} bytes written: it is truncated, remove its folder"
                 )
-            if size > wanted:
-                os.truncate(path, wanted)  # what was written after the last note is written again
+            if size > expected:
+                os.truncate(path, expected)  # data after the last progress update are written again
 
     def _data_start(self, name: str) -> int:
         with (self.folder / _ARRAYS[name]).open("rb") as file:

@@ -1,4 +1,4 @@
-"""Whether a representation collapses: what is measured, from which values on it is healthy, and what to try."""
+"""Measures of collapse, their healthy values, and what to try."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import Tensor
 from mlssl.evaluation.geometry import effective_rank, pair_cosines, spread
 
 MIN_STD, MIN_RANK = 0.2, 2.0
-"""Least healthy spread (a mean cosine between views of about 0.96) and effective rank."""
+"""Minimum healthy spread (a mean cosine between views of about 0.96) and effective rank."""
 
 REMEDY = "Try stop_gradient=True, a lower base_lr, a larger batch_size or a larger contrastive_weight."
 
 MAX_ROWS = 1024
-"""Views that are looked at: the singular values of 1024 rows cost less than a step."""
+"""Maximum number of views measured: the singular values of 1024 rows cost less than a step."""
 
 
 @torch.no_grad()
@@ -22,13 +22,13 @@ def collapse_measures(z: Tensor) -> dict[str, Tensor]:
     """Spread, effective rank and mean cosines of the views of a batch.
 
     - ``std``: standard deviation over the views of each channel of the L2-normalised z, mean over channels, times √P:
-      1 where the views spread evenly over the sphere, 0 where all are one point (SimSiam, arXiv 2011.10566, sec. 4.1).
+      1 if the views are spread evenly over the sphere, 0 if all are one point (SimSiam, arXiv 2011.10566, sec. 4.1).
     - ``rank``: exp of the entropy of the singular values' shares, 1 to min(views, P) (RankMe, arXiv 2210.02885, eq. 1).
     - ``same_block``, ``same_image``, ``other_image``: mean cosines of pairs of views, −1 to 1. Two blocks of one image
-      are ``same_image`` in whatever branch. A kind without pairs (one block, one image) is left out.
+      are ``same_image`` in any two branches. A kind without pairs (one block, one image) is left out.
 
     Args:
-        z: (B, A, K, P), finite; images beyond the first 1024 // (A·K) are left out, of which at least two stay.
+        z: (B, A, K, P), finite; only the first 1024 // (A·K) images are used, but at least two.
 
     Returns:
         Scalars by name.

@@ -1,4 +1,4 @@
-"""Square crops of labelled images, random ones to train on and fixed ones to test on, as published codes have them."""
+"""Square crops of labelled images as in published code: random ones to train on, fixed ones to test on."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from mlssl.data.records import Records
 from mlssl.views.draws import CROP_UNIFORMS, draw_crop
 
 CROP_AREA = (0.08, 1.0)
-"""Area of a training crop as a share of the image, torchvision's default, which the published codes take."""
+"""Area of a training crop as a fraction of the image: torchvision's default, used by the published code."""
 
 CROP_ASPECT = (3 / 4, 4 / 3)
-"""Width ÷ height of a training crop, likewise."""
+"""Width ÷ height of a training crop, also torchvision's default."""
 
 
 class Crops(Dataset[dict[str, Any]]):
-    """Crops of images: random and flipped at random under a key (epoch, index), or fixed ones.
+    """Crops of images: random crops and flips for a key (epoch, index), or fixed ones.
 
     Args:
         records: Labelled images.
         side: S of a crop in pixels.
-        test_resize: Side that the shorter edge gets before a fixed crop of the centre; None resizes the whole image.
-        augment: Whether to draw, from all of the image.
-        seed: Of the draws.
+        test_resize: Size of the shorter side before a fixed centre crop; None resizes the whole image.
+        augment: Whether crops are random, over the whole image.
+        seed: Seed of the random crops.
     """
 
     def __init__(

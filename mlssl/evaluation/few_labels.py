@@ -1,4 +1,4 @@
-"""The linear probe with a part of the labels: how much a backbone saves where labels are dear."""
+"""Linear probe on a fraction of the labels: label efficiency of a backbone."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from mlssl.evaluation.probe import STRENGTHS, check_sets, linear_probe, num_lear
 
 FRACTIONS = (0.01, 0.1, 1.0)
 
-FEWEST_TO_CHOOSE = 0.1
-"""Share of the training images below which no part of them is held out to choose the strength."""
+MIN_FRACTION_TO_CHOOSE = 0.1
+"""Fraction of the training images below which none are held out to choose the strength."""
 
 FIXED_STRENGTH = 0.1
-"""λ where it is not chosen. Taken beforehand from Corel-5K's training images and an untrained ResNet-18: with 45, 90
-and 180 labelled images the best of eight from 0.001 to 10, judged on 900 others of them (mean of three subsets)."""
+"""λ if it is not chosen. Determined beforehand on Corel-5K's training images with an untrained ResNet-18: for 45, 90
+and 180 labelled images the best of eight values from 0.001 to 10 on 900 others (mean of three subsets)."""
 
 
 @dataclass(frozen=True)
 class FewLabelsResult:
-    """Linear probes on one share of the labels.
+    """Linear probes on one fraction of the labels.
 
     Attributes:
-        fraction: Of the training images, above 0 and at most 1.
-        num_images: How many these are.
-        mAPs: Mean average precision on the test set, 0–1, one for each subset; classes never seen are in it.
+        fraction: Fraction of the training images, above 0 and at most 1.
+        num_images: Their number.
+        mAPs: Mean average precision on the test set, 0–1, of each subset; classes never seen are included.
         classes_seen: Labels with a positive and a negative in each subset.
         strengths: λ of each probe.
     """
@@ -41,7 +41,7 @@ class FewLabelsResult:
 
     @property
     def mean(self) -> float:
-        """Of the mAPs."""
+        """Mean of the mAPs."""
         return sum(self.mAPs) / len(self.mAPs)
 
     @property
@@ -62,22 +62,22 @@ def few_labels_probe(
 ) -> list[FewLabelsResult]:
     """`linear_probe` on fixed random subsets of the training images, tested on the whole test set.
 
-    Subset i of a seed is the same for every backbone, and a smaller one is part of a larger one. From a tenth of the
-    images on the strength is chosen as `linear_probe` does, on images of the subset; below that it is fixed beforehand
-    (`FIXED_STRENGTH`), because a fifth of a few images chooses badly. All images are taken once, not `num_subsets`
-    times.
+    Subset i of a seed is the same for every backbone, and smaller subsets are contained in larger ones. For at least a
+    tenth of the images the strength is chosen as in `linear_probe`, on images of the subset; below that it is fixed
+    (`FIXED_STRENGTH`), because a fifth of a few images is too few to choose it. All images are probed once, not
+    `num_subsets` times.
 
     Args:
         train: Labelled features.
         test: Labelled features of the same widths.
-        fractions: Of the training images, each above 0 and at most 1.
-        num_subsets: Of each fraction below 1, at least 1.
-        pos_weight: Of `linear_probe`.
-        seed: Of the subsets.
-        device: Of `linear_probe`.
+        fractions: Fractions of the training images, each above 0 and at most 1.
+        num_subsets: Number of subsets of each fraction below 1, at least 1.
+        pos_weight: As for `linear_probe`.
+        seed: Seed of the subsets.
+        device: As for `linear_probe`.
 
     Raises:
-        ValueError: If a fraction is out of range or gives less than two images, and as `linear_probe`.
+        ValueError: If a fraction is out of range or gives fewer than two images, and as `linear_probe`.
     """
     labels, _ = check_sets(train, test)
     if num_subsets < 1:
@@ -94,7 +94,7 @@ def few_labels_probe(
         for order in orders if fraction < 1 else orders[:1]:
             rows = order[:count].sort().values
             part = train if fraction == 1 else Features(train.features[rows], labels[rows], train.image_ids[rows])
-            strengths = STRENGTHS if fraction >= FEWEST_TO_CHOOSE else (FIXED_STRENGTH,)
+            strengths = STRENGTHS if fraction >= MIN_FRACTION_TO_CHOOSE else (FIXED_STRENGTH,)
             probes.append(
                 linear_probe(
                     part, test, strengths=strengths, pos_weight=pos_weight, num_resamples=0, seed=seed, device=device
@@ -114,13 +114,13 @@ def few_labels_probe(
 
 
 def check_fractions(fractions: Sequence[float], num_images: int) -> None:
-    """Refuse shares of the training images that cannot be learned from.
+    """Refuse fractions of the training images that are too small or out of range.
 
     Raises:
-        ValueError: If one is not in 0–1, or is less than two images.
+        ValueError: If one is not in 0–1, or gives fewer than two images.
     """
     for fraction in fractions:
         if not 0 < fraction <= 1 or round(fraction * num_images) < 2:
             raise ValueError(
-                f"fraction {fraction} of {num_images} training images was given: pass one of 0–1 that is two or more"
+                f"fraction {fraction} of {num_images} training images was given: pass one in 0–1 of two or more"
             )

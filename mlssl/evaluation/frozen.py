@@ -1,4 +1,4 @@
-"""Frozen features of a training and a test set: what every evaluation of a backbone starts from."""
+"""Frozen features of a training and a test set, the input of every evaluation of a backbone."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from mlssl.choices import Pooling
 from mlssl.contracts import FeatureNetwork
 from mlssl.evaluation.features import Features, extract_features
 
-_LONGEST = 24
-"""Letters of a backbone's name in a bar."""
+_MAX_LENGTH = 24
+"""Maximum length of a backbone's name in a progress bar."""
 POOLING: Pooling = "avgmax"
 """The mean of average and maximum pooling, as in published linear evaluations."""
 
 EVAL_SIZE = 224
-"""Side of whole images in pixels, where no run says otherwise."""
+"""Side of whole images in pixels, unless a run sets another."""
 
 
 class FrozenSets(NamedTuple):
@@ -43,12 +43,12 @@ def frozen_sets(
     """Extract the features of two sets; the model is moved to a GPU if there is one.
 
     Args:
-        model: As `extract_features` takes it.
+        model: As for `extract_features`.
         train: Loader of whole images or of fixed crops.
         test: Likewise.
-        pooling: Of `extract_features`.
-        cache: Folder in which each set of each backbone gets a folder of its own.
-        name: Of the backbone, in the bars and there; characters that a folder may not have are replaced.
+        pooling: As for `extract_features`.
+        cache: Folder in which each set of each backbone gets a subfolder.
+        name: Name of the backbone in the bars and subfolders; characters not allowed in a folder name are replaced.
         progress: Whether to show bars.
 
     Raises:
@@ -58,7 +58,7 @@ def frozen_sets(
         model.to("cuda")
     stem = re.sub(r"[^A-Za-z0-9.=-]+", "_", name)
     folders = {split: None if cache is None else Path(cache) / f"{stem}-{split}" for split in ("train", "test")}
-    short = name if len(name) <= _LONGEST else f"…{name[-_LONGEST + 1 :]}"
+    short = name if len(name) <= _MAX_LENGTH else f"…{name[-_MAX_LENGTH + 1 :]}"
     bars = {split: f"{short}, {split}" if progress else False for split in folders}
     return FrozenSets(
         extract_features(model, train, pooling=pooling, cache=folders["train"], progress=bars["train"]),

@@ -13,7 +13,7 @@ def pair_cosines(z: Tensor) -> dict[str, Tensor]:
     """Cosines of all pairs of views of a batch, by what the two views share.
 
     - ``same_block``: two branches of one block;
-    - ``same_image``: two blocks of one image, in whatever branch;
+    - ``same_image``: two blocks of one image, in any two branches;
     - ``other_image``: views of two images.
 
     Args:
@@ -27,15 +27,15 @@ def pair_cosines(z: Tensor) -> dict[str, Tensor]:
         {'same_block': 24, 'same_image': 144, 'other_image': 384}
     """
     rows = F.normalize(z.float().flatten(0, 2), dim=1)
-    # Rounding exceeds 1. Pairs are selected by index, because a mask would wait for the device.
+    # Rounding may exceed 1. Pairs are selected by index, because a mask would synchronise with the device.
     cosines = (rows @ rows.T).clamp(-1, 1).view(*z.shape[:3], *z.shape[:3])
-    of_one_image = cosines.diagonal(dim1=0, dim2=3)  # (A, K, A, K, B)
+    same_image = cosines.diagonal(dim1=0, dim2=3)  # (A, K, A, K, B)
     pairs = {
-        "same_block": _off_diagonal(of_one_image.diagonal(dim1=1, dim2=3)),
-        "same_image": _off_diagonal(of_one_image.movedim((1, 3), (0, 1))),
+        "same_block": _off_diagonal(same_image.diagonal(dim1=1, dim2=3)),
+        "same_image": _off_diagonal(same_image.movedim((1, 3), (0, 1))),
         "other_image": _off_diagonal(cosines.movedim(3, 1)),
     }
-    return {name: found.flatten() for name, found in pairs.items() if found.numel()}
+    return {name: cosines.flatten() for name, cosines in pairs.items() if cosines.numel()}
 
 
 def _off_diagonal(pairs: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ def spread(z: Tensor) -> Tensor:
         z: (n, P), finite.
 
     Returns:
-        Scalar: 1 where the views spread evenly over the sphere, 0 where all are one point (SimSiam, arXiv 2011.10566,
+        Scalar: 1 if the views are spread evenly over the sphere, 0 if all are one point (SimSiam, arXiv 2011.10566,
         sec. 4.1).
     """
     deviation: Tensor = F.normalize(z.float(), dim=1).std(0, correction=0)
@@ -66,7 +66,7 @@ def effective_rank(singular_values: Tensor) -> Tensor:
         singular_values: (r,), at least 0.
 
     Returns:
-        Scalar, 1 (one direction, or all values 0) to r (all alike).
+        Scalar, 1 (one direction, or all values 0) to r (all equal).
 
     Example:
         >>> effective_rank(torch.tensor([2.0, 2.0, 0.0])).item()
@@ -78,7 +78,7 @@ def effective_rank(singular_values: Tensor) -> Tensor:
 
 
 def feature_spectrum(features: Tensor) -> Tensor:
-    """Singular values of features about their mean, largest first; without the mean, which all images share.
+    """Singular values of the features minus their mean, largest first.
 
     Args:
         features: (n, D), finite, n at least 1.
@@ -92,7 +92,7 @@ def feature_spectrum(features: Tensor) -> Tensor:
 
 
 def directions_of_variance(singular_values: Tensor, share: float = 0.9) -> int:
-    """How many directions, strongest first, explain a share of the variance.
+    """Number of directions, largest first, that explain a fraction of the variance.
 
     Args:
         singular_values: (r,) of centred features, largest first.
@@ -103,49 +103,49 @@ def directions_of_variance(singular_values: Tensor, share: float = 0.9) -> int:
         (1, 1)
     """
     variance = singular_values.double().square()
-    held = variance.cumsum(0) >= share * variance.sum()
-    return int(held.int().argmax()) + 1
+    enough = variance.cumsum(0) >= share * variance.sum()
+    return int(enough.int().argmax()) + 1
 
 
 def map_2d(features: Tensor) -> tuple[Tensor, tuple[float, float]]:
-    """Coordinates of images on their two principal directions, after each feature vector is scaled to length 1.
+    """Coordinates of images on their two principal directions, with feature vectors scaled to unit norm.
 
-    A principal component analysis keeps distances as well as two numbers can and has no setting to be tuned. The sign
-    of a direction is chosen so that its largest coordinate is positive, so that a map can be drawn again.
+    Principal component analysis preserves distances as well as two numbers can and has no setting to tune. The sign of
+    a direction is chosen so that its largest coordinate is positive, so that maps are reproducible.
 
     Args:
         features: (n, D), finite, n at least 1.
 
     Returns:
-        Coordinates (n, 2), and the share of the variance (0–1) along each of the two; 0 without variance.
+        Coordinates (n, 2), and the fraction of the variance (0–1) along each of the two; 0 without variance.
     """
     rows = F.normalize(features.float(), dim=1)
     rows = rows - rows.mean(0)
     u, s, _ = torch.linalg.svd(rows, full_matrices=False)
-    places = torch.zeros(len(rows), 2)
+    coordinates = torch.zeros(len(rows), 2)
     shares = [0.0, 0.0]
     total = s.square().sum()
     for axis in range(min(2, len(s))):
         along = u[:, axis] * s[axis]
-        places[:, axis] = along * (-1 if along[along.abs().argmax()] < 0 else 1)
+        coordinates[:, axis] = along * (-1 if along[along.abs().argmax()] < 0 else 1)
         shares[axis] = (s[axis].square() / total).item() if total > 0 else 0.0
-    return places, (shares[0], shares[1])
+    return coordinates, (shares[0], shares[1])
 
 
 def neighbor_map(features: Tensor, seed: int = 0) -> tuple[Tensor, float, float] | None:
-    """Coordinates of images by t-SNE (L. van der Maaten and G. Hinton, JMLR 9, 2008), if it keeps neighbours better.
+    """Coordinates of images by t-SNE (L. van der Maaten and G. Hinton, JMLR 9, 2008), if neighbours are kept better.
 
-    Features are brought to length 1, so that its distances are those of cosines. It begins at the two principal
+    Features are scaled to unit norm, so that its distances follow cosines. It starts from the two principal
     directions.
 
     Args:
         features: (n, D), finite.
-        seed: Of scikit-learn's.
+        seed: Seed of scikit-learn's t-SNE.
 
     Returns:
-        Coordinates (n, 2), and how well t-SNE and the principal directions keep each image's five nearest
-        (`sklearn.manifold.trustworthiness`, 0.5 by chance to 1); None without scikit-learn, with fewer than 20 images,
-        and where t-SNE keeps them no better.
+        Coordinates (n, 2), and how well t-SNE and the principal directions preserve each image's five nearest
+        neighbours (`sklearn.manifold.trustworthiness`, 0.5 by chance to 1); None without scikit-learn, with fewer than
+        20 images, and if t-SNE is not better.
     """
     if len(features) < 20 or find_spec("sklearn") is None:
         return None
@@ -153,6 +153,6 @@ def neighbor_map(features: Tensor, seed: int = 0) -> tuple[Tensor, float, float]
 
     rows = F.normalize(features.float(), dim=1).numpy()
     perplexity = min(30.0, (len(rows) - 1) / 4)
-    places = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(rows)
-    kept, of_pca = (float(trustworthiness(rows, one)) for one in (places, map_2d(features)[0].numpy()))
-    return (torch.from_numpy(places), kept, of_pca) if kept > of_pca else None
+    coordinates = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(rows)
+    of_tsne, of_pca = (float(trustworthiness(rows, one)) for one in (coordinates, map_2d(features)[0].numpy()))
+    return (torch.from_numpy(coordinates), of_tsne, of_pca) if of_tsne > of_pca else None

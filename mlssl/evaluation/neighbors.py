@@ -1,4 +1,4 @@
-"""Nearest neighbours among features: multi-label votes of the k nearest, and how alike their label sets are."""
+"""Nearest neighbours in feature space: multi-label kNN scores, and the similarity of label sets."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 NUM_NEIGHBORS = 20
-"""k, by which DINO (arXiv 2104.14294, sec. 4.1) evaluates."""
+"""k of DINO's evaluation (arXiv 2104.14294, sec. 4.1)."""
 
 TEMPERATURE = 0.07
 """τ of the votes, from Z. Wu et al., arXiv 1805.01978, sec. 3.4."""
 
 BANK_CHUNK = 16384
-"""Lines of the bank that are on the device at a time."""
+"""Rows of the bank on the device at a time."""
 
 
 class Neighbors(NamedTuple):
-    """The k nearest of each query, nearest first.
+    """The k nearest rows of each query, nearest first.
 
-    `indices` is (n, k) int64, lines of the bank; `similarities` (n, k) float32, cosines in −1–1.
+    `indices` is (n, k) int64, rows of the bank; `similarities` (n, k) float32, cosines in −1–1.
     """
 
     indices: Tensor
@@ -37,21 +37,21 @@ def nearest_neighbors(
     bank_ids: Tensor | None = None,
     chunk_size: int = 1024,
 ) -> Neighbors:
-    """Find the k lines of the bank with the largest cosine to each query, in float32.
+    """Find the k rows of the bank with the largest cosine to each query, in float32.
 
-    The bank is visited once, in pieces that are moved to the queries' device: it may stay on the CPU in float16, or in
-    a memory-mapped file; in memory are only a piece, its cosines and the (n, k) result.
+    The bank is read once, in pieces that are moved to the queries' device: it may be on the CPU in float16, or in a
+    memory-mapped file; only one piece, its cosines and the (n, k) result are in memory.
 
     Args:
-        queries: (n, D) of any floating type; need not be normalised. A line of zeros has cosine 0 to everything.
+        queries: (n, D) of any floating type; need not be normalised. A zero row has cosine 0 to everything.
         bank: (M, D) of any floating type, on any device.
-        k: 1 … M, or less where ids leave lines out.
+        k: 1 … M, or less if ids leave rows out.
         query_ids: (n,) image ids; with `bank_ids`, an image is not its own neighbour.
         bank_ids: (M,) image ids.
         chunk_size: Queries compared at a time.
 
     Raises:
-        ValueError: If widths or ids do not fit, a feature is not finite, the bank is empty, k < 1 or the bank has
+        ValueError: If widths or ids do not match, a feature is not finite, the bank is empty, k < 1 or the bank has
             fewer than k other images.
 
     Example:
@@ -64,7 +64,7 @@ def nearest_neighbors(
     indices = torch.zeros_like(best, dtype=torch.int64)
     for start in range(0, len(bank), BANK_CHUNK):
         piece = _normalized(bank[start : start + BANK_CHUNK].to(queries.device), "bank")
-        found = [
+        per_piece = [
             _nearest_in_piece(
                 _normalized(queries[rows], "query"),
                 piece,
@@ -74,10 +74,12 @@ def nearest_neighbors(
             )
             for rows in (slice(first, first + chunk_size) for first in range(0, len(queries), chunk_size))
         ]
-        if not found:
+        if not per_piece:
             return Neighbors(indices.new_zeros(0, k), best.new_zeros(0, k))
-        candidates = torch.cat([best, torch.cat([values for values, _ in found])], dim=1)
-        candidate_indices = torch.cat([indices, torch.cat([places for _, places in found]) + start], dim=1)
+        candidates = torch.cat([best, torch.cat([values for values, _ in per_piece])], dim=1)
+        candidate_indices = torch.cat(
+            [indices, torch.cat([piece_indices for _, piece_indices in per_piece]) + start], dim=1
+        )
         best, order = candidates.topk(min(k, candidates.shape[1]), dim=1)
         indices = candidate_indices.gather(1, order)
     return Neighbors(indices, best)
@@ -96,16 +98,16 @@ def knn_scores(
 ) -> Tensor:
     """Score each label of a query by the votes of its k nearest images, as Z. Wu et al., arXiv 1805.01978, sec. 3.4.
 
-    A neighbour with cosine s votes with weight exp(s / τ). Where they count one class an image, here every label has a
-    vote of its own: its score is the share of the weight whose images show it, out of the weight whose images say
-    anything about it (labels of −1 do not vote). Without such an image among the k the score is 0.
+    A neighbour with cosine s votes with weight exp(s / τ). The paper has one class per image; here every label has its
+    own vote: its score is the weight of the neighbours that have the label, divided by the weight of those whose label
+    is known (−1 does not vote). If none of the k is known, the score is 0.
 
     Args:
         queries: (n, D), see `nearest_neighbors`.
         bank: (M, D).
         bank_labels: (M, L), bool or integer: 1 present, 0 absent, −1 unknown.
         k: Neighbours that vote.
-        temperature: τ > 0; a small one lets the nearest decide.
+        temperature: τ > 0; the smaller it is, the more the nearest one dominates.
         query_ids: (n,) image ids; with `bank_ids`, an image does not vote for itself.
         bank_ids: (M,) image ids.
         chunk_size: Queries at a time.
@@ -114,7 +116,7 @@ def knn_scores(
         (n, L) float32 in 0–1, on the queries' device.
 
     Raises:
-        ValueError: If the labels do not fit the bank, τ is not above 0, or as in `nearest_neighbors`.
+        ValueError: If the labels do not match the bank, τ is not above 0, or as in `nearest_neighbors`.
 
     Example:
         >>> labels = torch.tensor([[1, 0], [0, 1], [1, 1]])
@@ -124,38 +126,38 @@ def knn_scores(
     """
     if bank_labels.ndim != 2 or len(bank_labels) != len(bank):
         raise ValueError(
-            f"labels of shape {tuple(bank_labels.shape)} do not fit a bank of {len(bank)} images: give (M, L)"
+            f"labels of shape {tuple(bank_labels.shape)} do not match a bank of {len(bank)} images: pass (M, L)"
         )
     check_temperature(temperature)
     neighbors = nearest_neighbors(queries, bank, k, query_ids=query_ids, bank_ids=bank_ids, chunk_size=chunk_size)
     scores = torch.zeros(len(queries), bank_labels.shape[1], device=queries.device)
     for rows in (slice(first, first + chunk_size) for first in range(0, len(queries), chunk_size)):
-        # Shares do not change where all weights are divided by the largest one, and exp cannot overflow.
+        # Dividing all weights by the largest one does not change the scores, and exp cannot overflow.
         weights = ((neighbors.similarities[rows] - neighbors.similarities[rows, :1]) / temperature).exp()
         votes, total = torch.zeros_like(scores[rows]), torch.zeros_like(scores[rows])
-        for place in range(k):  # one by one, because k labels of each query at once do not fit where L is large
-            labels = bank_labels[neighbors.indices[rows, place].to(bank_labels.device)].to(queries.device)
-            votes.addcmul_(weights[:, place, None], labels == 1)
-            total.addcmul_(weights[:, place, None], labels >= 0)
+        for rank in range(k):  # one neighbour at a time: all k at once may not fit into memory
+            labels = bank_labels[neighbors.indices[rows, rank].to(bank_labels.device)].to(queries.device)
+            votes.addcmul_(weights[:, rank, None], labels == 1)
+            total.addcmul_(weights[:, rank, None], labels >= 0)
         scores[rows] = votes / total.clamp(min=torch.finfo(torch.float32).tiny)
     return scores
 
 
 def label_jaccard(labels: Tensor, bank_labels: Tensor, indices: Tensor) -> Tensor:
-    """Jaccard index of the label set of each image and those of its neighbours: shared labels ÷ labels of either.
+    """Jaccard index of the label sets of each image and its neighbours: shared labels ÷ labels of either.
 
-    Labels that are unknown for one of the two are left out. Two images without any label have no index.
+    Labels that are unknown for one of the two are left out. Two images without labels have no index.
 
     Args:
         labels: (n, L) of the queries, bool or integer: 1 present, 0 absent, −1 unknown.
         bank_labels: (M, L).
-        indices: (n, k) of `nearest_neighbors`.
+        indices: (n, k) from `nearest_neighbors`.
 
     Returns:
         (n, k) float32 in 0–1, NaN for 0/0. The mean over images is `.nanmean()`.
 
     Raises:
-        ValueError: If the labels have different widths, or as many images as there are indices are not given.
+        ValueError: If the labels have different widths, or there is not one row of labels per row of indices.
 
     Example:
         >>> label_jaccard(torch.tensor([[1, 1, 0]]), torch.tensor([[1, 0, 0], [1, 1, 1]]), torch.tensor([[0, 1]]))
@@ -164,14 +166,14 @@ def label_jaccard(labels: Tensor, bank_labels: Tensor, indices: Tensor) -> Tenso
     if labels.shape[1:] != bank_labels.shape[1:] or len(labels) != len(indices):
         raise ValueError(
             f"labels {tuple(labels.shape)}, labels of the bank {tuple(bank_labels.shape)} and indices "
-            f"{tuple(indices.shape)} do not fit: give (n, L), (M, L) and (n, k)"
+            f"{tuple(indices.shape)} do not match: pass (n, L), (M, L) and (n, k)"
         )
     result = torch.empty(indices.shape)
-    for place in range(indices.shape[1]):  # one neighbour of all images at a time, so that (n, L) is the most held
-        other = bank_labels[indices[:, place].to(bank_labels.device)].to(labels.device)
+    for rank in range(indices.shape[1]):  # one neighbour at a time, so that memory is limited to (n, L)
+        other = bank_labels[indices[:, rank].to(bank_labels.device)].to(labels.device)
         known = (labels >= 0) & (other >= 0)
         own, theirs = (labels == 1) & known, (other == 1) & known
-        result[:, place] = ((own & theirs).sum(1) / (own | theirs).sum(1)).cpu()
+        result[:, rank] = ((own & theirs).sum(1) / (own | theirs).sum(1)).cpu()
     return result
 
 
@@ -192,37 +194,39 @@ def _nearest_in_piece(
     if query_ids is not None and piece_ids is not None:
         own = query_ids.to(cosines.device)[:, None] == piece_ids.to(cosines.device)
         cosines.masked_fill_(own, -torch.inf)
-    values, places = cosines.topk(min(k, len(piece)), dim=1)
-    return values, places
+    values, piece_indices = cosines.topk(min(k, len(piece)), dim=1)
+    return values, piece_indices
 
 
 def _normalized(features: Tensor, name: str) -> Tensor:
     if not features.isfinite().all():
-        raise ValueError(f"{name} features hold NaN or infinity: look at the backbone's weights and its input images")
+        raise ValueError(f"{name} features contain NaN or infinity: check the backbone's weights and its input images")
     return F.normalize(features.float(), dim=1)
 
 
 def _check(queries: Tensor, bank: Tensor, k: int, query_ids: Tensor | None, bank_ids: Tensor | None) -> None:
     if queries.ndim != 2 or bank.ndim != 2 or queries.shape[1] != bank.shape[1]:
         raise ValueError(
-            f"queries of shape {tuple(queries.shape)} and a bank of shape {tuple(bank.shape)} do not fit: "
-            "give (n, D) and (M, D), features of one backbone and one pooling"
+            f"queries of shape {tuple(queries.shape)} and a bank of shape {tuple(bank.shape)} do not match: "
+            "pass (n, D) and (M, D), features of one backbone and one pooling"
         )
     for name, ids, features in (("query_ids", query_ids, queries), ("bank_ids", bank_ids, bank)):
         if ids is not None and ids.shape != features.shape[:1]:
             raise ValueError(
-                f"{name} of shape {tuple(ids.shape)} were given for {len(features)} images: one id an image"
+                f"{name} of shape {tuple(ids.shape)} were given for {len(features)} images: pass one id per image"
             )
     if (query_ids is None) != (bank_ids is None):
-        raise ValueError("query_ids or bank_ids alone were given: an image is told from its neighbours by both")
+        raise ValueError(
+            "only one of query_ids and bank_ids was given: pass both, to exclude an image from its own neighbours"
+        )
     left_out = 0
     if query_ids is not None and bank_ids is not None:
         shared = bank_ids.cpu()[torch.isin(bank_ids.cpu(), query_ids.cpu())]
         left_out = int(shared.unique(return_counts=True)[1].max()) if len(shared) else 0  # type: ignore[no-untyped-call]
     most = len(bank) - left_out
     if most < 1:
-        raise ValueError("the bank has no image beside the query itself: check its split")
+        raise ValueError("the bank has no image other than the query: check its split")
     if not 1 <= k <= most:
         raise ValueError(
-            f"k={k} neighbours were asked for, and the bank has {most} images beside the query: pass k from 1 to {most}"
+            f"k={k} was given, but the bank has {most} images in addition to the query: pass k from 1 to {most}"
         )

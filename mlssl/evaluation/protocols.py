@@ -1,4 +1,4 @@
-"""Published evaluations by name, with all their numbers fixed beforehand; those that train do so under the Trainer."""
+"""Published evaluations by name, with all settings fixed; those that train use the Trainer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from mlssl.feature_maps import pooled_features
 from mlssl.optim import cosine_with_warmup
 
 SVM_COSTS = tuple(10 ** (k / 2) for k in range(-6, 3))
-"""C from 0.001 to 10 in steps of √10. The range is ours: the protocol only says that C is chosen by 3-fold AP."""
+"""C from 0.001 to 10 in steps of √10. The range is our choice: the protocol only says that 3-fold AP chooses C."""
 
 
 @dataclass(frozen=True)
@@ -33,21 +33,21 @@ class Protocol:
     """A published evaluation.
 
     Attributes:
-        name: As it is cited.
+        name: Name by which it is cited.
         dataset: Format of the images.
-        train_split: To learn from.
-        test_split: To test on; nothing is chosen there.
+        train_split: Split to train on.
+        test_split: Split to test on; nothing is chosen on it.
         classifier: ``sgd``: one linear layer on augmented crops (frozen, average and maximum pooled features,
             weights N(0, 0.01), BCE, SGD with momentum 0.9 and without decay, cosine); ``svm``: LinearSVC on
             L2-normalised features; ``logistic``: `mlssl.linear_probe`.
         crop: Side of a crop in pixels, for ``sgd`` and ``svm``.
-        test_resize: Side that the shorter edge gets before the centre crop; None resizes the whole image to the crop.
+        test_resize: Size of the shorter side before the centre crop; None resizes the whole image to the crop.
         eval_size: Height and width of whole images, for ``logistic``.
         min_images_per_class: As in `MultiLabelDataModule`, for ``logistic``.
-        lr: For 256 images a step, of ``sgd``.
-        epochs: Of ``sgd``. The last one is reported.
-        batch_size: Images a step over all devices.
-        threshold: Probability from which a label counts as predicted.
+        lr: Learning rate for 256 images per step, for ``sgd``.
+        epochs: Epochs of ``sgd``. The last one is reported.
+        batch_size: Images per step over all devices.
+        threshold: Minimum probability of a predicted label.
     """
 
     name: str
@@ -74,14 +74,14 @@ PROTOCOLS = {
         Protocol("corel5k", "corel5k", "train", "test", "logistic", eval_size=(128, 192), min_images_per_class=(40, 4)),
     )
 }
-"""By name."""
+"""Name → protocol."""
 
 
 def find_protocol(name: str) -> Protocol:
-    """The protocol of a name.
+    """The protocol with the given name.
 
     Raises:
-        ValueError: If there is none; names those that there are.
+        ValueError: If it does not exist; names the existing ones.
     """
     if name not in PROTOCOLS:
         raise ValueError(f"there is no protocol {name!r}: pass one of {', '.join(PROTOCOLS)}")
@@ -89,11 +89,12 @@ def find_protocol(name: str) -> Protocol:
 
 
 def describe(protocol: Protocol, train: Records, test: Records, epochs: int | None = None) -> str:
-    """All settings that the results depend on, in one line before any result."""
+    """All settings that affect the results, in one line."""
     reported = {"sgd": f"the last of {protocol.epochs} epochs is reported", "svm": "C by 3-fold AP on the training set"}
-    how = reported.get(protocol.classifier, "no epochs: the strength is chosen on a fifth of the training images")
+    chosen = "no epochs: the regularisation strength is chosen on a fifth of the training images"
+    how = reported.get(protocol.classifier, chosen)
     if epochs is not None and epochs != protocol.epochs:
-        how = f"the last of {epochs} epochs is reported, where the protocol has {protocol.epochs}"
+        how = f"the last of {epochs} epochs is reported; the protocol has {protocol.epochs}"
     return (
         f"{protocol.name}: {len(train)} training images of {protocol.train_split!r}, {len(test)} test images of "
         f"{protocol.test_split!r}, {len(train.classes)} classes, threshold {protocol.threshold}, {how}"
@@ -103,18 +104,18 @@ def describe(protocol: Protocol, train: Records, test: Records, epochs: int | No
 class LinearEvaluation(L.LightningModule):
     """One linear layer on the frozen, average and maximum pooled features of augmented crops, as published.
 
-    The backbone stays in eval mode whatever the Trainer asks for, and has no gradients. `scores()` after
-    ``trainer.test`` gives logits, targets and ids of the test set.
+    The backbone stays in eval mode even if the Trainer sets training mode, and has no gradients. `scores()` after
+    ``trainer.test`` returns logits, targets and ids of the test set.
 
     Args:
         model: Any object with ``backbone``, a network that `pooled_features` can pool, and ``normalize``.
         num_labels: L.
-        lr: For 256 images a step; the rate is lr × images a step / 256.
-        batch_size: Images a step over all devices.
-        generator: Draws the initial weights; None: seed 0.
+        lr: For 256 images per step; the rate is lr × images per step / 256.
+        batch_size: Images per step over all devices.
+        generator: Samples the initial weights; None: seed 0.
 
     Raises:
-        ValueError: If there is no label, or the backbone's last map cannot be reached.
+        ValueError: If there is no label, or the backbone's last feature map is not accessible.
     """
 
     def __init__(
@@ -144,11 +145,11 @@ class LinearEvaluation(L.LightningModule):
 
     @property
     def model(self) -> FeatureNetwork:
-        """With the frozen backbone."""
+        """The module with the frozen backbone."""
         return self._model[0]
 
     def setup(self, stage: str) -> None:  # noqa: ARG002  Lightning names it
-        """Bring the backbone to the device."""
+        """Move the backbone to the device."""
         module = self.model if isinstance(self.model, nn.Module) else self.model.backbone
         module.to(self.trainer.strategy.root_device)
 
@@ -169,11 +170,11 @@ class LinearEvaluation(L.LightningModule):
         return loss
 
     def on_test_epoch_start(self) -> None:
-        """Forget an earlier test."""
+        """Discard an earlier test."""
         self._tested = []
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:  # noqa: ARG002  Lightning names it
-        """Keep logits, targets and ids."""
+        """Store logits, targets and ids."""
         self._tested.append((self(batch["image"]).cpu(), batch["labels"].cpu(), batch["image_ids"].cpu()))
 
     def scores(self) -> Features:
@@ -192,14 +193,14 @@ class LinearEvaluation(L.LightningModule):
 
 
 class CropData(L.LightningDataModule):
-    """Augmented crops to train on and fixed ones to test on, as a protocol says.
+    """Augmented crops to train on and fixed ones to test on, as defined by a protocol.
 
     Args:
-        protocol: Of ``sgd``.
+        protocol: A protocol with ``sgd``.
         train: Labelled records.
         test: Labelled records of the same classes.
         num_workers: Loader processes.
-        seed: Of order and crops, which depend on (seed, epoch, index) alone.
+        seed: Seed of order and crops, which depend only on (seed, epoch, index).
 
     Raises:
         ValueError: If a set has no labels, or the two have different classes.
@@ -215,7 +216,7 @@ class CropData(L.LightningDataModule):
         self.num_workers, self.seed = num_workers, seed
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Batches of crops, in another order each epoch."""
+        """Batches of crops, in a different order each epoch."""
         devices = self.trainer.world_size if self.trainer else 1
         images = Crops(self.train, self.protocol.crop, augment=True, seed=self.seed)
         rank = self.trainer.global_rank if self.trainer else 0
@@ -229,16 +230,16 @@ class CropData(L.LightningDataModule):
         )
 
     def _loader(self, images: Crops, **settings: Any) -> DataLoader[Any]:
-        generator = torch.Generator()  # else every pass over a loader would draw from the global random state
+        generator = torch.Generator()  # otherwise every pass over a loader samples from the global random state
         return DataLoader(images, num_workers=self.num_workers, generator=generator, **settings)
 
 
 @dataclass(frozen=True)
 class ProtocolResult:
-    """What a protocol found on its test set.
+    """Result of a protocol on its test set.
 
     Attributes:
-        scores: Of `multilabel_scores`; for ``svm``, whose scores are no probabilities, mAP and classes alone.
+        scores: Of `multilabel_scores`; for ``svm``, whose scores are not probabilities, only mAP and classes.
         average_precision: (L,), NaN for a class without a positive.
         logits: (n, L) of the test set.
         targets: (n, L).
@@ -254,10 +255,10 @@ def evaluate_sgd(protocol: Protocol, model: FeatureNetwork, data: CropData, trai
     """Train the classifier for the Trainer's epochs and test it once, at the end.
 
     Raises:
-        ValueError: As `LinearEvaluation`; on several devices, each of which would have a part of the test set.
+        ValueError: As `LinearEvaluation`; on several devices, each of which would test only a part of the test set.
     """
     if trainer.world_size > 1:
-        raise ValueError(f"{trainer.world_size} devices were asked for, and the test set is not split: pass devices=1")
+        raise ValueError(f"{trainer.world_size} devices were given, but the test set is not split: pass devices=1")
     module = LinearEvaluation(model, len(data.train.classes), protocol.lr, protocol.batch_size)
     trainer.fit(module, datamodule=data)
     trainer.test(module, datamodule=data, verbose=False)
@@ -268,15 +269,15 @@ def evaluate_sgd(protocol: Protocol, model: FeatureNetwork, data: CropData, trai
 
 
 def evaluate_svm(train: Features, test: Features, costs: Sequence[float] = SVM_COSTS) -> ProtocolResult:
-    """A linear SVM for each class on L2-normalised features, as P. Goyal et al., arXiv 1905.01235, evaluate VOC07.
+    """Linear SVMs per class on L2-normalised features, as P. Goyal et al., arXiv 1905.01235, evaluate on VOC07.
 
-    Squared hinge, class weight 2 for positives and 1 for negatives, C by the mean AP over three folds of the training
-    set, for each class. Unknown labels (VOC's difficult ones) are left out of training and testing of their class.
+    Squared hinge loss, class weight 2 for positives and 1 for negatives, C chosen per class by the mean AP over three
+    folds of the training set. Unknown labels (VOC's difficult ones) are left out of training and test of their class.
 
     Args:
         train: Labelled features.
         test: Labelled features of the same widths.
-        costs: C to choose from.
+        costs: Values of C to choose from.
 
     Raises:
         ImportError: Without scikit-learn.
@@ -293,7 +294,7 @@ def evaluate_svm(train: Features, test: Features, costs: Sequence[float] = SVM_C
     logits = torch.zeros(test.labels.shape)
 
     def fitted(cost: float, rows: Any, label: Tensor) -> Any:
-        # In the primal: VOC07 has more images than features, and both forms have one solution.
+        # Primal form: VOC07 has more images than features, and both forms have the same solution.
         svm = LinearSVC(C=cost, class_weight={1: 2, 0: 1}, loss="squared_hinge", dual=False, max_iter=2000)
         return svm.fit(inputs[rows], label[rows].numpy())
 
@@ -301,7 +302,7 @@ def evaluate_svm(train: Features, test: Features, costs: Sequence[float] = SVM_C
     for column in range(train.labels.shape[1]):
         label = train.labels[:, column]
         known = torch.where(label >= 0)[0].numpy()
-        if min((label == 1).sum(), (label == 0).sum()) < 3:  # a fold would have none
+        if min((label == 1).sum(), (label == 0).sum()) < 3:  # too few for three folds
             continue
         learned += 1
         folds = list(StratifiedKFold(3).split(known, label[known].numpy()))
@@ -309,10 +310,10 @@ def evaluate_svm(train: Features, test: Features, costs: Sequence[float] = SVM_C
             np.mean(
                 [
                     average_precision(
-                        torch.from_numpy(fitted(cost, known[fit], label).decision_function(inputs[known[held]])),
-                        label[known[held]],
+                        torch.from_numpy(fitted(cost, known[fit], label).decision_function(inputs[known[held_out]])),
+                        label[known[held_out]],
                     ).item()
-                    for fit, held in folds
+                    for fit, held_out in folds
                 ]
             )
             for cost in costs
@@ -320,7 +321,9 @@ def evaluate_svm(train: Features, test: Features, costs: Sequence[float] = SVM_C
         best = fitted(costs[int(np.argmax(precision))], known, label)
         logits[:, column] = torch.from_numpy(best.decision_function(test_inputs)).float()
     if not learned:
-        raise ValueError("no class has three positive and three negative training images, so there is nothing to fold")
+        raise ValueError(
+            "no class has three positive and three negative training images, so 3-fold cross-validation is impossible"
+        )
     by_class = average_precision(logits, test.labels)
     scores = {"mAP": by_class.nanmean().item(), "classes": int(by_class.isfinite().sum())}
     return ProtocolResult(scores, by_class, logits, test.labels)

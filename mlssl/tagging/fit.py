@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mlssl.atomic import check_free
 from mlssl.choices import Pooling, PositiveWeight
 from mlssl.evaluation.features import Features
-from mlssl.evaluation.logistic import Lines, logistic_regression
+from mlssl.evaluation.logistic import StandardisedRows, logistic_regression
 from mlssl.tagging.tagger import LabelNetwork, Tagger
 from mlssl.tagging.thresholds import NEVER, calibrate, check_precision, choose_thresholds
 from mlssl.weights.sources import Backbone
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from mlssl.evaluation.protocols import Protocol
 
 FOLDS = 5
-"""Parts of the training images; each is scored by a classifier that was fitted on the others."""
+"""Number of parts of the training images; each is scored by a classifier fitted on the others."""
 
-FEW = 10
-"""Positives below which a threshold is called uncertain."""
+MIN_POSITIVES = 10
+"""Thresholds of labels with fewer positives are reported as uncertain."""
 
 
 def fit_tagger(
@@ -41,19 +41,19 @@ def fit_tagger(
 ) -> Tagger:
     """A linear classifier on frozen features, with a calibration and a threshold for each label.
 
-    Every training image is held out once: it is scored by a classifier that was fitted on four fifths of the others.
+    Every training image is held out once: it is scored by a classifier fitted on the other four fifths.
     Calibration and thresholds are chosen on these scores; the classifier of the tagger is then fitted on all images.
 
     Args:
-        model: Backbone that the features are of.
+        model: Backbone of the features.
         train: Labelled features, at least two images.
         classes: L names.
-        size: Height and width of the images that features were taken of.
-        pooling: By which they were taken.
-        strength: λ of :func:`mlssl.linear_probe`, as it chose it.
-        precision: Wanted share of right labels among those given; None: the best F1 of each label.
+        size: Height and width of the images of the features.
+        pooling: Pooling of the features.
+        strength: λ chosen by :func:`mlssl.linear_probe`.
+        precision: Target precision of the predicted labels; None: the best F1 of each label.
         pos_weight: As for the probe.
-        seed: Of the parts and of the thresholds' draws.
+        seed: Seed of the parts and of the thresholds' resamples.
 
     Raises:
         ValueError: If labels are missing, there are fewer than two images, or `precision` is out of range.
@@ -62,9 +62,9 @@ def fit_tagger(
     if labels is None or len(labels) < 2:
         raise ValueError("a tagger needs at least two labelled training images: pass a labelled set")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    held = held_out_logits(train, strength, pos_weight=pos_weight, seed=seed, device=device)
-    lines = Lines(train.features, device=device)
-    solution = logistic_regression(lines, labels, [strength], pos_weight=pos_weight)
+    held_out = held_out_logits(train, strength, pos_weight=pos_weight, seed=seed, device=device)
+    standardised = StandardisedRows(train.features, device=device)
+    solution = logistic_regression(standardised, labels, [strength], pos_weight=pos_weight)
     about = {
         "images": len(labels),
         "strength": strength,
@@ -80,7 +80,7 @@ def fit_tagger(
     return tagger_of(
         model,
         classifier,
-        held,
+        held_out,
         labels,
         classes,
         size=size,
@@ -106,21 +106,21 @@ def tagger_of(
     seed: int = 0,
     about: Mapping[str, Any] | None = None,
 ) -> Tagger:
-    """A tagger of a backbone and its classifier, such as a fine-tuned network's, from the logits of held-out images.
+    """A tagger from a backbone and its classifier, such as of a fine-tuned network, and logits of held-out images.
 
     Args:
-        model: Backbone; frozen from now on.
-        classifier: From features (n, D) to logits (n, L); not copied into, not kept.
+        model: Backbone; it is frozen.
+        classifier: From features (n, D) to logits (n, L); its weights are copied.
         logits: (n, L) of images that neither was trained on, before calibration.
-        labels: (n, L) of these images, 1, 0 and −1 for unknown. A label that they do not both show and lack is never
-            given.
+        labels: (n, L) of these images, 1, 0 and −1 for unknown. A label without both a positive and a negative among
+            them is never predicted.
         classes: L names.
         size: Height and width of the images.
-        pooling: Of the last feature map.
-        standardised_by: (D,) each, what the classifier's features had subtracted and were multiplied by; None: nothing.
+        pooling: Pooling of the last feature map.
+        standardised_by: Mean and scale (D,) by which the classifier's features are standardised; None: not at all.
         precision: As for :func:`fit_tagger`.
-        seed: Of the thresholds' draws.
-        about: What else the file says.
+        seed: Seed of the thresholds' resamples.
+        about: Further entries of the file.
 
     Raises:
         ValueError: If `precision` is out of range.
@@ -144,23 +144,27 @@ def tagger_of(
 
 
 def check_saving(path: Path | None, precision: float | None, sources: Sequence[str], protocol: Protocol | None) -> None:
-    """Refuse a tagger that cannot be made, before an image is read.
+    """Refuse a tagger that cannot be fitted or saved, before an image is read.
 
     Raises:
         ValueError: If a precision is given without a path or is out of range, there are several backbones, or the
             protocol has another classifier.
-        FileExistsError: If there is something at the path.
+        FileExistsError: If the path exists.
     """
     if path is None:
         if precision is not None:
-            raise ValueError(f"precision={precision} is that of a tagger's labels: pass --save tagger.safetensors too")
+            raise ValueError(
+                f"precision={precision} was given, which only a tagger uses: pass --save tagger.safetensors too"
+            )
         return
     if path.suffix != ".safetensors":
-        raise ValueError(f"{path} does not end in .safetensors, as a tagger's file does: rename it")
+        raise ValueError(f"{path} does not end in .safetensors, the suffix of a tagger: rename it")
     if len(sources) > 1:
-        raise ValueError(f"a tagger has one backbone, and {len(sources)} were given with --save: give one of them")
+        raise ValueError(f"a tagger has one backbone, but {len(sources)} were given with --save: pass one of them")
     if protocol is not None and protocol.classifier != "logistic":
-        raise ValueError(f"{protocol.name} fits no classifier that can be saved: leave out --save, or the protocol")
+        raise ValueError(
+            f"{protocol.name} does not fit a classifier that can be saved: leave out --save, or the protocol"
+        )
     check_precision(precision)
     check_free(path)
 
@@ -168,14 +172,14 @@ def check_saving(path: Path | None, precision: float | None, sources: Sequence[s
 def held_out_logits(
     train: Features, strength: float, *, pos_weight: PositiveWeight, seed: int, device: torch.device | None = None
 ) -> Tensor:
-    """Logits (n, L) of every image by a classifier that has not seen it.
+    """Logits (n, L) of every image by a classifier that was not trained on it.
 
     Args:
         train: Labelled features.
-        strength: Of the classifiers.
-        pos_weight: Likewise.
-        seed: Of the parts.
-        device: To compute on.
+        strength: λ of the classifiers.
+        pos_weight: Weight of positives.
+        seed: Seed of the parts.
+        device: Device to compute on.
     """
     labels = train.labels
     assert labels is not None
@@ -185,37 +189,37 @@ def held_out_logits(
     part[order] = torch.arange(count) % min(FOLDS, count)
     logits = torch.empty(labels.shape)
     for number in range(min(FOLDS, count)):
-        fit, held = (part != number).nonzero()[:, 0], (part == number).nonzero()[:, 0]
+        fit, held_out = (part != number).nonzero()[:, 0], (part == number).nonzero()[:, 0]
         solution = logistic_regression(
-            Lines(train.features, fit, device=device), labels[fit], [strength], pos_weight=pos_weight
+            StandardisedRows(train.features, fit, device=device), labels[fit], [strength], pos_weight=pos_weight
         )
-        logits[held] = solution.logits(train.features, held)[0]
+        logits[held_out] = solution.logits(train.features, held_out)[0]
     return logits
 
 
 def certainty(tagger: Tagger) -> list[str]:
-    """Sentences on how certain the thresholds are, for the user of the tagger."""
+    """Sentences on the uncertainty of the thresholds, for users of the tagger."""
     thresholds, classes = tagger.thresholds, tagger.classes
     width = (thresholds.high - thresholds.low)[thresholds.values < NEVER]
-    said = []
+    sentences = []
     if len(width):
-        said.append(
+        sentences.append(
             f"thresholds by {tagger.about.get('thresholds', 'unknown means')}, chosen on held-out parts of "
-            f"{tagger.about.get('images', 'the')} training images; their 90 % intervals are "
-            f"{width.median().item():.2f} wide in the median, {width.max().item():.2f} at most"
+            f"{tagger.about.get('images', 'the')} training images; their 90 % intervals have "
+            f"a median width of {width.median().item():.2f}, and at most {width.max().item():.2f}"
         )
     few = [
         name
         for name, value, positives in zip(classes, thresholds.values, thresholds.positives, strict=True)
-        if value < NEVER and positives < FEW
+        if value < NEVER and positives < MIN_POSITIVES
     ]
     if few:
-        said.append(f"uncertain, fewer than {FEW} images show them: {_listed(few)}")
+        sentences.append(f"uncertain, with fewer than {MIN_POSITIVES} positive images: {_label_list(few)}")
     never = [name for name, value in zip(classes, thresholds.values, strict=True) if value >= NEVER]
     if never:
-        said.append(f"never given, for want of images that show or lack them, or of the precision: {_listed(never)}")
-    return said
+        sentences.append(f"never predicted, without positive or negative images or the precision: {_label_list(never)}")
+    return sentences
 
 
-def _listed(names: Sequence[str]) -> str:
+def _label_list(names: Sequence[str]) -> str:
     return f"{len(names)} labels ({', '.join(names[:5])}{', …' if len(names) > 5 else ''})"

@@ -15,7 +15,7 @@ from mlssl.tagging.tagger import Tagger
 OUTPUT = "probabilities"
 
 MAX_DIFFERENCE = 1e-4
-"""Largest difference of a probability in onnxruntime that is let through."""
+"""Maximum allowed difference of a probability in onnxruntime."""
 
 
 def export_tagger(tagger: Tagger, path: str | os.PathLike[str], *, overwrite: bool = False) -> float:
@@ -25,23 +25,23 @@ def export_tagger(tagger: Tagger, path: str | os.PathLike[str], *, overwrite: bo
     "thresholds" (JSON lists of L) and "size" (height and width, to which images are resized beforehand).
 
     Args:
-        tagger: To write; it stays as it is.
+        tagger: Tagger to write; it does not change.
         path: File, .onnx.
-        overwrite: Whether it may be replaced.
+        overwrite: Whether an existing file may be replaced.
 
     Returns:
-        The largest difference of a probability of random images, in onnxruntime and here.
+        The largest difference of a probability between onnxruntime and torch, on random images.
 
     Raises:
         ModuleNotFoundError: If the packages of the extra "onnx" are missing.
         ValueError: If the path has another suffix, or probabilities differ by more than 1e-4.
-        FileExistsError: If it exists and may not be replaced.
+        FileExistsError: If the file exists and `overwrite` is False.
         OSError: If it cannot be written.
     """
     path = Path(path)
     check_packages()
     if path.suffix != ".onnx":
-        raise ValueError(f"{path} does not end in .onnx, the one format that a whole tagger is exported to: rename it")
+        raise ValueError(f"{path} does not end in .onnx, the only format of a whole tagger: rename it")
     if not overwrite:
         check_free(path)
     import onnxruntime
@@ -57,11 +57,11 @@ def export_tagger(tagger: Tagger, path: str | os.PathLike[str], *, overwrite: bo
     with written_aside(path) as aside, torch.no_grad():
         write_graph(network, aside, header, images, OUTPUT, any_size=False)
         session = onnxruntime.InferenceSession(str(aside), providers=["CPUExecutionProvider"])
-        found = torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
-        difference: float = (found - network(images)).abs().max().item()
+        actual = torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
+        difference: float = (actual - network(images)).abs().max().item()
         if not difference <= MAX_DIFFERENCE:
             raise ValueError(
-                f"The graph gives probabilities that differ by {difference:.1e}, at most {MAX_DIFFERENCE:.0e} is "
+                f"The graph's probabilities differ by {difference:.1e}, at most {MAX_DIFFERENCE:.0e} is "
                 "allowed, and was not kept: use the tagger itself."
             )
     return difference

@@ -15,14 +15,14 @@ from mlssl.embeddings.files import utf8
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
 SEPARATOR = "|"
-"""Between the labels of an image in a CSV file."""
+"""Separator of an image's labels in a CSV file."""
 
 
 class TagWriter(Protocol):
-    """Takes the tags of some images."""
+    """Writes the tags of images."""
 
     def write(self, names: Sequence[str], labels: Sequence[Sequence[str]], probabilities: list[list[float]]) -> None:
-        """Write a row for each of n images: its name, its labels, and the L probabilities of all classes."""
+        """Write one row per image: its name, its labels, and the L probabilities of all classes."""
         ...
 
 
@@ -31,20 +31,20 @@ def check_tag_file(path: Path, classes: Sequence[str]) -> None:
 
     Raises:
         ValueError: If its suffix is not a known format, or classes would be ambiguous in a CSV file.
-        ImportError: If Parquet is asked for without pyarrow.
+        ImportError: If the output is Parquet and pyarrow is missing.
     """
     if path.suffix not in SUFFIXES:
-        raise ValueError(f"{path} is of no known format: let it end in {', '.join(SUFFIXES)}")
+        raise ValueError(f"{path} has no known format: use a suffix of {', '.join(SUFFIXES)}")
     if path.suffix == ".parquet" and find_spec("pyarrow") is None:
         raise ImportError("Parquet needs pyarrow: pip install pyarrow, or write .csv or .jsonl")
     joined = [name for name in classes if SEPARATOR in name]
     if path.suffix == ".csv" and joined:
-        raise ValueError(f"the class {joined[0]!r} holds the separator of a CSV file, {SEPARATOR!r}: write .jsonl")
+        raise ValueError(f"the class {joined[0]!r} contains the separator of a CSV file, {SEPARATOR!r}: write .jsonl")
 
 
 @contextmanager
 def tag_writer(path: Path, classes: Sequence[str]) -> Iterator[TagWriter]:
-    """A writer of the format that the suffix names; the file gets its name once all is written.
+    """A writer of the format of the suffix; the file gets its name when it is complete.
 
     Raises:
         ValueError: As `check_tag_file`.

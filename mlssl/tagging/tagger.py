@@ -32,14 +32,14 @@ from mlssl.weights.sources import (
 )
 
 MAX_SIDE = 4096
-"""Largest height or width of images that a received file may ask for."""
+"""Maximum height or width of images in an untrusted file."""
 
 _BATCH = 32
 _BACKBONE = "backbone."
 
 
 class Tags(NamedTuple):
-    """What a tagger finds in n images: the labels of each, most probable first, and all probabilities (n, L)."""
+    """Output of a tagger for n images: the labels of each, most probable first, and all probabilities (n, L)."""
 
     labels: list[list[str]]
     probabilities: Tensor
@@ -51,11 +51,11 @@ class LabelNetwork(nn.Module):
     Args:
         model: The backbone and its normalisation.
         mean: (D,), subtracted from the features.
-        scale: (D,), by which they are multiplied then.
-        weight: (L, D) of the classifier on such features.
+        scale: (D,), multiplied with them afterwards.
+        weight: (L, D) of the classifier on these standardised features.
         bias: (L,).
         calibration: From logits to probabilities.
-        pooling: Of the last feature map.
+        pooling: Pooling of the last feature map.
     """
 
     mean: Tensor
@@ -93,14 +93,14 @@ class LabelNetwork(nn.Module):
 
 
 class Tagger:
-    """Gives images their labels; made by `mlssl linear --save` or :func:`mlssl.tagging.fit.fit_tagger`.
+    """Predicts the labels of images; created by `mlssl linear --save` or :func:`mlssl.tagging.fit.fit_tagger`.
 
     Args:
-        network: Images to probabilities.
+        network: From images to probabilities.
         classes: L names.
-        thresholds: A label is given where its probability is above its threshold.
-        size: Height and width that images are resized to.
-        about: What else the file says, such as how thresholds were chosen.
+        thresholds: A label is predicted if its probability is above its threshold.
+        size: Height and width to which images are resized.
+        about: Further entries of the file, such as how thresholds were chosen.
     """
 
     def __init__(
@@ -122,13 +122,13 @@ class Tagger:
 
         Raises:
             TypeError: If one is not uint8 of three dimensions.
-            ValueError: If one has another number of channels than the backbone takes.
+            ValueError: If one has another number of channels than the backbone.
         """
-        pixels = [self._resized(image, place) for place, image in enumerate(images)]
+        pixels = [self._resized(image, index) for index, image in enumerate(images)]
         device = self.network.mean.device
         with torch.no_grad():
-            found = [self.network(torch.stack(part).to(device)).cpu() for part in _parts(pixels)]
-        probabilities = torch.cat(found) if found else torch.empty(0, len(self.classes))
+            outputs = [self.network(torch.stack(part).to(device)).cpu() for part in _parts(pixels)]
+        probabilities = torch.cat(outputs) if outputs else torch.empty(0, len(self.classes))
         return Tags(self.labels(probabilities), probabilities)
 
     def labels(self, probabilities: Tensor) -> list[list[str]]:
@@ -141,9 +141,9 @@ class Tagger:
         ]
 
     def maps(self, images: Sequence[ImageArray]) -> list[Tensor]:
-        """Where each label comes from: the classifier at each position of the last feature map, in logits.
+        """Localise each label: the classifier's logits at each position of the last feature map.
 
-        With average pooling, in a network without a layer behind it, the mean of a map is the label's logit (before
+        With average pooling directly before the classifier, the mean of a map is the label's logit (before
         calibration).
 
         Args:
@@ -153,33 +153,33 @@ class Tagger:
             (L, h, w) for each image.
 
         Raises:
-            ValueError: If the map of the backbone cannot be reached.
+            ValueError: If the backbone's last feature map is not accessible.
         """
         network, device = self.network, self.network.mean.device
-        found: list[Tensor] = []
+        outputs: list[Tensor] = []
         with torch.no_grad(), eval_mode(network.model.backbone):
-            for part in _parts([self._resized(image, place) for place, image in enumerate(images)]):
+            for part in _parts([self._resized(image, index) for index, image in enumerate(images)]):
                 normalized = network.model.normalize(torch.stack(part).to(device))
-                places = feature_map(network.model.backbone, normalized).float()
-                found += network.logits(places.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).cpu()
-        return found
+                maps = feature_map(network.model.backbone, normalized).float()
+                outputs += network.logits(maps.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).cpu()
+        return outputs
 
     def to(self, device: torch.device | str) -> Tagger:
-        """Move the network to a device; gives the tagger itself."""
+        """Move the network to a device; returns the tagger."""
         self.network.to(device)
         return self
 
-    def _resized(self, image: ImageArray, place: int) -> Tensor:
+    def _resized(self, image: ImageArray, index: int) -> Tensor:
         if getattr(image, "dtype", None) != "uint8" or getattr(image, "ndim", 0) != 3:
-            raise TypeError(f"image {place} is not uint8 of shape (H, W, 3): pass arrays of decoded pixels")
+            raise TypeError(f"image {index} is not uint8 of shape (H, W, 3): pass arrays of decoded pixels")
         channels = len(self.network.model.mean)
         if image.shape[2] != channels:
-            raise ValueError(f"image {place} has {image.shape[2]} channels, and the backbone takes {channels}")
+            raise ValueError(f"image {index} has {image.shape[2]} channels, but the backbone takes {channels}")
         pixels: Tensor = resize(torch.tensor(image).permute(2, 0, 1), list(self.size), antialias=True)
         return pixels
 
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-        """Write all of it to one .safetensors file, the backbone's weights included.
+        """Write the whole tagger to one .safetensors file, including the backbone's weights.
 
         Raises:
             FileExistsError: If the file exists and `overwrite` is False.
@@ -189,7 +189,7 @@ class Tagger:
         network = self.network
         if network.model.name is None:
             raise ValueError(
-                "The backbone was not built by name, and a tagger's file names it: give a backbone of timm or of "
+                "The backbone was not built by name, but a tagger's file names it: pass a backbone of timm or of "
                 "torchvision."
             )
         if not overwrite:
@@ -217,7 +217,7 @@ class Tagger:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Tagger:
-        """Read a file of :meth:`save`, which somebody else may have written: it runs no code and downloads nothing.
+        """Read a file of :meth:`save`, also an untrusted one: no code is run and nothing is downloaded.
 
         Raises:
             FileNotFoundError: If there is none.
@@ -225,12 +225,12 @@ class Tagger:
         """
         path = Path(path)
         if not path.is_file():
-            raise FileNotFoundError(f"no tagger {str(path)!r}: pass a file that mlssl linear --save has written")
+            raise FileNotFoundError(f"no tagger {str(path)!r}: pass a file written by mlssl linear --save")
         header, tensors = read_safetensors(path, "save it again")
         if "tagger" not in header:
-            raise ValueError(f"{path} is not a tagger: pass a file that mlssl linear --save has written")
+            raise ValueError(f"{path} is not a tagger: pass a file written by mlssl linear --save")
         if header["tagger"] != "1":
-            raise ValueError(f"{path} is a tagger of version {header['tagger']!r:.20}, and this mlssl reads version 1")
+            raise ValueError(f"{path} is a tagger of version {header['tagger']!r:.20}, but this mlssl reads version 1")
         classes, size, pooling, calibration, about = (
             entry_of_header(header, key, path) for key in ("classes", "size", "pooling", "calibration", "about")
         )
@@ -241,8 +241,8 @@ class Tagger:
         width = feature_width(model.backbone)
         if tensors["features.mean"].shape[0] != width:
             raise ValueError(
-                f"{path} holds a classifier for features of width {tensors['features.mean'].shape[0]}, and its "
-                f"backbone gives {width}: the file was changed or is damaged, save it again"
+                f"{path} contains a classifier for features of width {tensors['features.mean'].shape[0]}, but its "
+                f"backbone's have width {width}: the file was changed or is damaged, save it again"
             )
         network = LabelNetwork(
             model,
@@ -258,7 +258,7 @@ class Tagger:
 
 
 def is_tagger(path: str | os.PathLike[str]) -> bool:
-    """Whether a file says that it is a tagger."""
+    """Whether a file is marked as a tagger."""
     if Path(path).suffix != ".safetensors" or not Path(path).is_file():
         return False
     try:
@@ -269,7 +269,7 @@ def is_tagger(path: str | os.PathLike[str]) -> bool:
 
 
 def _check_settings(classes: Any, size: Any, pooling: Any, calibration: Any, about: Any, path: Path) -> None:
-    """Refuse entries of a header that no tagger has."""
+    """Refuse invalid header entries."""
     wrong = None
     if not (isinstance(classes, list) and classes and all(isinstance(name, str) for name in classes)):
         wrong = f"classes {classes!r:.60}"
@@ -283,13 +283,13 @@ def _check_settings(classes: Any, size: Any, pooling: Any, calibration: Any, abo
         wrong = f"about {about!r:.60}"
     if wrong:
         raise ValueError(
-            f"{path} holds {wrong}, which no tagger has: the file was changed or is damaged, save it again"
+            f"{path} contains {wrong}, which is invalid: the file was changed or is damaged, save it again"
         )
     check_class_names(classes, path)
 
 
 def _check_tensors(tensors: Mapping[str, Tensor], labels: int, path: Path) -> None:
-    """Refuse tensors of other shapes or types than the classes ask for, and numbers that are not finite."""
+    """Refuse tensors of other shapes or types than the classes require, and values that are not finite."""
     width = tensors["features.mean"].shape[0] if tensors.get("features.mean", torch.zeros(())).ndim == 1 else 0
     shapes: dict[str, tuple[int, ...]] = {
         "features.mean": (width,),
@@ -302,9 +302,9 @@ def _check_tensors(tensors: Mapping[str, Tensor], labels: int, path: Path) -> No
         tensor = tensors.get(name)
         kind = torch.int64 if name == "thresholds.positives" else torch.float32
         if tensor is None or tuple(tensor.shape) != shape or tensor.dtype != kind or not tensor.isfinite().all():
-            found = "nothing" if tensor is None else f"{tensor.dtype} of shape {tuple(tensor.shape)}"
+            given = "nothing" if tensor is None else f"{tensor.dtype} of shape {tuple(tensor.shape)}"
             raise ValueError(
-                f"{path} holds {found} as {name}, where finite {kind} of shape {shape} is expected: the file was "
+                f"{path} contains {given} as {name}, but finite {kind} of shape {shape} was expected: the file was "
                 "changed or is damaged, save it again"
             )
 

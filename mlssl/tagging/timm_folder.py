@@ -19,29 +19,29 @@ from mlssl.tagging.tagger import Tagger
 from mlssl.weights.sources import Backbone
 
 MAX_DIFFERENCE = 1e-4
-"""Largest difference of a probability that is let through."""
+"""Maximum allowed difference of a probability."""
 
 
 def export_timm_classifier(tagger: Tagger, folder: str | os.PathLike[str], *, overwrite: bool = False) -> float:
-    """Write a tagger as a folder that timm opens, with its head: the sigmoid of an output is a label's probability.
+    """Write a tagger as a folder for timm, including the head: the sigmoid of an output is a label's probability.
 
     `timm.create_model("local-dir:FOLDER", pretrained=True)` builds it. Standardisation of the features and calibration
-    are multiplied into the classifier's weights. `config.json` has the class names as "label_names", and under
-    "mlssl" the "thresholds" and the "size" of the images as JSON. The folder is loaded by timm and compared before it
-    gets its name.
+    are folded into the classifier's weights. `config.json` has the class names as "label_names", and under "mlssl" the
+    "thresholds" and the "size" of the images as JSON. The folder is loaded by timm and compared before it gets its
+    name.
 
     Args:
-        tagger: Of a timm network, with average pooling; it stays as it is.
-        folder: To write; other files in it stay.
-        overwrite: Whether files there may be replaced.
+        tagger: Tagger of a timm network, with average pooling; it does not change.
+        folder: Folder to write; other files in it are kept.
+        overwrite: Whether existing files may be replaced.
 
     Returns:
-        The largest difference of a probability of random images.
+        The largest difference of a probability on random images.
 
     Raises:
-        ValueError: If the backbone is not timm's or takes no linear classifier, the pooling is another, or
+        ValueError: If the backbone is not of timm or takes no linear classifier, the pooling is not the average, or
             probabilities differ by more than 1e-4.
-        FileExistsError: If one of its files exists and may not be replaced.
+        FileExistsError: If one of its files exists and `overwrite` is False.
         OSError: If it cannot be written.
     """
     import timm
@@ -49,7 +49,7 @@ def export_timm_classifier(tagger: Tagger, folder: str | os.PathLike[str], *, ov
     network = tagger.network
     if network.pooling != "avg":
         raise ValueError(
-            f"the tagger pools by {network.pooling!r}, and timm's classifier by the average: save with --pooling avg"
+            f"the tagger pools by {network.pooling!r}, but timm's classifier by the average: save with --pooling avg"
         )
     model = copy.deepcopy(network.model).to("cpu")
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -63,19 +63,19 @@ def export_timm_classifier(tagger: Tagger, folder: str | os.PathLike[str], *, ov
         with files_written_aside(folder, overwrite=overwrite) as aside:
             write_timm_folder(model, aside, header, tagger.classes)
             loaded = timm.create_model(f"local-dir:{aside}", pretrained=True).eval()
-            found: Tensor = loaded(model.normalize(images)).sigmoid()
+            actual: Tensor = loaded(model.normalize(images)).sigmoid()
             expected = copy.deepcopy(network).to("cpu")(images)
-            difference: float = (found - expected).abs().max().item()
+            difference: float = (actual - expected).abs().max().item()
             if not difference <= MAX_DIFFERENCE:
                 raise ValueError(
-                    f"timm's network gives probabilities that differ by {difference:.1e}, at most {MAX_DIFFERENCE:.0e} "
+                    f"the probabilities of timm's network differ by {difference:.1e}, at most {MAX_DIFFERENCE:.0e} "
                     f"is allowed, and was not kept: export {Path(folder).name}.onnx instead"
                 )
     return difference
 
 
 def _put_in_head(model: Backbone, classifier: nn.Linear, mean: Tensor, scale: Tensor, calibration: Any) -> None:
-    """Give timm's network the classifier, with standardisation and calibration in its weights."""
+    """Copy the classifier into timm's network, with standardisation and calibration in its weights."""
     backbone: Any = model.backbone
     is_timm = hasattr(backbone, "reset_classifier") and not (model.name or TORCHVISION_PREFIX).startswith(
         TORCHVISION_PREFIX
@@ -84,9 +84,7 @@ def _put_in_head(model: Backbone, classifier: nn.Linear, mean: Tensor, scale: Te
         backbone.reset_classifier(classifier.out_features)
     head = backbone.get_classifier() if is_timm else None
     if not isinstance(head, nn.Linear) or head.in_features != classifier.in_features:
-        raise ValueError(
-            f"{type(backbone).__name__} has no place for a linear classifier in timm: export an .onnx file instead"
-        )
+        raise ValueError(f"{type(backbone).__name__} takes no linear classifier in timm: export an .onnx file instead")
     weight = classifier.weight.cpu() * scale
     head.weight.copy_(calibration.slope * weight)
     head.bias.copy_(calibration.slope * (classifier.bias.cpu() - weight @ mean) + calibration.shift)

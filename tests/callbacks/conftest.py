@@ -20,7 +20,7 @@ from mlssl.module import MultiLabelSSLModule
 
 @pytest.fixture
 def make_model() -> Callable[..., MultiLabelSSLModule]:
-    """A function from settings to a model with a backbone of one convolution, D = 12, that draws random numbers."""
+    """A function from settings to a model with a backbone of one convolution, D = 12, that samples random numbers."""
 
     def make(dropout: float = 0.1, **settings: Any) -> MultiLabelSSLModule:
         torch.manual_seed(0)
@@ -49,7 +49,7 @@ def make_data() -> Callable[..., MultiLabelDataModule]:
 def make_trainer(tmp_path: Path) -> Callable[..., L.Trainer]:
     """A function from callbacks and settings to a Trainer of two epochs that logs every second step.
 
-    The first one works in tmp_path/run0 and writes metrics.csv there, the second in tmp_path/run1, and so on.
+    The first one writes metrics.csv to tmp_path/run0, the second to tmp_path/run1, and so on.
     """
     numbers = itertools.count()
 

@@ -1,4 +1,4 @@
-"""A process that loses a whole batch of validation images: it makes as many steps as the others, and nobody waits."""
+"""A process that loses a whole batch of validation images: it takes as many steps as the others, and none waits."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def all_but_two(path: Path) -> Any:
 
 
 def scores(folder: Path) -> dict[str, float]:
-    """Of a run whose images 1 and 7, the first and the last batch of the second of two processes, cannot be decoded."""
+    """A run whose images 1 and 7, in the first and last batch of rank 1 of 2, cannot be decoded."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 12, 5, stride=3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     names = [str(number) for number in range(8)]
@@ -45,7 +45,7 @@ def scores(folder: Path) -> dict[str, float]:
         on_bad_image="skip",
     )
     if world_size() > 1:
-        os.environ["LOCAL_RANK"] = str(rank())  # tells Lightning that somebody else started the processes
+        os.environ["LOCAL_RANK"] = str(rank())  # tells Lightning that the processes are already running
     try:
         trainer = L.Trainer(
             max_epochs=1,
@@ -68,7 +68,7 @@ def scores(folder: Path) -> dict[str, float]:
     return {name: trainer.callback_metrics[name].item() for name in ("knn/mAP", "probe/mAP")}
 
 
-def test_all_make_the_same_steps_and_score_what_one_process_does(tmp_path: Path, processes: Processes) -> None:
+def test_all_processes_take_the_same_steps_and_score_as_one_does(tmp_path: Path, processes: Processes) -> None:
     one = scores(tmp_path)
     assert 0 < one["knn/mAP"] <= 1
     assert processes.run(scores, tmp_path) == [pytest.approx(one, rel=1e-5)] * 2

@@ -28,7 +28,7 @@ Make = Callable[..., Any]
 
 
 def expected(model: Any, data: Any, indices: list[int], size: int) -> tuple[Tensor, Tensor]:
-    """Mean over batches of mean and unbiased variance of what the batch norm of conftest's backbone takes."""
+    """Mean over batches of mean and unbiased variance of the input of the batch norm in conftest's backbone."""
     images = [data.image_dataloader("train").dataset[index]["image"] for index in indices]
     with torch.no_grad():
         maps = [
@@ -68,7 +68,7 @@ def test_statistics_are_those_of_whole_images(
     assert (model.projector[1].running_mean != 0).any()
 
 
-def test_export_and_last_checkpoint_hold_them_and_the_run_can_go_on(
+def test_export_and_last_checkpoint_contain_them_and_the_run_can_resume(
     make_model: Make, make_data: Make, make_trainer: Make
 ) -> None:
     folders = []
@@ -96,7 +96,7 @@ def test_export_and_last_checkpoint_hold_them_and_the_run_can_go_on(
     assert all(torch.equal(*pair) for pair in zip(*weights, strict=True))
 
 
-def test_averaged_weights_get_statistics_of_their_own(make_model: Make, make_data: Make, make_trainer: Make) -> None:
+def test_averaged_weights_get_their_own_statistics(make_model: Make, make_data: Make, make_trainer: Make) -> None:
     model, data = make_model(base_lr=1.0), make_data()
     make_trainer(EMAWeightAveraging(decay=0.5), BatchNormStatistics()).fit(model, data)
     mean, _ = expected(model, data, list(range(18)), 4)
@@ -107,7 +107,7 @@ def said(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [message for message in caplog.messages if message.startswith("BatchNormStatistics")]
 
 
-def test_where_nothing_can_be_done_one_line_says_so(
+def test_if_nothing_can_be_done_one_line_says_so(
     make_model: Make, make_data: Make, make_trainer: Make, caplog: pytest.LogCaptureFixture, monkeypatch: Any
 ) -> None:
     data = make_data()
@@ -128,7 +128,7 @@ def test_where_nothing_can_be_done_one_line_says_so(
 def test_nothing_is_done_under_fast_dev_run(make_model: Make, make_data: Make, make_trainer: Make) -> None:
     model = make_model()
     make_trainer(BatchNormStatistics(), fast_dev_run=1).fit(model, make_data())
-    assert model.backbone[1].num_batches_tracked == 2  # of the two branches
+    assert model.backbone[1].num_batches_tracked == 2  # once per branch
 
 
 def test_unlabelled_images_are_enough(make_model: Make, make_data: Make, make_trainer: Make) -> None:
@@ -146,14 +146,14 @@ def test_too_few_images_are_refused() -> None:
 
 
 def statistics_of_this_process(folder: Path) -> list[Tensor]:
-    """Running mean and variance after an epoch on this process's share of images, under weights that hardly move."""
+    """Running mean and variance after an epoch on this process's share of images, with nearly constant weights."""
     torch.manual_seed(0)
     layers = [nn.Conv2d(3, 12, 5, stride=3), nn.BatchNorm2d(12), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
     model = MultiLabelSSLModule(nn.Sequential(*layers), projection_dim=16, predictor_dim=8, base_lr=1e-30)
     train = synthetic_scenes("train", size=32, count=16)
     data = MultiLabelDataModule(train=train, batch_size=4, size=16, num_workers=0)
     if world_size() > 1:
-        os.environ["LOCAL_RANK"] = str(rank())  # tells Lightning that somebody else started the processes
+        os.environ["LOCAL_RANK"] = str(rank())  # tells Lightning that the processes are already running
     try:
         trainer = L.Trainer(
             max_epochs=1,
@@ -168,7 +168,7 @@ def statistics_of_this_process(folder: Path) -> list[Tensor]:
             enable_checkpointing=False,
         )
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*batch norms take their statistics")
+            warnings.filterwarnings("ignore", ".*batch norms use the statistics")
             trainer.fit(model, data)
     finally:
         os.environ.pop("LOCAL_RANK", None)

@@ -1,4 +1,4 @@
-"""The collapse monitor: what it measures, when it measures and what it says."""
+"""The collapse monitor: what it measures, when, and its messages."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_std_is_1_where_views_spread_over_the_sphere_and_0_in_one_point() -> Non
 
 
 @pytest.mark.parametrize("directions", [1, 2, 7])
-def test_rank_counts_the_directions_that_are_used_equally(directions: int) -> None:
+def test_rank_counts_directions_of_equal_variance(directions: int) -> None:
     z = torch.eye(16)[torch.arange(8 * 2 * 7) % directions].view(8, 2, 7, 16)
     assert collapse_measures(z)["rank"].item() == pytest.approx(directions, rel=1e-5)
 
@@ -71,21 +71,21 @@ def test_the_scale_of_projections_does_not_matter() -> None:
     ("shape", "missing"),
     [((4, 2, 1, 8), {"same_image"}), ((1, 2, 4, 8), {"other_image"}), ((4, 1, 1, 8), {"same_block", "same_image"})],
 )
-def test_a_kind_without_pairs_is_left_out(shape: tuple[int, ...], missing: set[str]) -> None:
+def test_a_measure_without_pairs_is_left_out(shape: tuple[int, ...], missing: set[str]) -> None:
     kinds = {"std", "rank", "same_block", "same_image", "other_image"}
     measures = collapse_measures(random_z(*shape))
     assert measures.keys() == kinds - missing
     assert all(math.isfinite(value) for value in measures.values())
 
 
-def test_only_the_first_1024_views_are_looked_at_but_two_images_at_least() -> None:
+def test_only_the_first_1024_views_are_measured_but_at_least_two_images() -> None:
     z = random_z(300, 2, 4, 8)
     assert collapse_measures(z) == collapse_measures(z[:128])
     many_blocks = random_z(3, 2, 600, 4)
     assert collapse_measures(many_blocks) == collapse_measures(many_blocks[:2])
 
 
-def test_half_precision_and_projections_of_zeros_give_numbers() -> None:
+def test_half_precision_and_zero_projections_give_finite_measures() -> None:
     z = random_z(8, 2, 4, 16)
     torch.testing.assert_close(collapse_measures(z.bfloat16())["std"], collapse_measures(z)["std"], atol=0.01, rtol=0)
     zeros = collapse_measures(torch.zeros(4, 2, 4, 8))
@@ -96,7 +96,7 @@ def test_half_precision_and_projections_of_zeros_give_numbers() -> None:
 # ---------------------------------------------------------------------- when it measures
 
 
-def test_it_measures_at_logged_steps_alone(
+def test_it_measures_only_at_logged_steps(
     make_model: Make, make_data: Make, make_trainer: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
@@ -120,7 +120,7 @@ def test_a_run_that_logs_nothing_is_not_measured(make_model: Make, make_data: Ma
     assert trainer.global_step == 8
 
 
-def test_features_stand_in_for_projections(make_model: Make, make_data: Make, make_trainer: Make) -> None:
+def test_features_are_measured_without_projections(make_model: Make, make_data: Make, make_trainer: Make) -> None:
     model = make_model()
     step = model.training_step
 
@@ -137,7 +137,7 @@ def test_features_stand_in_for_projections(make_model: Make, make_data: Make, ma
     assert trainer.callback_metrics["collapse/other_image"] > 0.5
 
 
-def test_steps_that_return_neither_are_named_once(
+def test_steps_that_return_neither_are_reported_once(
     make_model: Make, make_data: Make, make_trainer: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = make_model()
@@ -146,7 +146,7 @@ def test_steps_that_return_neither_are_named_once(
     with caplog.at_level(logging.INFO):
         make_trainer(CollapseMonitor()).fit(model, make_data())
     lines = [line for line in caplog.messages if line.startswith("CollapseMonitor")]
-    assert lines == ["CollapseMonitor: the training step returns neither projections nor features to watch."]
+    assert lines == ["CollapseMonitor: the training step returns neither projections nor features to measure."]
 
 
 # ---------------------------------------------------------------------- what it says
@@ -159,11 +159,9 @@ def test_a_healthy_run_is_not_warned_of(make_model: Make, make_data: Make, make_
     assert trainer.callback_metrics["collapse/std"] > 0.5
 
 
-def test_a_collapsed_run_is_warned_of_once_in_plain_words(
-    make_model: Make, make_data: Make, make_trainer: Make
-) -> None:
+def test_a_collapsed_run_is_warned_of_once(make_model: Make, make_data: Make, make_trainer: Make) -> None:
     trainer = make_trainer(CollapseMonitor())
-    with pytest.warns(UserWarning, match=r"collapsing at step 2: .* alike \(spread 0.00.*rank 1.0") as caught:
+    with pytest.warns(UserWarning, match=r"collapsing at step 2: .* nearly equal \(spread 0.00.*rank 1.0") as caught:
         trainer.fit(make_model(backbone=Constant()), make_data())
     (warning,) = (str(one.message) for one in caught if "collapsing" in str(one.message))
     assert warning.endswith(
@@ -172,9 +170,9 @@ def test_a_collapsed_run_is_warned_of_once_in_plain_words(
     assert trainer.global_step == 8
 
 
-def test_a_collapse_to_one_line_is_seen_by_its_rank(make_model: Make, make_data: Make, make_trainer: Make) -> None:
+def test_a_collapse_to_one_line_is_detected_by_its_rank(make_model: Make, make_data: Make, make_trainer: Make) -> None:
     class TwoPoints(nn.Module):
-        """Spread 1, but the views lie on ±u, the same block on the same side."""
+        """Spread 1, but the views are at ±u, the same block on the same side."""
 
         def forward(self, images: Tensor) -> Tensor:
             return torch.where(images.mean((1, 2, 3), keepdim=True)[:, 0, 0] > 0, 1.0, -1.0).expand(-1, 12)
@@ -182,11 +180,11 @@ def test_a_collapse_to_one_line_is_seen_by_its_rank(make_model: Make, make_data:
     model = make_model(backbone=TwoPoints())
     model.projector = nn.Linear(12, 16, bias=False)
     monitor = CollapseMonitor()
-    with pytest.warns(UserWarning, match=r"spread 0.[5-9].*effective rank 1.0, where below 2 is not"):
+    with pytest.warns(UserWarning, match=r"spread 0.[5-9].*effective rank 1.0, healthy from 2"):
         make_trainer(monitor).fit(model, make_data(batch_size=8))
 
 
-def test_it_stops_the_training_where_asked(make_model: Make, make_data: Make, make_trainer: Make) -> None:
+def test_it_stops_the_training_on_request(make_model: Make, make_data: Make, make_trainer: Make) -> None:
     trainer = make_trainer(CollapseMonitor(stop=True))
     with pytest.warns(UserWarning, match="collapsing at step 2"):
         trainer.fit(make_model(backbone=Constant()), make_data())
@@ -196,10 +194,10 @@ def test_it_stops_the_training_where_asked(make_model: Make, make_data: Make, ma
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"min_std": -0.1}, "min_std=-0.1 was given: pass a number between 0"),
+        ({"min_std": -0.1}, "min_std=-0.1 was given: pass a number from 0"),
         ({"min_std": 1.1}, "min_std=1.1"),
         ({"min_std": math.nan}, "min_std=nan"),
-        ({"min_rank": 0.9}, "min_rank=0.9 was given: pass a number of at least 1"),
+        ({"min_rank": 0.9}, "min_rank=0.9 was given: pass at least 1"),
         ({"min_rank": math.nan}, "min_rank=nan"),
     ],
 )

@@ -1,4 +1,4 @@
-"""BackboneExport: when it writes, what it writes, and that training does not notice."""
+"""BackboneExport: when it writes, what it writes, and that training does not change."""
 
 from __future__ import annotations
 
@@ -70,15 +70,15 @@ def test_the_backbone_is_exported_every_n_epochs_and_at_the_end(fit: Any, tmp_pa
         ("torchvision/shufflenet_v2_x0_5", "safetensors", "backbone.safetensors"),
     ],
 )
-def test_the_format_is_the_best_that_fits_or_the_one_asked_for(
+def test_the_format_is_the_best_supported_one_or_the_given_one(
     backbone: str, format: str | None, name: str, fit: Any, make_model: Any, tmp_path: Path
 ) -> None:
     fit(BackboneExport(format), model=make_model(backbone=backbone), max_steps=1)
     assert file_names(tmp_path / "run0" / "exports") == [name]
 
 
-def test_mean_and_std_stand_in_the_header(fit: Any, make_model: Any, tmp_path: Path) -> None:
-    fit(BackboneExport(), model=make_model(mean=[0.1, 0.2, 0.3]))  # of a network of one's own
+def test_mean_and_std_are_in_the_header(fit: Any, make_model: Any, tmp_path: Path) -> None:
+    fit(BackboneExport(), model=make_model(mean=[0.1, 0.2, 0.3]))  # of a custom network
     with safe_open(tmp_path / "run0" / "exports" / "backbone.safetensors", "pt") as file:
         header = file.metadata()
     assert (header["backbone"], header["features"]) == ("Sequential", "12")
@@ -86,7 +86,7 @@ def test_mean_and_std_stand_in_the_header(fit: Any, make_model: Any, tmp_path: P
     assert json.loads(header["std"]) == [0.229, 0.224, 0.225]
 
 
-def test_weights_flags_and_random_state_stay_as_without(fit: Any, tmp_path: Path) -> None:
+def test_weights_flags_and_random_state_are_the_same_as_without(fit: Any, tmp_path: Path) -> None:
     found = []
     for callbacks in ([], [BackboneExport(every_n_epochs=1)]):
         model = fit(*callbacks, max_epochs=3)
@@ -106,7 +106,7 @@ def test_an_existing_export_is_kept(fit: Any, tmp_path: Path) -> None:
     assert file_names(tmp_path / "exports") == names
 
 
-def test_averaged_weights_are_exported_where_a_callback_averages(fit: Any, tmp_path: Path) -> None:
+def test_averaged_weights_are_exported_if_a_callback_averages(fit: Any, tmp_path: Path) -> None:
     export, average = BackboneExport(directory=tmp_path), EMAWeightAveraging(decay=0.5)
     for order, name in (((export, average), "backbone"), ((average, export), "backbone-v1")):
         model = fit(*order, max_epochs=2)
@@ -153,7 +153,7 @@ def train(*_: Any) -> None:
     pytest.fail("training has begun")
 
 
-def test_a_format_that_cannot_hold_the_backbone_is_said_before_training(
+def test_a_format_that_does_not_support_the_backbone_is_reported_before_training(
     fit: Any, make_model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = make_model(backbone="test_resnet")
@@ -162,15 +162,15 @@ def test_a_format_that_cannot_hold_the_backbone_is_said_before_training(
         fit(BackboneExport("torchvision"), model=model)
 
 
-def test_a_module_without_a_backbone_is_said_before_training(
+def test_a_module_without_a_backbone_is_reported_before_training(
     make_trainer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(BoringModel, "training_step", train)
-    with pytest.raises(ValueError, match=r"needs a module with its network as \.backbone, and BoringModel has none"):
+    with pytest.raises(ValueError, match=r"needs a module with its network as \.backbone, but BoringModel has none"):
         make_trainer(BackboneExport()).fit(BoringModel())
 
 
-def test_an_export_of_another_process_under_the_same_name_is_kept_and_the_new_one_gets_the_next(
+def test_an_export_of_another_process_with_the_same_name_is_kept_and_the_new_one_gets_the_next_name(
     fit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     export, calls = module.export_backbone, []

@@ -1,4 +1,4 @@
-"""Steps whose gradient is no number: the run ends, or goes on as if the step had not been."""
+"""Steps with a gradient that is not finite: the run ends, or continues without the step."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Make = Callable[..., Any]
 
 
 class Poison(L.Callback):
-    """Spoil the gradient, or everything from the input on, at some steps; keep the weights before each."""
+    """Make the gradient, or everything from the input on, NaN at some steps; record the weights before each."""
 
     def __init__(self, *steps: int, value: float = torch.nan, forward: bool = False) -> None:
         self.steps, self.value, self.forward = steps, value, forward
@@ -38,7 +38,7 @@ class Poison(L.Callback):
 def test_it_stops_with_step_rank_and_images(
     value: float, make_model: Make, make_data: Make, make_trainer: Make
 ) -> None:
-    message = r"the gradient of step 5 \(epoch 1\) is not finite on rank 0, whose images are \[\d+(, \d+){3}\]; 0 such"
+    message = r"the gradient of step 5 \(epoch 1\) is not finite on rank 0, with the images \[\d+(, \d+){3}\]; 0 steps"
     with pytest.raises(FloatingPointError, match=message):
         make_trainer(FiniteSteps(), Poison(5, value=value)).fit(make_model(), make_data())
 
@@ -63,23 +63,23 @@ def test_a_skipped_step_leaves_weights_and_statistics_as_they_were(
 
 
 @pytest.mark.filterwarnings("ignore:Skipped")
-def test_one_more_than_allowed_stops_also_after_a_resume(
+def test_one_more_skip_than_allowed_stops_also_after_a_resume(
     make_model: Make, make_data: Make, make_trainer: Make, tmp_path: Any
 ) -> None:
     first = make_trainer(FiniteSteps(1), Poison(1), max_epochs=1)
     first.fit(make_model(), make_data())
     first.save_checkpoint(tmp_path / "one.ckpt")
-    with pytest.raises(FloatingPointError, match=r"the gradient of step 6 .* 1 such steps were skipped before"):
+    with pytest.raises(FloatingPointError, match=r"the gradient of step 6 .* 1 steps were skipped before"):
         make_trainer(FiniteSteps(1), Poison(6)).fit(
             make_model(), make_data(), ckpt_path=tmp_path / "one.ckpt", weights_only=True
         )
 
 
 def test_every_image_of_accumulated_batches_is_named(make_model: Make, make_data: Make, make_trainer: Make) -> None:
-    with pytest.raises(FloatingPointError, match=r"gradient of step 1 .* images are \[\d+(, \d+){7}\]"):
+    with pytest.raises(FloatingPointError, match=r"gradient of step 1 .* with the images \[\d+(, \d+){7}\]"):
         make_trainer(FiniteSteps(), Poison(1), accumulate_grad_batches=2).fit(make_model(), make_data())
 
 
-def test_less_than_no_step_is_refused() -> None:
-    with pytest.raises(ValueError, match="max_skipped=-1 was given: pass a number of steps of at least 0"):
+def test_a_negative_number_of_steps_is_refused() -> None:
+    with pytest.raises(ValueError, match="max_skipped=-1 was given: pass a number of steps, at least 0"):
         FiniteSteps(-1)

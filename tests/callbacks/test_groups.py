@@ -33,7 +33,7 @@ def module() -> Frozen:
 def step_of_one_of_four() -> tuple[Tensor, dict[str, Tensor]]:
     model = module()
     CompareWithinGroups(devices=2).on_fit_start(None, model)  # type: ignore[arg-type]
-    step = DistributedDataParallel(Step(model))  # which averages gradients as long as it lives
+    step = DistributedDataParallel(Step(model))  # averages gradients as long as it exists
     loss = step(batch(slice(rank(), rank() + 1)))
     loss.backward()
     return loss.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
@@ -64,13 +64,13 @@ def test_groups_that_do_not_divide_the_devices_are_refused(processes: Processes)
 
 
 def test_wrong_settings_and_models_are_refused() -> None:
-    with pytest.raises(ValueError, match="devices=0 was given: pass the devices per group"):
+    with pytest.raises(ValueError, match="devices=0 was given: pass the number of devices per group"):
         CompareWithinGroups(devices=0)
     with pytest.raises(TypeError, match="LightningModule has no `image_aware_loss`: use MultiLabelSSLModule"):
         CompareWithinGroups(devices=1).on_fit_start(None, L.LightningModule())  # type: ignore[arg-type]
 
 
-def test_the_group_is_let_go() -> None:
+def test_the_group_is_released() -> None:
     model = SimpleNamespace(image_aware_loss=SimpleNamespace(group="a group"))
     callback = CompareWithinGroups(devices=1)
     callback.on_fit_start(None, model)  # type: ignore[arg-type]

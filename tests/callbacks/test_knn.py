@@ -49,7 +49,7 @@ def test_map_is_that_of_the_votes_of_the_training_images(make_model: Make, make_
     assert trainer.callback_metrics["knn/mAP"].item() == pytest.approx(expected, abs=1e-5)
 
 
-def test_the_labelled_set_of_the_probe_comes_first(make_model: Make, make_data: Make, make_trainer: Make) -> None:
+def test_the_labelled_set_of_the_probe_is_preferred(make_model: Make, make_data: Make, make_trainer: Make) -> None:
     model, own = make_model(), some_scenes("train", 10, seed=5)
     data = make_data(train=unlabelled(some_scenes("train", 18)), val=some_scenes("test", 11), probe_train=own)
     trainer = make_trainer(OnlineKNN(k=5, every_n_epochs=1))
@@ -57,7 +57,7 @@ def test_the_labelled_set_of_the_probe_comes_first(make_model: Make, make_data: 
     assert 0 < trainer.callback_metrics["knn/mAP"] <= 1
 
 
-def test_it_works_every_n_epochs_and_always_outside_a_fit(
+def test_it_scores_every_n_epochs_and_always_outside_a_fit(
     make_model: Make, make_data: Make, make_trainer: Make
 ) -> None:
     passes: list[int] = []
@@ -76,7 +76,7 @@ def test_it_works_every_n_epochs_and_always_outside_a_fit(
     assert len(passes) == 3
 
 
-def test_the_bank_is_bounded_evenly(make_model: Make, make_data: Make, make_trainer: Make) -> None:
+def test_a_large_bank_is_subsampled_evenly(make_model: Make, make_data: Make, make_trainer: Make) -> None:
     banks: list[Any] = []
 
     class Kept(OnlineKNN):
@@ -94,7 +94,7 @@ def test_the_bank_is_bounded_evenly(make_model: Make, make_data: Make, make_trai
 
 
 @pytest.mark.parametrize("kind", ["no labels in the bank", "no labels in the val set", "nothing present"])
-def test_where_there_is_nothing_to_vote_one_line_says_so(
+def test_without_a_bank_one_line_says_so(
     kind: str, make_model: Make, make_data: Make, make_trainer: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
     train, val = some_scenes("train", 18), some_scenes("test", 11)
@@ -104,7 +104,7 @@ def test_where_there_is_nothing_to_vote_one_line_says_so(
         val = unlabelled(val)
     data = make_data(train=train, val=val)
     if kind == "nothing present":
-        data.setup()  # which refuses such records, but knows nothing of a loader
+        data.setup()  # refuses such records, but does not check a loader
         paths, none = [val.path(index) for index in range(len(val))], np.zeros_like(val.labels)
         data.val_records = Records(paths, none, val.classes, image_ids=val.image_ids, decode=val.decode)
     with caplog.at_level(logging.INFO):
@@ -135,13 +135,13 @@ def test_a_run_without_whole_images_says_so(
 def test_a_bank_that_is_too_small_or_has_other_labels_is_refused(
     make_model: Make, make_data: Make, make_trainer: Make
 ) -> None:
-    with pytest.raises(ValueError, match="k=19 neighbours were asked for, and the bank has 18 images"):
+    with pytest.raises(ValueError, match="k=19 was given, but the bank has 18 images"):
         make_trainer(OnlineKNN(k=19, every_n_epochs=1)).fit(make_model(), make_data())
     data, blank = make_data(), {"image": torch.zeros(3, 16, 16, dtype=torch.uint8)}
     data.probe_dataloader = lambda: torch.utils.data.DataLoader(
         [{**blank, "image_ids": number, "labels": torch.ones(5).int()} for number in range(4)], batch_size=4
     )
-    with pytest.raises(ValueError, match="The bank has 5 labels, and the validation images have 12"):
+    with pytest.raises(ValueError, match="The bank has 5 labels, but the validation images have 12"):
         make_trainer(OnlineKNN(k=3, every_n_epochs=1)).fit(make_model(), data)
 
 
@@ -164,7 +164,7 @@ def test_settings_out_of_range_are_refused(settings: dict[str, Any], message: st
 
 
 def knn_of_this_process(folder: Path, own_bank: bool) -> dict[str, Any]:
-    """A run of two epochs on this process's share of the images, under weights that hardly move."""
+    """A run of two epochs on this process's share of the images, with nearly constant weights."""
     banks: list[Any] = []
     queries: list[int] = []
 
@@ -190,7 +190,7 @@ def knn_of_this_process(folder: Path, own_bank: bool) -> dict[str, Any]:
         num_workers=0,
     )
     if devices > 1:
-        os.environ["LOCAL_RANK"] = str(rank())  # tells Lightning that somebody else started the processes
+        os.environ["LOCAL_RANK"] = str(rank())  # tells Lightning that the processes are already running
     try:
         trainer = L.Trainer(
             max_epochs=2,
@@ -213,7 +213,7 @@ def knn_of_this_process(folder: Path, own_bank: bool) -> dict[str, Any]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("own_bank", [False, True])
-def test_two_processes_score_what_one_does(own_bank: bool, tmp_path: Path, processes: Processes) -> None:
+def test_two_processes_score_as_one_does(own_bank: bool, tmp_path: Path, processes: Processes) -> None:
     one = knn_of_this_process(tmp_path, own_bank)
     both = processes.run(knn_of_this_process, tmp_path, own_bank)
     assert one["queries"] == 2 * 11

@@ -1,4 +1,4 @@
-"""The learning rate that is logged is the schedule's."""
+"""The logged learning rate is that of the schedule."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from mlssl.callbacks import LearningRate
 from mlssl.optim import cosine_with_warmup
 
 
-def test_every_step_has_the_rate_of_the_cosine(make_model: Any, make_data: Any, make_trainer: Any, tmp_path: Path):
+def test_every_step_has_the_rate_of_the_cosine_schedule(
+    make_model: Any, make_data: Any, make_trainer: Any, tmp_path: Path
+):
     model = make_model(base_lr=0.8)
     trainer = make_trainer(LearningRate(), log_every_n_steps=1)
     trainer.fit(model, make_data())

@@ -1,4 +1,4 @@
-"""Callbacks that look at another submodule than the backbone, such as a momentum teacher."""
+"""Callbacks that evaluate another submodule than the backbone, such as a momentum teacher."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Make = Callable[..., Any]
 
 
 class WithTeacher(MultiLabelSSLModule):
-    """A frozen copy of the backbone, that moves a little towards it at every step."""
+    """A frozen copy of the backbone that moves a little towards it at every step."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
@@ -60,7 +60,7 @@ class Named:
         self.backbone, self.normalize = module.get_submodule(network), module.normalize
 
 
-def test_a_probe_of_the_teacher_stands_beside_that_of_the_backbone(
+def test_a_probe_of_the_teacher_runs_next_to_that_of_the_backbone(
     make_pair: Make, make_data: Make, make_trainer: Make
 ) -> None:
     model, data, probe = make_pair(base_lr=1.0), make_data(), OnlineLinearProbe(network="teacher.0")
@@ -76,7 +76,7 @@ def test_a_probe_of_the_teacher_stands_beside_that_of_the_backbone(
     assert not torch.equal(state["weight"], trainer.callbacks[0].state_dict()["weight"])
 
 
-def test_what_the_probe_of_a_network_learns_from_are_its_features_of_the_views(
+def test_the_probe_of_a_network_learns_from_its_features_of_the_views(
     make_pair: Make, make_data: Make, make_trainer: Make
 ) -> None:
     seen: list[tuple[Tensor, Tensor]] = []
@@ -99,7 +99,7 @@ def test_what_the_probe_of_a_network_learns_from_are_its_features_of_the_views(
 
 
 @pytest.mark.parametrize("own_set", [False, True])
-def test_stop_and_resume_of_two_probes_is_the_uninterrupted_run(
+def test_stopping_and_resuming_two_probes_equals_the_uninterrupted_run(
     own_set: bool, make_pair: Make, make_data: Make, make_trainer: Make
 ) -> None:
     def data() -> Any:
@@ -129,7 +129,7 @@ def test_stop_and_resume_of_two_probes_is_the_uninterrupted_run(
         assert torch.equal(one.state_dict()["weight"], other.state_dict()["weight"])
 
 
-def test_knn_of_the_teacher_is_that_of_its_features(make_pair: Make, make_data: Make, make_trainer: Make) -> None:
+def test_knn_of_the_teacher_uses_its_features(make_pair: Make, make_data: Make, make_trainer: Make) -> None:
     model = make_pair(base_lr=1.0)
     trainer = make_trainer(OnlineKNN(k=3, every_n_epochs=2, network="teacher"), OnlineKNN(k=3, every_n_epochs=2))
     trainer.fit(model, make_data())
@@ -140,7 +140,7 @@ def test_knn_of_the_teacher_is_that_of_its_features(make_pair: Make, make_data: 
     assert {"knn/mAP", "knn/classes", "knn/teacher/classes"} <= trainer.callback_metrics.keys()
 
 
-def test_the_collapse_of_a_network_is_that_of_its_features(
+def test_the_collapse_of_a_network_is_measured_on_its_features(
     make_pair: Make, make_data: Make, make_trainer: Make
 ) -> None:
     batches: list[tuple[Any, Any]] = []
@@ -188,7 +188,7 @@ def test_the_teacher_is_exported_under_its_name(make_pair: Make, make_data: Make
 
 
 @pytest.mark.parametrize("callback", [OnlineLinearProbe, CollapseMonitor], ids=lambda one: one.__name__)
-def test_flags_buffers_and_random_state_of_the_network_stay(
+def test_flags_buffers_and_random_state_of_the_network_do_not_change(
     callback: Any, make_pair: Make, make_data: Make, make_trainer: Make
 ) -> None:
     def state(model: L.LightningModule) -> Any:
@@ -209,7 +209,7 @@ def test_flags_buffers_and_random_state_of_the_network_stay(
     [OnlineLinearProbe, OnlineKNN, CollapseMonitor, BackboneExport, BatchNormStatistics],
     ids=lambda one: one.__name__,
 )
-def test_a_name_of_no_submodule_is_refused_before_training_with_the_nearest(
+def test_an_unknown_submodule_is_refused_before_training_and_the_nearest_suggested(
     make: Any, make_pair: Make, make_data: Make, make_trainer: Make
 ) -> None:
     model = make_pair()
@@ -237,16 +237,16 @@ def test_a_module_that_cannot_normalise_is_refused(make_data: Make, make_trainer
         make_trainer(OnlineLinearProbe(network="teacher")).fit(Own(), make_data(val=None))
 
 
-def test_a_submodule_that_gives_no_features_is_refused(make_pair: Make, make_data: Make, make_trainer: Make) -> None:
-    with pytest.raises(ValueError, match=r"gives \(16, 12, 4, 4\): pass the name of one that maps images"):
+def test_a_submodule_that_returns_no_features_is_refused(make_pair: Make, make_data: Make, make_trainer: Make) -> None:
+    with pytest.raises(ValueError, match=r"returns \(16, 12, 4, 4\): pass the name of one that maps images"):
         make_trainer(OnlineLinearProbe(network="teacher.0.0")).fit(make_pair(), make_data())
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (OnlineLinearProbe, "The probe looks at 'teacher', and FSDP shards the network.*probe the backbone alone"),
-        (CollapseMonitor, "CollapseMonitor watches 'teacher', and FSDP shards the network.*watch the backbone"),
+        (OnlineLinearProbe, "The probe is on 'teacher', but FSDP shards the network.*probe only the backbone"),
+        (CollapseMonitor, "CollapseMonitor measures 'teacher', but FSDP shards the network.*measure the backbone"),
     ],
 )
 def test_a_sharded_network_is_refused(
@@ -257,7 +257,7 @@ def test_a_sharded_network_is_refused(
         make_trainer(make(network="teacher")).fit(make_pair(), make_data())
 
 
-def test_one_line_is_said_once_and_names_the_network(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_line_is_printed_once_and_names_the_network(caplog: pytest.LogCaptureFixture) -> None:
     callback = NetworkCallback("teacher")
     with caplog.at_level(logging.INFO):
         for _ in range(2):
@@ -265,7 +265,7 @@ def test_one_line_is_said_once_and_names_the_network(caplog: pytest.LogCaptureFi
     assert caplog.messages == ["NetworkCallback of teacher: nothing is done."]
 
 
-def test_a_run_keeps_its_own_callbacks_of_the_backbone_beside_those_of_a_teacher(tmp_path: Path) -> None:
+def test_a_run_keeps_its_callbacks_of_the_backbone_next_to_those_of_a_teacher(tmp_path: Path) -> None:
     given = [OnlineLinearProbe(network="teacher"), BackboneExport(network="teacher")]
     callbacks = run_settings(tmp_path, {"callbacks": given, "accelerator": "cpu"})["callbacks"]
     networks = [(type(one).__name__, one.network) for one in callbacks if isinstance(one, NetworkCallback)]

@@ -1,4 +1,4 @@
-"""The online probe: what it learns, what it says, and what of it survives a stop."""
+"""The online probe: what it learns, its messages, and its state in checkpoints."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def some_scenes(split: str, count: int, seed: int = 0) -> Records:
 # ---------------------------------------------------------------------- what it measures
 
 
-def test_map_is_that_of_its_classifier_on_the_whole_validation_images(
+def test_map_is_that_of_the_classifier_on_the_whole_validation_images(
     make_model: Make, make_data: Make, make_trainer: Make
 ) -> None:
     labels = np.array(some_scenes("test", 11).labels)
@@ -71,14 +71,14 @@ def test_it_learns_classes_that_the_features_separate() -> None:
     for step in range(300):
         features = torch.randn(32, 64, generator=generator)
         labels = (features @ directions.T > 0).long()
-        # Another scale and offset of each feature changes nothing.
+        # Scale and offset of each feature do not matter.
         last = probe._probe_for(features, labels, "images").step(1e-3 * features + 5, labels).item()
         first = last if step == 0 else first
     assert first == pytest.approx(math.log(2), abs=1e-6)
     assert last < 0.2
 
 
-def test_unknown_labels_teach_nothing(make_model: Make, make_data: Make, make_trainer: Make) -> None:
+def test_unknown_labels_are_ignored(make_model: Make, make_data: Make, make_trainer: Make) -> None:
     train, states = some_scenes("train", 18), []
     for labels in (np.array(train.labels), np.array(train.labels)):
         if states:
@@ -109,7 +109,7 @@ def test_it_computes_in_float32_under_bf16(make_model: Make, make_data: Make, ma
     assert 0 < trainer.callback_metrics["probe/mAP"] < 1
 
 
-def test_a_feature_that_wakes_up_in_validation_cannot_outweigh_the_others() -> None:
+def test_a_feature_that_is_active_only_in_validation_cannot_dominate() -> None:
     probe = OnlineLinearProbe()
     features = torch.randn(64, 3, generator=torch.Generator().manual_seed(0)).relu()
     features[:, 2] = 0
@@ -136,12 +136,12 @@ def test_without_labels_nothing_is_built_and_one_line_says_so(
     assert probe.state_dict() == {}
     assert said(caplog) == [
         "OnlineLinearProbe: the training images have no labels, so there is no probe.",
-        "OnlineLinearProbe: nothing was learned before this validation, so there is no probe/mAP.",
+        "OnlineLinearProbe: the probe was not trained before this validation, so there is no probe/mAP.",
     ]
     assert not any(name.startswith("probe") for name in trainer.callback_metrics)
 
 
-def test_validation_images_without_labels_are_named(
+def test_validation_images_without_labels_are_reported(
     make_model: Make, make_data: Make, make_trainer: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):
@@ -152,12 +152,12 @@ def test_validation_images_without_labels_are_named(
 
 
 @pytest.mark.parametrize("value", [0, -1])
-def test_validation_images_in_which_nothing_is_known_to_be_present_are_named(
+def test_validation_images_without_a_known_positive_are_reported(
     value: int, make_model: Make, make_data: Make, make_trainer: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
     train, val = some_scenes("train", 18), some_scenes("test", 11)
     data = make_data(train=with_labels(train, np.array(train.labels)), val=with_labels(val, np.array(val.labels)))
-    data.setup()  # which refuses such records, but knows nothing of a loader
+    data.setup()  # refuses such records, but does not check a loader
     data.val_records = with_labels(val, np.full((11, 12), value))
     with caplog.at_level(logging.INFO):
         trainer = make_trainer(OnlineLinearProbe())
@@ -167,7 +167,7 @@ def test_validation_images_in_which_nothing_is_known_to_be_present_are_named(
     assert "probe/mAP" not in trainer.callback_metrics
 
 
-def test_steps_that_return_no_features_are_named(
+def test_steps_that_return_no_features_are_reported(
     make_model: Make, make_data: Make, make_trainer: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = make_model()
@@ -182,14 +182,14 @@ def test_steps_that_return_no_features_are_named(
     ]
 
 
-def test_validating_before_training_says_so_and_after_it_repeats_the_number(
+def test_validating_before_training_is_reported_and_after_it_repeats_the_score(
     make_model: Make, make_data: Make, make_trainer: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
     model, data = make_model(), make_data()
     trainer = make_trainer(OnlineLinearProbe(), num_sanity_val_steps=2)
     with caplog.at_level(logging.INFO):
         assert trainer.validate(model, data, verbose=False) == [{}]
-    assert "nothing was learned before this validation" in said(caplog)[0]
+    assert "the probe was not trained before this validation" in said(caplog)[0]
     trainer.fit(model, data)
     logged = trainer.callback_metrics["probe/mAP"].item()
     assert trainer.validate(model, data, verbose=False)[0]["probe/mAP"] == logged
@@ -204,9 +204,7 @@ def test_a_part_of_the_validation_set_is_enough(make_model: Make, make_data: Mak
 # ---------------------------------------------------------------------- a labelled set of its own
 
 
-def test_it_learns_from_the_labelled_set_where_there_is_one(
-    make_model: Make, make_data: Make, make_trainer: Make
-) -> None:
+def test_it_learns_from_the_labelled_set_if_there_is_one(make_model: Make, make_data: Make, make_trainer: Make) -> None:
     passes: list[Tensor] = []
 
     class Counted(OnlineLinearProbe):
@@ -226,7 +224,7 @@ def test_it_learns_from_the_labelled_set_where_there_is_one(
     assert {"probe/mAP", "probe/loss"} <= set(trainer.callback_metrics)
 
 
-def test_learning_from_the_labelled_set_moves_no_random_state_flag_or_buffer(
+def test_learning_from_the_labelled_set_changes_no_random_state_flag_or_buffer(
     make_model: Make, make_data: Make, make_trainer: Make
 ) -> None:
     seen = []
@@ -245,14 +243,14 @@ def test_learning_from_the_labelled_set_moves_no_random_state_flag_or_buffer(
         return flags, buffers, generators
 
     model = make_model()
-    frozen = model.backbone[1].eval()  # somebody's own choice, which must survive
+    frozen = model.backbone[1].eval()  # the user's choice, which must not change
     with pytest.warns(UserWarning, match="1 module.* in eval mode"):
         make_trainer(Watched()).fit(model, make_data(probe_train=some_scenes("train", 9, seed=5)))
     assert not frozen.training
     assert [bool(state) for state in seen] == [False] * 3 + [True] * 5
 
 
-def test_a_labelled_set_without_labels_is_named(
+def test_a_labelled_set_without_labels_is_reported(
     make_model: Make, make_data: Make, make_trainer: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
     data = make_data()
@@ -265,7 +263,7 @@ def test_a_labelled_set_without_labels_is_named(
     assert "the images of probe_dataloader have no labels" in said(caplog)[0]
 
 
-def test_a_model_that_cannot_see_the_labelled_set_is_refused(make_data: Make, make_trainer: Make) -> None:
+def test_a_model_that_cannot_process_the_labelled_set_is_refused(make_data: Make, make_trainer: Make) -> None:
     class Own(L.LightningModule):
         def training_step(self, batch: Any, batch_idx: int) -> None: ...
         def validation_step(self, batch: Any, batch_idx: int) -> None: ...
@@ -295,14 +293,14 @@ def checkpoint_of_one_epoch(make_model: Make, make_data: Make, make_trainer: Mak
 
 
 @pytest.mark.parametrize("own_set", [False, True])
-def test_stop_and_resume_is_the_uninterrupted_run(
+def test_stopping_and_resuming_equals_the_uninterrupted_run(
     own_set: bool, make_model: Make, make_data: Make, make_trainer: Make
 ) -> None:
     def data() -> MultiLabelDataModule:
         return make_data(probe_train=some_scenes("train", 9, seed=5) if own_set else None)
 
     def seeded_model() -> Any:
-        return make_model(dropout=0.0)  # whose draws no checkpoint holds
+        return make_model(dropout=0.0)  # no checkpoint contains the state of its samples
 
     whole, resumed = OnlineLinearProbe(), OnlineLinearProbe()
     straight = make_trainer(whole)
@@ -325,7 +323,7 @@ def test_its_state_is_part_of_the_checkpoint_and_loads_as_weights_only(
 
 
 @pytest.mark.parametrize("command", ["validate", "test"])
-def test_validating_or_testing_a_checkpoint_gives_its_number(
+def test_validating_or_testing_a_checkpoint_repeats_its_score(
     command: str, make_model: Make, make_data: Make, make_trainer: Make
 ) -> None:
     probe = OnlineLinearProbe()
@@ -361,7 +359,9 @@ def test_the_probe_can_be_dropped_on_resume(make_model: Make, make_data: Make, m
 
 def test_validation_labels_of_another_width_are_refused(make_model: Make, make_trainer: Make) -> None:
     data = OwnData(train_labels=torch.ones(8, 5, dtype=torch.int8), val_labels=torch.ones(6, 7, dtype=torch.int8))
-    with pytest.raises(ValueError, match="learned 5 labels, and the validation images have 7: give all sets the same"):
+    with pytest.raises(
+        ValueError, match="trained on 5 labels, but the validation images have 7: give all sets the same"
+    ):
         make_trainer(OnlineLinearProbe()).fit(make_model(views_per_step=16), data)
 
 
@@ -370,12 +370,12 @@ def test_a_checkpoint_of_other_labels_or_features_is_refused(
 ) -> None:
     path = checkpoint_of_one_epoch(make_model, make_data, make_trainer, OnlineLinearProbe())
     train, val = some_scenes("train", 18).with_classes(range(5)), some_scenes("test", 11).with_classes(range(5))
-    with pytest.raises(ValueError, match="learned 12 labels, and the training images have 5"):
+    with pytest.raises(ValueError, match="trained on 12 labels, but the training images have 5"):
         make_trainer(OnlineLinearProbe()).fit(make_model(), make_data(train=train, val=val), ckpt_path=path)
 
     probe = OnlineLinearProbe()
     probe.load_state_dict(torch.load(path, weights_only=True)["callbacks"]["OnlineLinearProbe"])
-    with pytest.raises(ValueError, match="features 12 wide, and those of the training images are 512 wide"):
+    with pytest.raises(ValueError, match="features of width 12, but those of the training images have width 512"):
         make_trainer(probe).fit(make_model(backbone="resnet18"), make_data())
 
 
@@ -435,7 +435,7 @@ if trainer.is_global_zero:
 
 
 @pytest.mark.slow
-def test_two_processes_learn_and_score_what_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_processes_learn_and_score_as_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # The validation set of 11 is padded to 12 over two processes: its duplicate must not count.
     script = tmp_path / "run.py"
     script.write_text(TWO_PROCESSES)
@@ -455,7 +455,7 @@ def test_two_processes_learn_and_score_what_one_does(tmp_path: Path, monkeypatch
 
 
 class OwnData(L.LightningDataModule):
-    """Somebody's own datamodule with labels of any kind."""
+    """A custom datamodule with labels of any kind."""
 
     def __init__(self, train_labels: Tensor, val_labels: Tensor) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""torch's random state in the checkpoint: restored for training, and for nothing else."""
+"""torch's random state in the checkpoint: restored only for training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mlssl.callbacks import RandomState
 from mlssl.distributed import rank
 
 
-def test_evaluating_a_checkpoint_moves_no_random_state(
+def test_evaluating_a_checkpoint_changes_no_random_state(
     make_model: Callable[..., Any], make_data: Callable[..., Any], make_trainer: Callable[..., Any], tmp_path: Path
 ) -> None:
     first = make_trainer(RandomState(), max_epochs=1)
@@ -43,7 +43,7 @@ def restored(saved: dict[str, torch.Tensor]) -> torch.Tensor:
     return torch.get_rng_state()
 
 
-def test_every_process_finds_its_own_state_again(processes: Processes) -> None:
+def test_every_process_gets_its_own_state_back(processes: Processes) -> None:
     (first, saved), (second, also_saved) = processes.run(states)
     assert not torch.equal(first, second)
     assert torch.equal(saved["cpu"], torch.stack([first, second]))
@@ -51,7 +51,7 @@ def test_every_process_finds_its_own_state_again(processes: Processes) -> None:
     assert all(map(torch.equal, processes.run(restored, saved), (first, second)))
 
 
-def test_a_process_that_the_checkpoint_does_not_know_keeps_its_state() -> None:
+def test_a_process_missing_in_the_checkpoint_keeps_its_state() -> None:
     callback, before = RandomState(), torch.get_rng_state()
     callback.on_load_checkpoint(None, None, {"random_state": {"cpu": torch.zeros(0, len(before), dtype=torch.uint8)}})  # type: ignore[arg-type]
     callback.on_train_start(None, None)  # type: ignore[arg-type]
@@ -59,7 +59,7 @@ def test_a_process_that_the_checkpoint_does_not_know_keeps_its_state() -> None:
 
 
 def test_the_state_of_a_gpu_is_saved_and_restored(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a stand-in for torch's generator on the GPU, and tensors that stay where they are."""
+    """With a stand-in for torch's generator on the GPU, and tensors that stay on the CPU."""
     gpu, generator = SimpleNamespace(device=torch.device("cuda", 1)), {"state": torch.arange(16, dtype=torch.uint8)}
     monkeypatch.setattr("torch.cuda.get_rng_state", lambda device: generator[f"of {device}"])
     monkeypatch.setattr("torch.cuda.set_rng_state", lambda state, device: generator.update({f"of {device}": state}))

@@ -1,4 +1,4 @@
-"""run.json is written at the start, after each epoch and at the end, and a run that resumes adds to it."""
+"""run.json is written at the start, after each epoch and at the end, and a resumed run adds to it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class _Watch(L.Callback):
                 raise self.error
 
 
-def test_a_run_records_itself_and_one_that_goes_on_adds_a_session(make_model, make_data, make_trainer, tmp_path):
+def test_a_run_records_itself_and_a_resumed_one_adds_a_session(make_model, make_data, make_trainer, tmp_path):
     folder = tmp_path / "run0"
     watch = _Watch(folder, KeyboardInterrupt())
     with pytest.raises((KeyboardInterrupt, SystemExit)):
@@ -55,7 +55,7 @@ def test_a_run_records_itself_and_one_that_goes_on_adds_a_session(make_model, ma
     assert (folder / "run.json").read_text().endswith("}\n")
 
 
-def test_a_failure_is_named(make_model, make_data, make_trainer, tmp_path):
+def test_a_failure_is_recorded(make_model, make_data, make_trainer, tmp_path):
     watch = _Watch(tmp_path / "run0", ZeroDivisionError("0"))
     with pytest.raises(ZeroDivisionError):
         make_trainer(RunRecord(), watch).fit(make_model(), make_data())

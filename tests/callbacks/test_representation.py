@@ -1,4 +1,4 @@
-"""What Weights & Biases is given, read back from the files of an offline run."""
+"""What is logged to Weights & Biases, read from the files of an offline run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:wandb.*")
 
 @pytest.fixture
 def offline(make_model: Any, make_data: Any, make_trainer: Any, tmp_path: Path, monkeypatch) -> Any:
-    """A function that trains with the callbacks and gives the run's records and folder."""
+    """A function that trains with the callbacks and returns the run's records and folder."""
     monkeypatch.setenv("WANDB_SILENT", "true")
 
     def train(*callbacks: Any, **data: Any) -> tuple[list[Any], Path, Any]:
@@ -78,7 +78,7 @@ def _table(folder: Path, value: dict[str, Any]) -> dict[str, Any]:
     return json.loads((folder / "files" / value["path"]).read_text())
 
 
-def test_an_offline_run_holds_cosines_classes_neighbours_and_a_map(offline):
+def test_an_offline_run_contains_cosines_classes_neighbours_and_a_map(offline):
     records, folder, _ = offline(RepresentationLogger(max_images=9))
     history = _history(records)
     for kind in ("same_block", "same_image", "other_image"):
@@ -99,7 +99,7 @@ def test_an_offline_run_holds_cosines_classes_neighbours_and_a_map(offline):
     assert history["representation/rank"][0] >= 1
 
 
-def test_an_unlabelled_run_has_all_but_the_classes(offline):
+def test_an_unlabelled_run_has_all_except_the_classes(offline):
     photos = synthetic_scenes("train", size=32, count=18)
     unlabelled = type(photos)([photos.path(line) for line in range(18)], decode=photos.decode)
     records, _, _ = offline(RepresentationLogger(), train=unlabelled, val=None)
@@ -130,7 +130,7 @@ def test_weights_are_the_same_with_and_without(offline, make_model, make_data, m
         assert torch.equal(one, other), name
 
 
-def test_without_a_datamodule_one_line_says_that_nothing_is_shown(
+def test_without_a_datamodule_one_line_says_that_nothing_is_logged(
     make_model, make_data, make_trainer, tmp_path, caplog
 ):
     logger = WandbLogger(project="test", save_dir=tmp_path, offline=True)
@@ -138,7 +138,7 @@ def test_without_a_datamodule_one_line_says_that_nothing_is_shown(
     with caplog.at_level("INFO"):
         make_trainer(RepresentationLogger(), logger=logger).fit(make_model(views_per_step=16), loader)
     logger.experiment.finish()
-    assert sum("RepresentationLogger: nothing is shown" in line for line in caplog.messages) == 1
+    assert sum("RepresentationLogger: nothing is logged" in line for line in caplog.messages) == 1
 
 
 def test_too_few_images_are_refused():

@@ -1,4 +1,4 @@
-"""The bar of a run: complete on every width, over the whole run, and where a resumed run is."""
+"""The bar of a run: complete at every width, over the whole run, and at the position of a resumed run."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ Make = Callable[..., Any]
 
 @pytest.fixture
 def on_terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Terminal]:
-    """A function from a number of columns to a terminal that standard error is from then on."""
+    """A function that replaces standard error by a terminal of the given number of columns."""
 
     def open_terminal(columns: int) -> Terminal:
         terminal = Terminal(columns)
         monkeypatch.setattr(sys, "stderr", terminal.writer)
-        monkeypatch.setattr("mlssl.callbacks.run_bar.SECONDS", 0.0)
+        monkeypatch.setattr("mlssl.callbacks.run_bar.SECONDS_BETWEEN_UPDATES", 0.0)
         return terminal
 
     return open_terminal
@@ -39,7 +39,7 @@ def bars(terminal: Terminal) -> list[str]:
 
 
 @pytest.mark.parametrize("columns", [80, 200])
-def test_the_bar_of_a_run_is_complete_and_starts_where_the_run_was(
+def test_the_bar_of_a_run_is_complete_and_starts_at_its_position(
     columns: int, on_terminal: Make, make_model: Make, make_data: Make, make_trainer: Make, tmp_path: Path
 ) -> None:
     terminal = on_terminal(columns)
@@ -48,7 +48,7 @@ def test_the_bar_of_a_run_is_complete_and_starts_where_the_run_was(
     first.fit(make_model(), make_data())
     first.save_checkpoint(tmp_path / "one.ckpt")
     number = len(terminal.drawn)
-    # In the folder of the first, where a run that resumes finds its log.
+    # In the folder of the first, where a resumed run finds its log.
     second = make_trainer(
         RunBar(), OnlineLinearProbe(), Throughput(), max_epochs=2, **shown, default_root_dir=first.default_root_dir
     )
@@ -68,7 +68,7 @@ def test_the_bar_of_a_run_is_complete_and_starts_where_the_run_was(
     assert len(last) >= columns - 1
 
 
-def test_validation_and_prediction_alone_have_a_bar_of_their_name(
+def test_validation_and_prediction_outside_a_fit_have_their_own_bar(
     on_terminal: Make, make_model: Make, make_data: Make, make_trainer: Make
 ) -> None:
     terminal = on_terminal(80)
@@ -81,7 +81,7 @@ def test_validation_and_prediction_alone_have_a_bar_of_their_name(
     assert not any(line.startswith("epoch") for line in drawn)
 
 
-def test_where_no_terminal_is_lines_are_printed(
+def test_without_a_terminal_lines_are_printed(
     make_model: Make, make_data: Make, make_trainer: Make, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make_trainer(RunBar(), Throughput(), enable_progress_bar=True).fit(make_model(), make_data())
@@ -100,7 +100,7 @@ def test_no_line_is_printed_twice(
     monkeypatch.setattr("mlssl.callbacks.run_bar.SECONDS_OF_LINES", 0.0)
     make_trainer(RunBar(), enable_progress_bar=True, max_epochs=1).fit(make_model(), make_data(val=None))
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("epoch")]
-    assert len(lines) == 4  # a step each; the end has nothing new to say
+    assert len(lines) == 4  # one per step; the end adds nothing
 
 
 def test_a_bar_of_the_longest_run_leaves_room_at_80_columns() -> None:
@@ -116,7 +116,7 @@ def test_a_bar_of_the_longest_run_leaves_room_at_80_columns() -> None:
         ({"max_epochs": 3}, (13, 30)),
         ({"max_epochs": 3, "max_steps": 7, "accumulate_grad_batches": 2}, (13, 14)),
         ({"max_epochs": -1}, (13, math.inf)),
-        ({"max_epochs": 1}, (13, 13)),  # a run that is further than it was to be
+        ({"max_epochs": 1}, (13, 13)),  # a run past its end
         ({"max_epochs": 3, "num_training_batches": math.inf, "current_epoch": 0}, (3, math.inf)),
     ],
 )
@@ -125,7 +125,7 @@ def test_the_position_counts_batches_of_the_whole_run(settings: dict[str, Any], 
     assert position_of(SimpleNamespace(**{**trainer, **settings}), 3) == expected  # type: ignore[arg-type]
 
 
-def test_nothing_is_shown_by_another_process_than_the_first(capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_the_first_process_shows_a_bar(capsys: pytest.CaptureFixture[str]) -> None:
     bar = RunBar()
     bar.setup(SimpleNamespace(is_global_zero=False), L.LightningModule(), "fit")  # type: ignore[arg-type]
     bar._count("test", 0, 2)

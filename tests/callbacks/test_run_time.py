@@ -1,4 +1,4 @@
-"""How long a run will take is told from its steps, and what would halve it from its settings."""
+"""The duration of a run is estimated from its steps, and options that halve it from its settings."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Module(L.LightningModule):
 
 
 def said_after(steps: int, monkeypatch: pytest.MonkeyPatch, caplog: Any, done: int = 0, **settings: Any) -> list[str]:
-    """What is said in so many steps of a run, each after a wait of 1 s; the first three take a minute longer."""
+    """The messages in the given number of steps, each after a wait of 1 s; the first three take a minute longer."""
     clock = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
     trainer: Any = SimpleNamespace(
@@ -52,37 +52,33 @@ def said_after(steps: int, monkeypatch: pytest.MonkeyPatch, caplog: Any, done: i
     return [line for message in caplog.messages for line in message.splitlines()]
 
 
-def test_it_is_said_once_at_the_twentieth_step_without_the_first_three(
+def test_the_estimate_is_printed_once_at_the_twentieth_step_without_the_first_three(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert said_after(19, monkeypatch, caplog) == []
     said = said_after(40, monkeypatch, caplog)
-    assert said[0].startswith("time      about 1 h 5 min for the 980 steps to come on this machine, 4 s each")
-    assert said[1:3] == ["about half of that:", "  --trainer.max_epochs 5       half the epochs"]
-    assert len(said) == 3  # a quarter of a step is waiting: another network would not halve it
+    assert said[0].startswith("time      about 1 h 5 min for the 980 remaining steps on this machine, 4 s each")
+    assert said[1:3] == ["to about halve it:", "  --trainer.max_epochs 5       half the epochs"]
+    assert len(said) == 3  # a quarter of a step is spent waiting: another network would not halve it
 
 
-def test_a_run_that_resumes_hears_the_time_alone(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_resumed_run_prints_only_the_time(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     (said,) = said_after(20, monkeypatch, caplog, done=550)
-    assert "about 29 min for the 430 steps to come" in said
+    assert "about 29 min for the 430 remaining steps" in said
 
 
 @pytest.mark.parametrize(
     "settings", [{"max_epochs": -1}, {"num_training_batches": math.inf}, {"max_epochs": -1, "max_steps": 20}]
 )
-def test_a_run_without_an_end_or_at_its_end_hears_nothing(
+def test_a_run_without_an_end_or_at_its_end_prints_nothing(
     settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert said_after(20, monkeypatch, caplog, **settings) == []
 
 
-def test_a_short_run_is_not_told_how_to_be_shorter(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_short_run_gets_no_suggestions(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     (said,) = said_after(20, monkeypatch, caplog, max_epochs=-1, max_steps=25)
-    assert "about 20 s for the 5 steps to come" in said
+    assert "about 20 s for the 5 remaining steps" in said
 
 
 @pytest.mark.parametrize(
@@ -95,7 +91,7 @@ def test_a_short_run_is_not_told_how_to_be_shorter(
         ({"max_epochs": 9, "size": 224, "workers": 1, "cores": 2}, 0.5, ["max_epochs 4"]),
     ],
 )
-def test_only_what_would_help_is_named(settings: dict[str, Any], waiting: float, options: list[str]) -> None:
+def test_only_options_that_help_are_suggested(settings: dict[str, Any], waiting: float, options: list[str]) -> None:
     lines = ways_to_halve(settings, waiting)
     assert len(lines) == len(options)
     for line, option in zip(lines, options, strict=True):
@@ -110,6 +106,6 @@ def operations(name: str) -> int:
 
 
 @pytest.mark.parametrize("name", ["resnet50", "resnet18", "convnext_tiny", "vit_small_patch16_224"])
-def test_a_lighter_network_takes_the_share_that_is_told(name: str) -> None:
+def test_a_lighter_network_takes_the_stated_fraction(name: str) -> None:
     lighter, share = LIGHTER[name]
     assert operations(lighter) / operations(name) == pytest.approx(share, abs=0.02)

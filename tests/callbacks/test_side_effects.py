@@ -62,12 +62,12 @@ def test_the_weights_are_the_same_with_and_without(name: str, trained: Any) -> N
     assert trained(CALLBACKS[name]()) == trained([])
 
 
-def test_the_weights_are_the_same_with_a_probe_that_learns_from_a_set_of_its_own(trained: Any) -> None:
+def test_the_weights_are_the_same_with_a_probe_on_a_separate_labelled_set(trained: Any) -> None:
     own: dict[str, Records] = {"probe_train": synthetic_scenes("train", size=32, seed=1, count=9)}
     assert trained([OnlineLinearProbe()], **own) == trained([])
 
 
-def test_a_callback_that_draws_one_random_number_is_found_out(trained: Any) -> None:
+def test_a_callback_that_samples_one_random_number_is_detected(trained: Any) -> None:
     class Draws(L.Callback):
         def on_train_batch_end(self, *_: Any) -> None:
             torch.rand(1)
@@ -75,7 +75,7 @@ def test_a_callback_that_draws_one_random_number_is_found_out(trained: Any) -> N
     assert trained([Draws()]) != trained([])
 
 
-def test_the_callbacks_leave_what_they_should_behind(trained: Any, tmp_path: Path) -> None:
+def test_the_callbacks_have_their_intended_effects(trained: Any, tmp_path: Path) -> None:
     trained(CALLBACKS["all"]())
     metrics = (tmp_path / "run0" / "metrics.csv").read_text().splitlines()[0].split(",")
     assert {"probe/mAP", "probe/loss", "knn/mAP", "collapse/std", "time/data", "throughput/images_per_s"} <= set(

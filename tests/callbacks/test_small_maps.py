@@ -1,4 +1,4 @@
-"""Convolutions onto maps of a few places have the values and gradients of torch's, and nothing else changes."""
+"""Convolutions with small output maps have the values and gradients of torch's, and nothing else changes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ LEFT_ALONE = {
 
 @pytest.fixture
 def products(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
-    """Shapes of the weights of the convolutions that were taken."""
+    """Shapes of the weights of the convolutions computed as products."""
     taken: list[torch.Size] = []
     apply = room._ByPixels.apply
 
@@ -66,7 +66,7 @@ def tensors(shape: tuple[int, ...], of_weight: tuple[int, ...], dtype: torch.dty
 
 @pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize(("shape", "of_weight", "how"), TAKEN.values(), ids=TAKEN)
-def test_values_and_gradients_are_those_of_the_convolution(
+def test_values_and_gradients_equal_those_of_the_convolution(
     shape: tuple[int, ...],
     of_weight: tuple[int, ...],
     how: dict[str, Any],
@@ -100,7 +100,7 @@ def test_the_gradient_has_a_gradient() -> None:
 
 
 @pytest.mark.parametrize(("shape", "of_weight", "how"), LEFT_ALONE.values(), ids=LEFT_ALONE)
-def test_other_convolutions_are_left_alone(
+def test_other_convolutions_are_not_changed(
     shape: tuple[int, ...], of_weight: tuple[int, ...], how: dict[str, Any], products: list[torch.Size]
 ) -> None:
     images, weight, bias = tensors(shape, of_weight, torch.float32)
@@ -110,7 +110,7 @@ def test_other_convolutions_are_left_alone(
     assert torch.equal(out, F.conv2d(images, weight, bias, **how))
 
 
-def test_weights_in_torch_s_default_layout_are_left_alone(products: list[torch.Size]) -> None:
+def test_weights_in_torch_s_default_layout_are_not_changed(products: list[torch.Size]) -> None:
     images, weight, _ = tensors((3, 8, 2, 2), (6, 8, 3, 3), torch.float32)
     with SmallMapProducts():
         F.conv2d(images, weight.contiguous(), padding=1)
@@ -120,14 +120,14 @@ def test_weights_in_torch_s_default_layout_are_left_alone(products: list[torch.S
 @pytest.mark.parametrize(
     ("images", "said"), [(torch.zeros(3, 7, 2, 2), "to have 8 channels"), (torch.zeros(3, 8, 2, 2).double(), "type")]
 )
-def test_a_wrong_input_meets_torch_s_own_error(images: Tensor, said: str) -> None:
+def test_a_wrong_input_raises_torch_s_error(images: Tensor, said: str) -> None:
     _, weight, _ = tensors((3, 8, 2, 2), (6, 8, 3, 3), torch.float32)
     with SmallMapProducts(), pytest.raises(RuntimeError, match=said):
         F.conv2d(images, weight, padding=1)
 
 
 @pytest.mark.parametrize("frozen", ["images", "weight"])
-def test_what_needs_no_gradient_gets_none(frozen: str) -> None:
+def test_tensors_that_need_no_gradient_get_none(frozen: str) -> None:
     images, weight, _ = tensors((3, 8, 2, 2), (6, 8, 3, 3), torch.float32)
     both = {"images": images, "weight": weight}
     both[frozen].requires_grad_(False)
@@ -155,7 +155,7 @@ def test_autocast_computes_in_bfloat16_as_close_as_the_convolution_does() -> Non
         for of_way in (answers(True, torch.bfloat16), answers(False, torch.bfloat16))
     )
     for ours, torchs in zip(by_products, by_torch, strict=True):
-        # A rounding to bfloat16 errs by up to 2⁻⁹; how many there are in torch depends on the processor.
+        # A rounding to bfloat16 errs by up to 2⁻⁹; torch's number of roundings depends on the CPU.
         assert 0 < ours < 1.5 * torchs < 1.5 * 2**-6
 
 
@@ -163,7 +163,9 @@ def test_autocast_computes_in_bfloat16_as_close_as_the_convolution_does() -> Non
     ("side", "dtype", "number"),
     [(64, torch.float32, 4), (64, torch.bfloat16, 4), (96, torch.float32, 0), (96, torch.bfloat16, 4)],
 )
-def test_a_resnet_gives_its_last_stage(side: int, dtype: torch.dtype, number: int, products: list[torch.Size]) -> None:
+def test_the_last_stage_of_a_resnet_uses_products(
+    side: int, dtype: torch.dtype, number: int, products: list[torch.Size]
+) -> None:
     network = build_backbone("resnet18").to(memory_format=torch.channels_last)
     with torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16), SmallMapProducts():
         network(torch.rand(2, 3, side, side))
@@ -194,9 +196,7 @@ def fitted(folder: Path, *callbacks: L.Callback, **settings: Any) -> MultiLabelS
     return module
 
 
-def test_a_run_takes_the_products_and_trains_as_with_plain_convolutions(
-    tmp_path: Path, products: list[torch.Size]
-) -> None:
+def test_a_run_uses_products_and_trains_as_with_plain_convolutions(tmp_path: Path, products: list[torch.Size]) -> None:
     plain = fitted(tmp_path)
     assert not products
     module = fitted(tmp_path, SmallMaps())
@@ -204,7 +204,7 @@ def test_a_run_takes_the_products_and_trains_as_with_plain_convolutions(
     torch.testing.assert_close(module.state_dict(), plain.state_dict())
 
 
-def test_evaluation_and_a_module_after_its_run_are_left_alone(tmp_path: Path, products: list[torch.Size]) -> None:
+def test_evaluation_and_a_module_after_its_run_use_convolutions(tmp_path: Path, products: list[torch.Size]) -> None:
     module = fitted(tmp_path, SmallMaps())
     products.clear()
     module.train()(torch.zeros(2, 3, 64, 64, dtype=torch.uint8))  # the run is over
@@ -218,7 +218,7 @@ def test_evaluation_and_a_module_after_its_run_are_left_alone(tmp_path: Path, pr
     callback.teardown(None, module, "fit")  # type: ignore[arg-type]
 
 
-def test_a_forward_pass_that_fails_leaves_convolutions_as_they_were(tmp_path: Path, products: list[torch.Size]) -> None:
+def test_a_failed_forward_pass_restores_convolutions(tmp_path: Path, products: list[torch.Size]) -> None:
     module = fitted(tmp_path)
     callback = SmallMaps()
     callback.on_fit_start(None, module)  # type: ignore[arg-type]
@@ -229,7 +229,7 @@ def test_a_forward_pass_that_fails_leaves_convolutions_as_they_were(tmp_path: Pa
     assert not products
 
 
-def test_a_network_that_its_user_compiled_still_runs() -> None:
+def test_a_network_compiled_by_the_user_still_runs() -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, 5, 3, 1, 1)).to(
         memory_format=torch.channels_last
     )

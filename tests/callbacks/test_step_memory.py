@@ -29,7 +29,7 @@ def data(batch_size: int = 8, **settings: Any) -> MultiLabelDataModule:
 
 
 class At(L.Callback):
-    """Calls a function where `StepMemory` measures."""
+    """Calls a function at the time `StepMemory` measures."""
 
     def __init__(self, function: Any) -> None:
         self.function = function
@@ -43,17 +43,17 @@ def fit(folder: Path, *callbacks: L.Callback, module: Any = None, **settings: An
     trainer.fit(small() if module is None else module, data(**settings))
 
 
-def test_two_small_steps_tell_the_memory_of_a_large_one(tmp_path: Path) -> None:
+def test_two_small_steps_predict_the_memory_of_a_large_one(tmp_path: Path) -> None:
     found = {}
 
     def compare(trainer: Any, module: Any) -> None:
-        needed = step_memory._measured(trainer, module)
+        needed = step_memory._measure(trainer, module)
         batch = step_memory._batch(trainer.datamodule, 16)
         weights = sum(one.nbytes for one in module.parameters())
-        with step_memory._left_as_it_was(module):
+        with step_memory._restored_afterwards(module):
             for parameter in module.parameters():
                 parameter.grad = torch.zeros_like(parameter)
-            taken = step_memory._taken(trainer, module, batch)
+            taken = step_memory._step_bytes(trainer, module, batch)
         found["whole"] = step_memory._SCRATCH * max(taken) + 2 * weights  # gradients and momenta
         found["told"] = needed.of(16) - step_memory._waiting_bytes(trainer.datamodule, workers_of(trainer), False) * 16
         found["fits"] = needed.images_in(needed.of(16)), needed.images_in(needed.of(16) - 1)
@@ -70,7 +70,7 @@ def test_nothing_of_the_run_changes(tmp_path: Path) -> None:
 
     def compare(trainer: Any, module: Any) -> None:
         before = states(module)
-        assert step_memory._measured(trainer, module).of(8) > 1e6
+        assert step_memory._measure(trainer, module).of(8) > 1e6
         after = states(module)
         assert all(torch.equal(one, other) for one, other in zip(before[0], after[0], strict=True))
         assert before[1:] == after[1:]
@@ -85,27 +85,27 @@ def test_nothing_of_the_run_changes(tmp_path: Path) -> None:
 
 def test_a_step_that_does_not_fit_is_refused_with_what_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     needed: list[Any] = []
-    measured = step_memory._measured
-    monkeypatch.setattr(step_memory, "_measured", lambda *given: needed.append(measured(*given)) or needed[-1])
+    measured = step_memory._measure
+    monkeypatch.setattr(step_memory, "_measure", lambda *given: needed.append(measured(*given)) or needed[-1])
     monkeypatch.setattr(step_memory, "_free_memory", lambda *_, **__: free)
     free = 1e12
     fit(tmp_path, StepMemory())
     free = needed[0].of(5) + 1
-    with pytest.raises(ValueError, match=r"A step of 8 images needs about \d+ MB of memory, and \d+ MB are free"):
+    with pytest.raises(ValueError, match=r"A step of 8 images needs about \d+ MB of memory, but \d+ MB are free"):
         fit(tmp_path, StepMemory())
     with pytest.raises(ValueError, match=r"pass --data\.batch_size 5, or a smaller --data\.size or --model"):
         fit(tmp_path, StepMemory())
     with pytest.warns(UserWarning, match=r"are free: pass --data\.batch_size 5"):
         fit(tmp_path, StepMemory(refuse=False))
     free = needed[0].of(2) - 1
-    with pytest.raises(ValueError, match=r"not even 2 images fit, pass a smaller --data\.size"):
+    with pytest.raises(ValueError, match=r"not even 2 images fit; pass a smaller --data\.size"):
         fit(tmp_path, StepMemory())
     free = 1.0
     with pytest.raises(ValueError, match=r"pass a smaller --model\.views_at_a_time than 4"):
         fit(tmp_path, StepMemory(), module=small(views_at_a_time=4))
 
 
-def test_what_cannot_be_measured_is_left_to_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_that_cannot_be_measured_are_not_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Other(MultiLabelDataModule):
         pass
 
@@ -124,7 +124,7 @@ def test_what_cannot_be_measured_is_left_to_the_step(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.slow
-def test_memory_that_runs_out_is_answered_with_half_the_batch_that_fits(
+def test_after_out_of_memory_a_halved_batch_that_fits_is_suggested(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     embed = MultiLabelSSLModule.embed
@@ -143,7 +143,7 @@ def test_memory_that_runs_out_is_answered_with_half_the_batch_that_fits(
         most = number
         assert main(words) == 2
         line = capsys.readouterr().err.strip().splitlines()[-1]
-        assert line.startswith(f"mlssl: error: Memory ran out in a step of 16 images: {said}")
+        assert line.startswith(f"mlssl: error: Out of memory in a step of 16 images: {said}")
     most = 1
     assert main(words) == 2
     assert "needs about inf GB of memory" not in (line := capsys.readouterr().err.strip().splitlines()[-1])
@@ -186,9 +186,9 @@ MEMINFO = {"proc/meminfo": f"MemTotal: 1 kB\nMemAvailable: {8 * 2**20} kB\n", "p
     ],
     ids=["no limit", "max", "of the parent", "version 1", "unknown"],
 )
-def test_free_memory_heeds_the_limits_of_a_job(files: dict[str, str], free: int | None, tmp_path: Path) -> None:
+def test_free_memory_respects_the_limits_of_a_job(files: dict[str, str], free: int | None, tmp_path: Path) -> None:
     assert free_memory_of_processor(written(tmp_path, {**MEMINFO, **files})) == free
 
 
-def test_other_systems_do_not_tell(tmp_path: Path) -> None:
+def test_other_systems_report_no_free_memory(tmp_path: Path) -> None:
     assert free_memory_of_processor(tmp_path) is None

@@ -1,4 +1,4 @@
-"""What a step compares is said once, at the start of a run."""
+"""The summary of a step is printed once, at the start of a run."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ def blocks(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [" ".join(record.message.split()) for record in caplog.records if "\nstep " in record.message]
 
 
-def test_the_start_of_a_run_says_what_it_works_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_start_of_a_run_prints_its_data_and_devices(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
         trainer(tmp_path, max_epochs=2, accumulate_grad_batches=2).fit(small(), OwnData())
     (said,) = blocks(caplog)
     # 4 images × 3 blocks × 2 branches: an anchor meets the other 5 of its image and the 18 of the other images
     assert said.startswith(
         "train 8 images step 4 images, 24 views of 32 × 32 pixels (2 × 3 per image); each anchor meets 5 positives and "
-        "18 negatives, and gradient accumulation adds none epoch 2 steps run 2 epochs, 4 steps network test_resnet and "
-        "its heads, 0.4 million parameters devices 1 × CPU ("
+        "18 negatives, and gradient accumulation does not add any epoch 2 steps run 2 epochs, 4 steps network "
+        "test_resnet and its heads, 0.4 million parameters devices 1 × CPU ("
     )
     assert said.endswith(f" cores), precision 32-true, loader processes 0 folder {tmp_path}")
 
 
-def test_the_block_of_the_librarys_data_names_sets_classes_and_what_sits_out(
+def test_the_block_of_the_librarys_data_names_sets_classes_and_left_out_images(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     sets = {"train": synthetic_scenes("train", size=32, count=18), "val": synthetic_scenes("test", size=32, count=11)}
@@ -47,7 +47,7 @@ def test_the_block_of_the_librarys_data_names_sets_classes_and_what_sits_out(
         fitting.fit(small(), data)
     (said,) = blocks(caplog)
     assert said.startswith(f"train {describe(sets['train'])} 2 of 12 classes are shown by no image")
-    assert " epoch 4 steps; 2 images sit out, different ones each time run 1 epoch, 2 steps network " in said
+    assert " epoch 4 steps; 2 images are left out, different ones each time run 1 epoch, 2 steps network " in said
     with caplog.at_level("INFO"):
         trainer(tmp_path).validate(small(), data, verbose=False)
     said = " ".join(caplog.messages[-1].split())
@@ -56,7 +56,7 @@ def test_the_block_of_the_librarys_data_names_sets_classes_and_what_sits_out(
     assert " step " not in said
 
 
-def test_a_block_is_folded_between_words_and_never_before_a_count() -> None:
+def test_a_block_is_wrapped_between_words_and_never_before_a_count() -> None:
     said = block([("train", "4500 images; most frequent: water 1004, sky 883, tree 854"), ("folder", "/a" * 30)], 40)
     assert said.splitlines() == [
         "",
@@ -85,7 +85,7 @@ def batch_norms() -> list[nn.Module]:
     return [nn.BatchNorm1d(2), nn.BatchNorm2d(2).eval(), nn.SyncBatchNorm(2), nn.LayerNorm(2)]
 
 
-def test_batch_norms_of_one_device_alone_are_counted() -> None:
+def test_batch_norms_with_statistics_of_one_device_are_counted() -> None:
     assert count_unsynchronised(batch_norms()) == 1  # one is in eval mode, one is synchronised
 
 
@@ -116,9 +116,9 @@ def warned_on_two_devices(is_frozen: bool) -> list[str]:
     return [str(warning.message) for warning in caught if "batch norms" in str(warning.message)]
 
 
-def test_batch_norms_that_are_not_synchronised_are_named_once(processes: Processes) -> None:
+def test_unsynchronised_batch_norms_are_reported_once(processes: Processes) -> None:
     (said,), other = processes.run(warned_on_two_devices, False)
-    assert "batch norms take their statistics from one device alone, so 2 devices do not" in said
+    assert "batch norms use the statistics of one device only, so 2 devices do not" in said
     assert "sync_batchnorm" in said
     assert other == []
     assert processes.run(warned_on_two_devices, True) == [[], []]

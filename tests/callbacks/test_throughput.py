@@ -1,4 +1,4 @@
-"""The throughput: waiting told apart from computing, in seconds that a clock would show."""
+"""The throughput: waiting and computing are measured separately, in wall-clock seconds."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from mlssl.data.readers.synthetic import synthetic_scenes
 from mlssl.data.records import Records
 
 Make = Callable[..., Any]
-WAIT = 0.03  # seconds for each image, four a step
+WAIT = 0.03  # seconds per image, four images per step
 
 
 class Slow:
-    """Decodes as another does, after a wait."""
+    """Decodes like another function, after a wait."""
 
     def __init__(self, records: Records, seconds: float = WAIT) -> None:
         self.decode, self.seconds = records.decode, seconds
@@ -77,7 +77,7 @@ def test_validation_counts_as_neither(make_model: Make, make_data: Make, make_tr
     assert max(logged(trainer, "time/data") + logged(trainer, "time/step")) < 11 * WAIT
 
 
-def test_images_a_second_count_images_of_all_devices_by_both_times(
+def test_images_per_second_counts_images_of_all_devices_over_both_times(
     make_model: Make, make_data: Make, make_trainer: Make
 ) -> None:
     trainer = make_trainer(Throughput(), log_every_n_steps=1)
@@ -88,7 +88,7 @@ def test_images_a_second_count_images_of_all_devices_by_both_times(
 
 
 def test_the_means_are_over_the_last_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sixty steps of 1 s after a wait of 2 s, then fifty of 3 s after 4 s: of the first nothing is left."""
+    """Sixty steps of 1 s after a wait of 2 s, then fifty of 3 s after 4 s: the mean contains only the latter."""
     clock, seen = [0.0], {}
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
 
@@ -116,7 +116,7 @@ def test_the_progress_bar_shows_them(make_model: Make, make_data: Make, make_tra
     assert {"time/data", "time/step", "throughput/images_per_s"} <= set(trainer.progress_bar_metrics)
 
 
-def test_a_batch_of_another_kind_gives_the_times_alone(make_data: Make, make_trainer: Make) -> None:
+def test_a_batch_of_another_kind_logs_only_the_times(make_data: Make, make_trainer: Make) -> None:
     class Own(L.LightningModule):
         def __init__(self) -> None:
             super().__init__()

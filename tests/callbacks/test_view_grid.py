@@ -1,4 +1,4 @@
-"""The pictures of views before epoch 0: where they lie, who else gets them, and when there are none."""
+"""The pictures of views before epoch 0: their files, the loggers, and when there are none."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def pictures(trainer: L.Trainer) -> dict[str, np.ndarray]:
     return {path.name: decode_rgb(path) for path in sorted(folder.iterdir())} if folder.exists() else {}
 
 
-def test_pictures_of_images_across_the_training_set_are_there_before_epoch_0(
+def test_pictures_of_images_across_the_training_set_are_drawn_before_epoch_0(
     make_model: Make, make_data: Make, make_trainer: Make
 ) -> None:
     seen = []
@@ -66,20 +66,20 @@ def test_a_picture_shows_custom_branches_and_local_views(make_model: Make, make_
     np.testing.assert_array_equal(pictures(trainer)["image-0.png"], expected)
 
 
-def test_no_more_pictures_than_images(make_model: Make, make_data: Make, make_trainer: Make) -> None:
+def test_there_are_at_most_as_many_pictures_as_images(make_model: Make, make_data: Make, make_trainer: Make) -> None:
     trainer = make_trainer(ViewGridLogger(100), max_epochs=1)
     trainer.fit(make_model(), make_data())
     assert len(pictures(trainer)) == 18
 
 
-def test_photographs(corel5k: Path, make_model: Make, make_data: Make, make_trainer: Make) -> None:
+def test_real_images_are_drawn(corel5k: Path, make_model: Make, make_data: Make, make_trainer: Make) -> None:
     photographs = read_corel5k(corel5k, "train").subset(range(8))
     trainer = make_trainer(ViewGridLogger(2), max_epochs=1)
     trainer.fit(make_model(), make_data(train=photographs, val=None))
     assert len(pictures(trainer)) == 2
 
 
-def test_a_resumed_run_draws_no_second_time(make_model: Make, make_data: Make, make_trainer: Make) -> None:
+def test_a_resumed_run_does_not_draw_again(make_model: Make, make_data: Make, make_trainer: Make) -> None:
     first = make_trainer(max_epochs=1)
     first.fit(make_model(), make_data())
     first.save_checkpoint(Path(first.default_root_dir) / "one.ckpt")
@@ -96,9 +96,7 @@ def test_without_such_a_datamodule_one_line_says_so(
     with caplog.at_level(logging.INFO):
         trainer.fit(make_model(), make_data().train_dataloader())
     lines = [line for line in caplog.messages if line.startswith("ViewGridLogger")]
-    assert lines == [
-        "ViewGridLogger: there are no pictures, because the run has no datamodule with train_records and views."
-    ]
+    assert lines == ["ViewGridLogger: nothing is drawn: the run has no datamodule with train_records and views."]
     assert pictures(trainer) == {}
 
 

@@ -1,4 +1,4 @@
-"""The size of the views changes between epochs, also where a run resumes and with workers that stay."""
+"""The size of the views changes between epochs, also in a resumed run and with persistent workers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Make = Callable[..., Any]
 
 
 class Sizes(L.Callback):
-    """Note the side of the views of each epoch."""
+    """Record the side of the views of each epoch."""
 
     def __init__(self) -> None:
         self.seen: dict[int, set[int]] = {}
@@ -26,7 +26,7 @@ class Sizes(L.Callback):
         self.seen.setdefault(trainer.current_epoch, set()).add(batch["views"].shape[-1])
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # where there are fewer than three cores
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on fewer than three cores
 @pytest.mark.parametrize("workers", [0, 2])
 def test_each_epoch_has_its_size(workers: int, make_model: Make, make_data: Make, make_trainer: Make) -> None:
     sizes = Sizes()
@@ -35,7 +35,7 @@ def test_each_epoch_has_its_size(workers: int, make_model: Make, make_data: Make
     assert sizes.seen == {0: {16}, 1: {24}, 2: {24}, 3: {32}}
 
 
-def test_a_resumed_run_goes_on_with_the_size_of_its_epoch(
+def test_a_resumed_run_continues_with_the_size_of_its_epoch(
     make_model: Make, make_data: Make, make_trainer: Make, tmp_path: Path
 ) -> None:
     whole = make_model()
@@ -56,7 +56,7 @@ def test_a_resumed_run_goes_on_with_the_size_of_its_epoch(
 
 
 @pytest.mark.parametrize("sizes", [{}, None, [24], {-1: 24}])
-def test_sizes_that_are_no_schedule_are_refused(sizes: Any) -> None:
+def test_sizes_that_are_not_a_schedule_are_refused(sizes: Any) -> None:
     with pytest.raises(ValueError, match="was given: pass a mapping from epochs, counted from 0, to sides in pixels"):
         ViewSize(sizes)
 
@@ -71,7 +71,7 @@ def test_a_branch_that_is_not_a_recipe_is_refused_before_the_first_step(
         make_trainer(ViewSize({0: 24})).fit(make_model(), make_data(branches=[corner, corner]))
 
 
-def test_a_size_that_views_or_the_backbone_do_not_take_is_refused(
+def test_a_size_not_supported_by_views_or_backbone_is_refused(
     make_model: Make, make_data: Make, make_trainer: Make
 ) -> None:
     with pytest.raises(ValueError, match="size=4"):
@@ -82,5 +82,5 @@ def test_a_size_that_views_or_the_backbone_do_not_take_is_refused(
 
 def test_a_loader_of_another_kind_is_refused(make_model: Make, make_trainer: Make) -> None:
     items = [{"views": torch.zeros(2, 2, 3, 16, 16, dtype=torch.uint8), "image_ids": index} for index in range(8)]
-    with pytest.raises(ValueError, match=r"of a MultiLabelDataModule, and the train loader \(DataLoader\) is another"):
+    with pytest.raises(ValueError, match=r"needs the train loader of a MultiLabelDataModule, but it is a DataLoader"):
         make_trainer(ViewSize({1: 24})).fit(make_model(views_per_step=8), DataLoader(items, batch_size=4))

@@ -1,4 +1,4 @@
-"""What answers at once: help, the version and a misspelt command import nothing heavy, in a process of its own."""
+"""Help, the version and a misspelt command import no large package, in a separate process."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def modules_of(words: list[str], **settings) -> set[str]:
     ],
     ids=" ".join,
 )
-def test_an_answer_imports_nothing_heavy(words: list[str]) -> None:
+def test_help_and_errors_import_no_large_package(words: list[str]) -> None:
     modules = modules_of(words)
     assert "mlssl" in modules
     assert not modules & {*HEAVY, "numpy", "cv2", "PIL"}
@@ -78,7 +78,7 @@ def test_views_imports_neither_torch_nor_lightning_nor_timm(tmp_path: Path) -> N
         ("zzz", "there is no command 'zzz': mlssl --help lists them"),
     ],
 )
-def test_a_misspelt_command_is_answered_with_the_nearest(
+def test_a_misspelt_command_gets_the_nearest_one_suggested(
     word: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([word]) == 2

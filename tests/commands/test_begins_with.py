@@ -1,4 +1,4 @@
-"""What a run begins with: the last checkpoint of a run's folder, or the published weights that a name asks for."""
+"""What a run starts from: the last checkpoint of a run folder, or the published weights in a backbone's name."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ import pytest
 import torch
 
 from mlssl.cli import main
-from mlssl.commands.begins_with import said_of_weights, take_checkpoints_of_runs, take_published_weights
+from mlssl.commands.begins_with import resolve_run_folders, take_published_weights, weights_message
 from mlssl.export import export_backbone
 from mlssl.module import MultiLabelSSLModule
 from mlssl.run_folder import last_checkpoint
 
 
 @pytest.mark.parametrize("option", ["ckpt_path", "start_from"])
-def test_the_folder_of_a_run_stands_for_its_last_checkpoint(option: str, tmp_path: Path) -> None:
+def test_a_run_folder_means_its_last_checkpoint(option: str, tmp_path: Path) -> None:
     last = tmp_path / "checkpoints" / "last.ckpt"
     last.parent.mkdir()
     last.touch()
     settings: dict[str, Any] = {"ckpt_path": None, "start_from": None, option: str(tmp_path)}
-    take_checkpoints_of_runs(settings)
+    resolve_run_folders(settings)
     assert settings[option] == str(last)
-    settings[option] = "best"  # a word of Lightning's own
-    take_checkpoints_of_runs(settings)
+    settings[option] = "best"  # a keyword of Lightning
+    resolve_run_folders(settings)
     assert settings[option] == "best"
 
 
@@ -32,7 +32,7 @@ def test_the_folder_of_a_run_stands_for_its_last_checkpoint(option: str, tmp_pat
 def test_a_run_without_a_checkpoint_is_refused(there: str, tmp_path: Path) -> None:
     (tmp_path / there).mkdir() if there.endswith("/") else (tmp_path / there).touch()
     with pytest.raises(FileNotFoundError, match=r"no checkpoint in .*: the run has not saved any yet"):
-        take_checkpoints_of_runs({"start_from": str(tmp_path)})
+        resolve_run_folders({"start_from": str(tmp_path)})
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_a_name_with_published_weights_loads_them(given: dict[str, Any], backbon
 
 
 @pytest.mark.parametrize("model", [{"backbone": "resnet18", "backbone_kwargs": None}, {"backbone": "a.b"}, {}, None])
-def test_other_models_are_left_alone(model: dict[str, Any] | None) -> None:
+def test_other_models_are_not_changed(model: dict[str, Any] | None) -> None:
     settings = {"model": None if model is None else dict(model)}
     assert take_published_weights(settings) is None
     assert settings == {"model": model}
@@ -63,26 +63,26 @@ def test_a_run_that_takes_all_weights_from_a_checkpoint_loads_no_others() -> Non
     assert settings["model"] == {"backbone": "resnet18", "backbone_kwargs": None}
 
 
-def test_an_unknown_tag_is_refused_with_those_that_there_are() -> None:
+def test_an_unknown_tag_is_refused_and_the_known_ones_are_listed() -> None:
     with pytest.raises(
         ValueError, match=r"'resnet18' has no published weights with the tag 'none', its tags are .*a1.* file: --model"
     ):
         take_published_weights({"model": {"backbone": "resnet18.none", "backbone_kwargs": None}})
 
 
-def test_a_download_that_fails_is_told_in_one_sentence() -> None:
-    said = said_of_weights("resnet18.a1_in1k", OSError("no\nnetwork"))
+def test_a_failed_download_is_reported_in_one_sentence() -> None:
+    said = weights_message("resnet18.a1_in1k", OSError("no\nnetwork"))
     assert said is not None
     assert said.startswith(
         "the published weights of 'resnet18.a1_in1k' cannot be loaded (no network): let this machine"
     )
     assert "--model.backbone resnet18 --model.backbone_kwargs '{pretrained: true, pretrained_cfg_overlay" in said
     assert said.endswith("or resnet18 for an untrained network")
-    assert said_of_weights(None, OSError("no network")) is None
-    assert said_of_weights("resnet18.a1_in1k", ValueError("says what is wrong")) is None
+    assert weights_message(None, OSError("no network")) is None
+    assert weights_message("resnet18.a1_in1k", ValueError("says what is wrong")) is None
 
 
-def test_a_run_begins_with_the_weights_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_starts_from_the_weights_in_its_backbone_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("MLSSL_RUN_FOLDER", "PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
         monkeypatch.setenv(name, "")

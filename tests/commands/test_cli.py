@@ -1,4 +1,4 @@
-"""The command, driven in process; the demo as a process of its own runs beside the tests, from the README."""
+"""The command, called in process; the README's test runs the demo in a separate process."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ def run(tmp_path_factory) -> Path:
     return path
 
 
-def test_a_run_has_a_folder_with_all_that_belongs_to_it(run):
+def test_a_run_has_one_folder_with_all_its_files(run):
     assert run.name.startswith("small-")
     names = {file.relative_to(run).as_posix() for file in run.rglob("*") if file.is_file()}
     assert {"config.yaml", "metrics.csv", "checkpoints/last.ckpt", "exports/backbone.safetensors"} <= names
     assert sum(name.startswith("views/") and name.endswith(".png") for name in names) == 4
 
 
-def test_the_log_holds_losses_probe_collapse_and_throughput(run):
+def test_the_log_contains_losses_probe_collapse_and_throughput(run):
     with (run / "metrics.csv").open() as file:
         logged = {name for row in csv.DictReader(file) for name, value in row.items() if value}
     assert {
@@ -67,7 +67,7 @@ def test_the_log_holds_losses_probe_collapse_and_throughput(run):
     } <= logged
 
 
-def test_the_saved_config_names_every_setting_and_runs_again(run):
+def test_the_saved_config_contains_every_setting_and_runs_again(run):
     settings = yaml.safe_load((run / "config.yaml").read_text())
     assert settings["model"]["backbone"] == "test_resnet"
     assert settings["seed_everything"] == 0
@@ -79,7 +79,7 @@ def test_the_saved_config_names_every_setting_and_runs_again(run):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_hyper_parameters_given_to_the_command_come_back_from_the_checkpoint(run):
+def test_hyper_parameters_are_restored_from_the_checkpoint(run):
     loaded = MultiLabelSSLModule.load_from_checkpoint(run / "checkpoints" / "last.ckpt", weights_only=True)
     assert loaded.hparams["projection_dim"] == 16
     assert loaded.hparams["backbone"] == "test_resnet"
@@ -120,7 +120,7 @@ def test_embeddings_of_a_run_a_checkpoint_and_an_export_are_the_same(run, coco25
     [
         (["-o", "a.txt"], "has an unknown format: use the suffix .safetensors, .npy, .csv, .parquet"),
         (["-o", "a.csv", "--patches", "true"], "is a table, which cannot contain feature maps"),
-        (["-o", "a.npy", "--patches", "true", "--pooling", "max"], "--patches pools nothing"),
+        (["-o", "a.npy", "--patches", "true", "--pooling", "max"], "--patches does not pool"),
         (["-o", "there.csv"], "'there.csv' exists"),
         (["-o", "a.csv", "--batch_size", "0"], "batch_size=0 was given: pass at least 1"),
         (["-o", "a.csv", "--devices", "[tape]"], "there is no device 'tape'"),
@@ -160,7 +160,7 @@ def test_a_folder_of_photographs_trains_without_labels(tmp_path, capsys):
     for index in range(16):
         Image.fromarray(generator.integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(photos / f"{index}.jpg")
     assert main(["fit", "--data.dataset", "folder", "--data.root", str(tmp_path / "photos"), *SMALL]) == 0
-    long = ["--trainer.limit_train_batches", "1.0"]  # two steps, fewer than lie between two lines of the log
+    long = ["--trainer.limit_train_batches", "1.0"]  # two steps, fewer than between two rows of the log
     assert main(["fit", "--data.dataset", "folder", "--data.root", str(tmp_path / "photos"), *SMALL, *long]) == 0
     for metrics in Path("runs").glob("*/metrics.csv"):
         assert "train/loss" in metrics.read_text()
@@ -170,7 +170,7 @@ def test_a_folder_of_photographs_trains_without_labels(tmp_path, capsys):
 @pytest.mark.parametrize(("name", "images"), [("corel5k_resnet18", "corel5k"), ("coco_resnet50", "coco256")])
 def test_a_config_trains_on_real_images(name, images, request):
     root = request.getfixturevalue(images)
-    # A tiny network at full size of views: the config's own ResNet-50 takes minutes here.
+    # A tiny network on views of full size: the config's ResNet-50 takes minutes.
     words = ["fit", "--config", str(CONFIGS / f"{name}.yaml"), "--data.root", str(root)]
     assert main([*words, *SMALL_MODEL, *SMALL_TRAINER, "--data.batch_size", "4", "--data.num_workers", "0"]) == 0
     (folder,) = Path("runs").iterdir()
@@ -216,7 +216,7 @@ BAD_INPUT = {
 
 
 @pytest.mark.parametrize(("words", "message"), BAD_INPUT.values(), ids=BAD_INPUT)
-def test_bad_input_is_said_in_one_line_before_training(words, message, capsys):
+def test_bad_input_is_reported_in_one_line_before_training(words, message, capsys):
     assert main(words) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert lines[-1].startswith("mlssl: error: ")
@@ -224,7 +224,7 @@ def test_bad_input_is_said_in_one_line_before_training(words, message, capsys):
     assert not list(Path().rglob("*.ckpt"))
 
 
-def test_a_file_that_is_no_checkpoint_is_named(coco256, capsys):
+def test_a_file_that_is_not_a_checkpoint_is_named(coco256, capsys):
     photograph = next(coco256.rglob("*.jpg"))
     assert main(["linear", str(photograph)]) == 2
     assert f"{photograph} is not a checkpoint or is damaged" in capsys.readouterr().err
@@ -235,6 +235,6 @@ def test_a_failed_run_leaves_no_empty_folder(tmp_path):
     assert not list(tmp_path.glob("runs/*"))
 
 
-def test_a_traceback_is_shown_where_it_is_asked_for():
+def test_a_traceback_is_shown_on_request():
     with pytest.raises(ValueError, match="overlap"):
         main(["fit", "--data.overlap", "0.7", "--traceback"])

@@ -1,4 +1,4 @@
-"""A module, a data module and functions of the user's own, by the command: from fit to export, and back."""
+"""Custom modules, data modules and functions in the command, from fit to export."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import yaml
 
 from commands.test_run import DATA, MODEL, TRAINER
 from mlssl.cli import main
-from mlssl.commands.custom_code import import_path, imported, is_import_path, make_importable
+from mlssl.commands.custom_code import import_object, import_path, is_import_path, make_importable
 from mlssl.runs import RUN_FOLDER_VARIABLE
 
 PACKAGE = '''
@@ -83,7 +83,7 @@ def config_of(folder: Path) -> dict:
 
 
 @pytest.mark.slow
-def test_a_class_by_its_import_path_is_trained_resumed_reported_exported_and_validated(
+def test_a_class_given_by_import_path_is_trained_resumed_reported_exported_and_validated(
     package: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     chosen = ["--model", f"{package}.MyModule", "--data", f"{package}.MyData"]
@@ -113,7 +113,7 @@ def test_a_class_by_its_import_path_is_trained_resumed_reported_exported_and_val
 
 
 @pytest.mark.slow
-def test_a_config_says_which_class_and_another_one_is_refused(package: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_config_names_the_class_and_another_one_is_refused(package: str, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["fit", *SMALL, "--trainer.max_epochs", "1"]
     assert main([*words, "--model", f"{package}.MyModule"]) == 0
     folder = only_run()
@@ -130,23 +130,23 @@ def test_a_config_says_which_class_and_another_one_is_refused(package: str, caps
 
 def test_a_command_for_a_class_builds_it_and_refuses_another(package: str, capsys: pytest.CaptureFixture[str]) -> None:
     make_importable()
-    own = imported(f"{package}.MyModule", "a test")
+    own = import_object(f"{package}.MyModule", "a test")
     assert main(["fit", *SMALL, "--trainer.max_epochs", "1", "--model.my_argument", "2"], model=own) == 0
     assert config_of(only_run())["model_class"] == f"{package}.MyModule"
     assert main(["fit", *SMALL, "--model", "mlssl.MultiLabelSSLModule"], model=own) == 2
-    assert f"this command is for the class {package}.MyModule, and --model for mlssl" in capsys.readouterr().err
+    assert f"this command is for the class {package}.MyModule, but --model is for mlssl" in capsys.readouterr().err
 
 
-def test_a_datamodule_need_not_take_a_seed(package: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_datamodule_does_not_need_a_seed_argument(package: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         main(["fit", "--data", f"{package}.WithoutSeed", "--print_config"])
     assert yaml.safe_load(capsys.readouterr().out)["data_class"] == f"{package}.WithoutSeed"
 
 
 @pytest.mark.slow
-def test_a_process_of_its_own_finds_a_class_in_the_current_directory_and_a_script_is_three_lines(package: str) -> None:
+def test_a_separate_process_finds_a_class_in_the_current_directory_and_a_script_is_three_lines(package: str) -> None:
     words = ["fit", *SMALL, "--trainer.max_epochs", "1", "--model.my_argument", "3"]
-    # As the console script does, whose first entry of sys.path is not the current directory.
+    # Like the console script: the first entry of sys.path is not the current directory.
     start = "import sys; sys.path.remove(''); from mlssl.cli import main; sys.exit(main())"
     chosen = ["--model", f"{package}.MyModule", "--name", "chosen"]
     subprocess.run([sys.executable, "-c", start, *words, *chosen], check=True, capture_output=True)
@@ -168,14 +168,14 @@ def test_a_process_of_its_own_finds_a_class_in_the_current_directory_and_a_scrip
         ),
         (["--model", "mlssl.module.Nothing"], "--model names 'mlssl.module.Nothing', which cannot be imported"),
         (["--model", "MyModule"], "--model names 'MyModule': pass an import path, such as my_package.MyName"),
-        (["--model", "{package}.NoModule"], "NoModule, which is no LightningModule: pass a class that is one"),
-        (["--data", "{package}.MyModule"], "MyModule, which is no LightningDataModule: pass a class that is one"),
-        (["--model"], "--model was given alone: pass a class, --model my_package.MyModule"),
-        (["--data"], "--data was given alone: pass a class, --data my_package.MyData"),
-        (["--config"], "--config was given alone: pass a YAML file, --config run.yaml"),
+        (["--model", "{package}.NoModule"], "NoModule, which is not a LightningModule: pass a subclass of it"),
+        (["--data", "{package}.MyModule"], "MyModule, which is not a LightningDataModule: pass a subclass of it"),
+        (["--model"], "--model was given without a value: pass a class, --model my_package.MyModule"),
+        (["--data"], "--data was given without a value: pass a class, --data my_package.MyData"),
+        (["--config"], "--config was given without a value: pass a YAML file, --config run.yaml"),
     ],
 )
-def test_what_is_no_class_is_said_in_one_line(
+def test_a_path_that_is_not_a_class_is_reported_in_one_line(
     words: list[str], message: str, package: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["fit", *[word.replace("{package}", package) for word in words]]) == 2
@@ -188,17 +188,17 @@ class OfAScript:
     """Stands for a class that a script defines."""
 
 
-def test_an_import_path_is_the_shortest_that_leads_to_the_class(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_import_path_is_the_shortest_path_to_the_class(monkeypatch: pytest.MonkeyPatch) -> None:
     from mlssl.module import MultiLabelSSLModule
 
     assert import_path(MultiLabelSSLModule) == "mlssl.MultiLabelSSLModule"
-    assert imported(import_path(MultiLabelSSLModule), "a test") is MultiLabelSSLModule
+    assert import_object(import_path(MultiLabelSSLModule), "a test") is MultiLabelSSLModule
     monkeypatch.setattr(OfAScript, "__module__", "__main__")
     monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
     monkeypatch.setattr(sys.modules["__main__"], "__file__", "/somewhere/train.py", raising=False)
     assert import_path(OfAScript) == "train.OfAScript"
 
 
-def test_an_import_path_is_told_from_other_text() -> None:
+def test_import_paths_are_distinguished_from_other_text() -> None:
     assert is_import_path("my_package.my_form")
     assert not any(map(is_import_path, ("log_of_sum", "gated(0.3)", "custom my.form", ".a", "a.", "0.3", 0.3, None)))

@@ -1,4 +1,4 @@
-"""The end of a fit: what came out, and two commands that work as they are printed."""
+"""The end of a fit: the results, and two commands that work as printed."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def sets(labelled: bool = True) -> dict[str, Any]:
     return {"train": Records([train.path(place) for place in range(40)], decode=train.decode)}
 
 
-def test_the_end_says_scores_time_folder_and_what_next(tmp_path: Path) -> None:
+def test_the_end_prints_scores_time_folder_and_next_commands(tmp_path: Path) -> None:
     log = "step,epoch,probe/mAP\n10,0,0.2\n20,1,0.4\n30,2,0.3\n"
     (tmp_path / "metrics.csv").write_text(log)
     (tmp_path / "exports").mkdir()
-    said = end_block(tmp_path, 605.0, 30, Comparison(0.2, 0.35, 400, 300), "the untrained network", ["mlssl report x"])
+    said = end_block(tmp_path, 605.0, 30, Comparison(0.2, 0.35, 400, 300), "untrained network", ["mlssl report x"])
     text = " ".join(said.split())
-    assert text.startswith("probe mAP 0.400 at best, in epoch 2; 0.300 at the end compared linear probe on frozen")
-    assert "mAP on 300 val images after 400 training images: the untrained network 0.200, this one 0.350" in text
+    assert text.startswith("probe best mAP 0.400 in epoch 2, 0.300 at the end compared linear probe on frozen")
+    assert "400 training images, mAP on 300 val images: untrained network 0.200, trained network 0.350" in text
     assert "(+0.150) time 10 min for 30 steps folder" in text
     assert text.endswith("with metrics.csv, exports/ next: mlssl report x")
     (tmp_path / "metrics.csv").unlink()
@@ -55,10 +55,10 @@ def test_the_end_says_scores_time_folder_and_what_next(tmp_path: Path) -> None:
 def test_both_networks_are_scored_on_the_same_images() -> None:
     data = MultiLabelDataModule(**sets(), batch_size=8, size=32, num_workers=0)
     network = MultiLabelSSLModule("test_resnet", projection_dim=16, predictor_dim=8)
-    found = compare(network, network, data, 30)
-    assert found is not None
-    assert found.start == found.end
-    assert (found.train_images, found.val_images) == (30, 30)
+    comparison = compare(network, network, data, 30)
+    assert comparison is not None
+    assert comparison.start == comparison.end
+    assert (comparison.train_images, comparison.val_images) == (30, 30)
     assert compare(network, network, data, 1) is None  # no held-out part
     assert compare(network, network, MultiLabelDataModule(**sets(labelled=False), batch_size=8, size=32), 30) is None
 
@@ -105,7 +105,7 @@ def test_a_failed_start_leaves_no_folder_and_no_run_in_weights_and_biases(
     assert not list(Path("runs").iterdir())
 
 
-def test_a_run_that_fails_in_its_first_step_takes_its_folder_along_and_a_later_one_does_not(
+def test_a_run_that_fails_in_its_first_step_removes_its_folder_and_a_later_failure_does_not(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     step = MultiLabelSSLModule.training_step

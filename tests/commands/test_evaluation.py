@@ -42,7 +42,7 @@ def test_two_backbones_in_one_table_with_its_files(capsys: pytest.CaptureFixture
         assert column in lines[2]
     assert [line.split()[:2] for line in lines[3:5]] == [["test_resnet", "(untrained)"], ["test_vit", "(untrained)"]]
     assert lines[6].startswith("test_vit (untrained) − test_resnet (untrained)  ")
-    assert lines[7].startswith("positives among the test images; 0 of 12 classes")
+    assert lines[7].startswith("positives in the test images; 0 of 12 classes")
     assert "images/s" in shown.err, "a bar"
 
     folder, written = results("linear")
@@ -65,7 +65,7 @@ def test_two_backbones_in_one_table_with_its_files(capsys: pytest.CaptureFixture
     files = "average_precision.png, classes.csv, differences.csv, results.json, table.csv"
     assert lines[-1] == f"{folder}: {files}"
 
-    # A second time the features are there, and another folder gets the same numbers.
+    # The second time the features are cached, and another folder gets the same numbers.
     assert main(["knn", "test_resnet", "--cache", "features", "--k", "20", *SMALL]) == 0
     _, neighbors = results("knn")
     assert neighbors["results"][0]["mAP"] == pytest.approx(written["results"][0]["knn_mAP"])
@@ -88,9 +88,9 @@ def test_a_protocol_that_trains_runs_by_its_name(coco256: Path, capsys: pytest.C
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == (
         "coco-448: 128 training images of 'train2017', 128 test images of 'val2017', 80 classes, threshold 0.5, "
-        "the last of 1 epochs is reported, where the protocol has 100"
+        "the last of 1 epochs is reported; the protocol has 100"
     )
-    assert any(line.startswith("no positive among the test images for") for line in lines)
+    assert any(line.startswith("no positive in the test images for") for line in lines)
     _, written = results("linear")
     assert written["results"][0]["classes"] < 80
     assert written["settings"]["protocol"] == "coco-448"
@@ -132,13 +132,16 @@ BAD_INPUT = {
     ),
     "epochs without a protocol": (
         ["linear", "test_resnet", "--epochs", "3", *SMALL],
-        "--epochs 3 was given, and nothing is trained by epochs here: leave it out, or pass a protocol that trains",
+        "--epochs 3 was given, but nothing is trained by epochs here: leave it out, or pass a protocol that trains",
     ),
     "epochs and a protocol that has none": (
         ["linear", "test_resnet", "--protocol", "corel5k", "--root", ".", "--epochs", "3"],
-        "--epochs 3 was given, and nothing is trained by epochs here",
+        "--epochs 3 was given, but nothing is trained by epochs here",
     ),
-    "more neighbours than images": (["knn", "test_resnet", "--k", "2001", *SMALL], "k=2001 neighbours were asked for"),
+    "more neighbours than images": (
+        ["knn", "test_resnet", "--k", "2001", *SMALL],
+        "k=2001 was given, but there are 2000",
+    ),
     "a data set that is missing": (["linear", "test_resnet", "--dataset", "coco", "--root", "nowhere"], "nowhere"),
     "a threshold out of range": (["linear", "test_resnet", "--threshold", "2", *SMALL], "threshold=2.0 was given"),
     "a weight of nothing": (["linear", "test_resnet", "--pos_weight", "0", *SMALL], "pos_weight=0"),
@@ -148,7 +151,7 @@ BAD_INPUT = {
 
 
 @pytest.mark.parametrize(("words", "message"), BAD_INPUT.values(), ids=BAD_INPUT)
-def test_bad_input_is_said_in_one_line_before_any_pass(
+def test_bad_input_is_reported_in_one_line_before_any_pass(
     words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(words) == 2
@@ -167,7 +170,7 @@ def test_a_set_without_labels_is_refused(coco256: Path, capsys: pytest.CaptureFi
 
 
 def voc_tree(root: Path, year: str, split: str, count: int, seed: int) -> None:
-    """A VOCdevkit with photographs whose colour says what is in them."""
+    """A VOCdevkit with images whose colour determines their labels."""
     generator = np.random.default_rng(seed)
     base = root / f"VOC{year}"
     for name in ("ImageSets/Main", "Annotations", "JPEGImages"):
@@ -189,7 +192,7 @@ def voc_tree(root: Path, year: str, split: str, count: int, seed: int) -> None:
 
 
 @pytest.mark.parametrize("protocol", ["voc12-to-voc07", "voc07-svm"])
-def test_voc_protocols_run_on_a_tree_of_vocs(protocol: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_voc_protocols_run_on_a_voc_folder(protocol: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for number, (year, split) in enumerate((("2012", "trainval"), ("2007", "trainval"), ("2007", "test"))):
         voc_tree(tmp_path / "VOCdevkit", year, split, 24, number)
     words = ["linear", "test_resnet", "--protocol", protocol, "--root", str(tmp_path / "VOCdevkit"), "--num_workers"]

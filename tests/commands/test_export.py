@@ -1,4 +1,4 @@
-"""`mlssl export`: every format by its word, and one line for every wrong input."""
+"""`mlssl export`: every format by name, and one line for every wrong input."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def test_a_format_is_written_and_its_check_and_difference_printed(
     printed = capsys.readouterr().out
     assert f"{path}: format {format}, checked by" in printed
     assert check.format(path=path) in printed
-    assert "largest difference of its features: " in printed
-    if format != "onnx":  # whose exporter takes seconds
+    assert "largest difference in a feature: " in printed
+    if format != "onnx":  # its exporter takes seconds
         assert main(["export", str(checkpoint), "-o", str(path), "--format", format, "--overwrite", "true"]) == 0
 
 

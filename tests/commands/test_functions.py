@@ -1,4 +1,4 @@
-"""A form and positives of the user's own, by their import path on the command line and in a config."""
+"""A custom form and custom positives, by import path on the command line and in a config."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 @pytest.mark.slow
-def test_functions_are_imported_used_kept_as_text_and_found_by_resume(
+def test_functions_are_imported_used_saved_as_text_and_found_on_resume(
     own: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["--model.form", f"{own}.my_form", "--model.positives", f"{own}.my_positives"]
@@ -59,20 +59,20 @@ def test_functions_are_imported_used_kept_as_text_and_found_by_resume(
     Path("called").unlink()
     assert main(["fit", "--resume", str(folder), "--trainer.max_epochs", "2"]) == 0
     assert Path("called").exists()
-    # Who has the checkpoint alone passes them again to train; features need neither.
+    # To train from the checkpoint alone, pass them again; features need neither.
     few = [*TRAINER, *DATA, "--trainer.limit_val_batches", "1"]
     assert main(["validate", "--ckpt_path", str(last), *few]) == 0
     capsys.readouterr()
     assert main(["fit", "--ckpt_path", str(last), *TRAINER, *DATA, "--trainer.max_epochs", "3"]) == 2
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert (
-        f"trained with form='custom {own}.my_form', a function that it does not hold: pass it again, --model.form"
+        f"trained with form='custom {own}.my_form', a function that it does not contain: pass it again, --model.form"
         in line
     )
     assert main(["fit", "--ckpt_path", str(last), *TRAINER, *DATA, "--trainer.max_epochs", "3", *words]) == 0
 
 
-def test_names_of_the_library_stay_text(own: str) -> None:
+def test_names_of_the_library_remain_text(own: str) -> None:
     words = ["--model.form", "mean_of_logs", "--model.positives", "gated(0.3)", "--trainer.max_epochs", "1"]
     assert main(["fit", *SMALL, *words]) == 0
     (last,) = Path("runs").glob("*/checkpoints/last.ckpt")
@@ -88,7 +88,7 @@ def test_names_of_the_library_stay_text(own: str) -> None:
         (["--model.form", "log_of_sums"], "log_of_sum"),
     ],
 )
-def test_what_is_no_function_is_said_in_one_line(
+def test_a_path_that_is_not_a_function_is_reported_in_one_line(
     words: list[str], message: str, own: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["fit", *SMALL, *[word.replace("{own}", own) for word in words]]) == 2

@@ -1,4 +1,4 @@
-"""Hyper-parameters of a checkpoint that somebody else wrote: plain values are taken, and nothing is imported."""
+"""Hyper-parameters of an untrusted checkpoint: plain values are used, and nothing is imported."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ TRAP = "open('trapped', 'w').close()\n\n\ndef trap(*arguments, **settings):\n   
 
 
 class Base:
-    """Takes what a base class takes."""
+    """Takes the arguments of its base class."""
 
     def __init__(self, width: int = 1, name: str = "a", network: str | nn.Module = "b") -> None: ...
 
 
 class Own(Base):
-    """Takes more, of many types."""
+    """Takes more arguments, of many types."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ def test_plain_values_of_known_arguments_are_taken() -> None:
     ],
     ids=str,
 )
-def test_what_the_parser_would_make_an_object_of_is_left_out(given: dict[str, Any]) -> None:
+def test_values_that_the_parser_would_instantiate_are_left_out(given: dict[str, Any]) -> None:
     assert plain_hyper_parameters(given, Own, "a.ckpt") == {}
 
 
@@ -92,14 +92,14 @@ def test_code_at_any_depth_is_refused(given: dict[str, Any]) -> None:
         plain_hyper_parameters(given, Own, "a.ckpt")
 
 
-def test_what_lightning_itself_writes_is_passed_over() -> None:
+def test_entries_that_lightning_writes_are_ignored() -> None:
     given = {"_instantiator": "lightning.pytorch.cli.instantiate_module", "width": 2}
     assert plain_hyper_parameters(given, Own, "a.ckpt") == {"width": 2}
 
 
 @pytest.fixture
 def trap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Name of a module that leaves a file where it is imported."""
+    """Name of a module that writes a file when it is imported."""
     monkeypatch.chdir(tmp_path)
     for name in (RUN_FOLDER_VARIABLE, "PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
         monkeypatch.setenv(name, "")
@@ -124,7 +124,7 @@ def received(**changes: Any) -> str:
 
 @pytest.mark.parametrize("command", ["fit", "validate"])
 @pytest.mark.parametrize("name", ["form", "positives", "backbone"])
-def test_a_path_in_a_received_checkpoint_is_imported_by_no_command(
+def test_no_command_imports_a_path_from_a_received_checkpoint(
     command: str, name: str, trap: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [*TRAINER, *DATA, "--ckpt_path", received(**{name: f"{trap}.trap"})]
@@ -145,7 +145,7 @@ def test_code_in_a_received_checkpoint_is_refused_in_one_line(
         assert not Path("trapped").exists()
 
 
-def test_a_file_without_hyper_parameters_is_said(trap: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_without_hyper_parameters_is_reported(trap: str, capsys: pytest.CaptureFixture[str]) -> None:
     said = {
         "other.ckpt has no state_dict, so it is not a Trainer checkpoint": [1],
         "The entry 'hyper_parameters' of other.ckpt does not have": {"hyper_parameters": [1], "state_dict": {}},
@@ -156,7 +156,7 @@ def test_a_file_without_hyper_parameters_is_said(trap: str, capsys: pytest.Captu
         assert message in capsys.readouterr().err
 
 
-def test_settings_of_a_checkpoint_yield_to_those_that_were_given(trap: str) -> None:
+def test_given_settings_override_those_of_a_checkpoint(trap: str) -> None:
     path = received(base_lr=0.5, contrastive_weight=2.0)
     few = ["--trainer.limit_val_batches", "1", "--model.base_lr", "0.25"]
     Path(f"{trap}_callback.py").write_text(

@@ -1,4 +1,4 @@
-"""LightningCLI's private names that one file uses: each is there and does what the file takes it for."""
+"""LightningCLI's private names that one file uses: each exists and behaves as that file expects."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ class Model(L.LightningModule):
 
 
 class Told(OpenCLI):
-    """Notes what it is told, and trains nothing."""
+    """Records its calls, and trains nothing."""
 
     def read_checkpoint(self) -> None:
-        """Called with the settings parsed and nothing built."""
+        """Called when the settings are parsed and nothing is built."""
         assert not hasattr(self, "config_init")
         self.read = self.settings.ckpt_path
         self.settings.model.width = 5
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Without Lightning's look at the words of the process."""
+        """Parse without Lightning's check of the process's words."""
         self.config = parser.parse_args(args)
 
     def fit(self, *_: Any, **__: Any) -> None:
@@ -44,28 +44,28 @@ def told(*words: str) -> Told:
     return Told(Model, Data, save_config_callback=None, seed_everything_default=False, args=["fit", *words])
 
 
-def test_subcommand_parsers_are_those_of_the_commands_and_parser_is_that_of_the_given_one() -> None:
+def test_there_is_a_parser_per_command_and_one_of_the_given_command() -> None:
     cli = told()
     assert cli.command_parsers.keys() == {"fit", "validate", "test"}
     assert all(isinstance(one, LightningArgumentParser) for one in cli.command_parsers.values())
     assert cli.command_parser is cli.command_parsers["fit"]
 
 
-def test_get_gives_what_was_built() -> None:
+def test_get_returns_built_objects() -> None:
     cli = told("--trainer.max_epochs", "3")
     assert isinstance(cli.built("model"), Model)
     assert cli.built("nothing", 7) == 7
     assert cli.settings.trainer.max_epochs == 3
 
 
-def test_parse_ckpt_path_is_where_a_checkpoint_is_read_and_what_it_changes_is_built(tmp_path: Path) -> None:
+def test_parse_ckpt_path_reads_the_checkpoint_and_its_changes_are_built(tmp_path: Path) -> None:
     (tmp_path / "a.ckpt").write_text("what LightningCLI itself would fail at")
     cli = told("--ckpt_path", str(tmp_path / "a.ckpt"))
     assert cli.read == str(tmp_path / "a.ckpt")
     assert cli.model.width == 5
 
 
-def test_no_other_file_of_the_commands_uses_them() -> None:
+def test_no_other_file_of_the_commands_uses_private_names() -> None:
     folder = Path(__file__).resolve().parents[2] / "mlssl"
     private = ("self._get(", "self._parser(", "_subcommand_parsers", "_parse_ckpt_path")
     users = {path.name for path in folder.rglob("*.py") if any(one in path.read_text() for one in private)}

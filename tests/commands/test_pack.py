@@ -82,7 +82,7 @@ def test_a_folder_is_packed_without_a_val_set_and_trains(coco256: Path, capsys: 
         (["nowhere"], "no folder 'nowhere'"),
         (["nowhere", "--dataset", "coco"], "no folder 'nowhere'"),
         (["."], "no image below"),
-        (["photos", "--dataset", "synthetic"], "dataset='synthetic' has no image files to pack: say which format"),
+        (["photos", "--dataset", "synthetic"], "dataset='synthetic' has no image files to pack: pass the format of"),
         (["photos", "--dataset", "shards"], "dataset='shards' has no image files to pack"),
         (["photos", "--megabytes", "0"], "megabytes=0 was given: pass the size of an archive, at least 1"),
         (["nowhere", "--megabytes", "0"], "megabytes=0 was given"),  # before anything is read
@@ -92,7 +92,7 @@ def test_a_folder_is_packed_without_a_val_set_and_trains(coco256: Path, capsys: 
         ([], "root"),
     ],
 )
-def test_bad_input_is_said_in_one_line(
+def test_bad_input_is_reported_in_one_line(
     words: list[str], message: str, coco256: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if words[:1] == ["photos"]:

@@ -1,4 +1,4 @@
-"""What is logged and warned is shown where it is about the user's work, and left out where it is about packages."""
+"""Messages about the user's input are shown, and messages about packages are hidden."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PACKAGES = "/usr/lib/python3/site-packages"
 
 
 def lightning_says(text: str) -> None:
-    """Log as a file of Lightning's does."""
+    """Log like a file of Lightning."""
     record = logging.LogRecord("", logging.INFO, f"{PACKAGES}/lightning/pytorch/setup.py", 1, text, None, None)
     logging.getLogger("lightning.pytorch").handle(record)
 
@@ -34,7 +34,7 @@ def test_remarks_of_lightning_are_left_out_and_those_of_mlssl_are_not(
 
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("verbose", [False, True])
-def test_warnings_about_the_users_work_come_as_one_line(verbose: bool, capsys: pytest.CaptureFixture[str]) -> None:
+def test_warnings_about_the_users_input_take_one_line(verbose: bool, capsys: pytest.CaptureFixture[str]) -> None:
     with warnings.catch_warnings(), quiet(verbose):
         warnings.simplefilter("always")
         warnings.warn("old", FutureWarning, stacklevel=1)

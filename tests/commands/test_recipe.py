@@ -1,4 +1,4 @@
-"""`mlssl fit --recipe`: it yields to a config, and both to the other words."""
+"""`mlssl fit --recipe`: a config overrides it, and other words override both."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def printed(capsys: pytest.CaptureFixture[str], *words: str) -> dict:
     return yaml.safe_load(capsys.readouterr().out)
 
 
-def test_a_recipe_yields_to_a_config_and_both_to_words_in_whatever_order(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_config_overrides_a_recipe_and_words_override_both_in_any_order(capsys: pytest.CaptureFixture[str]) -> None:
     Path("run.yaml").write_text("model: {contrastive_weight: 3.0, temperature: 0.6}\n")
     words = ["--model.temperature", "0.7", "--config", "run.yaml", "--recipe", "mine.yaml"]
     settings = printed(capsys, *words)
@@ -48,7 +48,7 @@ def test_a_recipe_yields_to_a_config_and_both_to_words_in_whatever_order(capsys:
     assert settings["recipe"] == "mine.yaml"
 
 
-def test_callbacks_of_a_recipe_are_added_but_for_those_of_a_class_that_was_given(
+def test_callbacks_of_a_recipe_are_added_except_those_of_a_given_class(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     own = json.dumps([{"class_path": "mlssl.callbacks.OnlineKNN", "init_args": {"k": 7}}])
@@ -61,7 +61,7 @@ def test_callbacks_of_a_recipe_are_added_but_for_those_of_a_class_that_was_given
     assert [one["init_args"].get("k") for one in alone] == [5, None]
 
 
-def test_a_run_records_its_recipe_and_goes_on_without_its_file(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_records_its_recipe_and_resumes_without_its_file(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fit", *SMALL, "--recipe", "mine.yaml", "--trainer.max_epochs", "1"]) == 0
     (folder,) = Path("runs").glob("*")
     settings = yaml.safe_load((folder / "config.yaml").read_text())
@@ -71,12 +71,12 @@ def test_a_run_records_its_recipe_and_goes_on_without_its_file(capsys: pytest.Ca
     assert main(["fit", "--resume", str(folder), "--trainer.max_epochs", "2"]) == 0
     assert yaml.safe_load((folder / "config.yaml").read_text())["recipe"] == "mine.yaml"
     assert main(["fit", "--resume", str(folder), "--recipe", "paper"]) == 2
-    assert "--recipe is for a new run, and --resume goes on with the settings of its own" in capsys.readouterr().err
+    assert "--recipe is for a new run, --resume keeps the settings of its run" in capsys.readouterr().err
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The number of training batches")
-def test_mlssl_trains_resumes_and_exports_and_what_is_given_next_to_it_wins(capsys: pytest.CaptureFixture[str]) -> None:
+def test_mlssl_trains_resumes_and_exports_and_options_override_it(capsys: pytest.CaptureFixture[str]) -> None:
     given = ["--recipe", "mlssl", "--model.base_lr", "0.004", "--trainer.max_epochs", "1"]
     assert main(["fit", *SMALL, *given]) == 0
     (folder,) = Path("runs").glob("*")
@@ -118,11 +118,13 @@ def test_the_paper_changes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["--recipe", "papre"], "recipe 'papre' is unknown: did you mean 'paper'"),
         (["--recipe", "nowhere.yaml"], "no file 'nowhere.yaml'"),
-        (["--recipe"], "--recipe was given alone: pass a recipe, --recipe paper, or a YAML file"),
+        (["--recipe"], "--recipe was given without a value: pass a recipe, --recipe paper, or a YAML file"),
         (["--recipe", "wrong.yaml"], "there is no setting 'model.base_lrr', did you mean 'model.base_lr'?"),
     ],
 )
-def test_a_wrong_recipe_is_said_in_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_recipe_is_reported_in_one_line(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     Path("wrong.yaml").write_text("model: {base_lrr: 0.1}")
     assert main(["fit", *words]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()

@@ -1,4 +1,4 @@
-"""Tables of an evaluation on numbers made up: differences, rare classes, files and the picture."""
+"""Tables of an evaluation on made-up numbers: differences, rare classes, files and the plot."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from mlssl.commands.evaluation import with_size_of_run
+from mlssl.commands.evaluation import with_run_size
 from mlssl.commands.evaluation_options import EvaluationOptions
-from mlssl.commands.results import Found, differences, print_counts, print_table, write_results
+from mlssl.commands.results import BackboneResult, differences, print_positives, print_table, write_results
 from mlssl.drawing.classes import Bars, draw_average_precision
 from mlssl.evaluation.bootstrap import interval_of, resample
 from mlssl.evaluation.classes import ClassCounts
@@ -21,7 +21,7 @@ from mlssl.weights.sources import Backbone
 CLASSES = ClassCounts(["sky $5 to $9", "hot dog", "toaster"], [40, 9, 0], [30, 9, 0])
 
 
-def found(name: str, noise: float) -> Found:
+def found(name: str, noise: float) -> BackboneResult:
     generator = torch.Generator().manual_seed(0)
     targets = torch.zeros(60, 3, dtype=torch.int8)
     for column, positives in enumerate(CLASSES.test):
@@ -31,15 +31,17 @@ def found(name: str, noise: float) -> Found:
     by_class = average_precision(scores, targets)
     mean = by_class.nanmean().item()
     numbers = {"mAP": mean, "interval": interval_of(resampled.means, mean)}
-    return Found(name, {"mAP": f"{mean:.3f}"}, numbers, by_class, resampled)
+    return BackboneResult(name, {"mAP": f"{mean:.3f}"}, numbers, by_class, resampled)
 
 
 @pytest.fixture(scope="module")
-def three() -> list[Found]:
+def three() -> list[BackboneResult]:
     return [found("resnet18 (untrained)", 2.0), found("runs/a", 0.6), found("runs/b", 0.6)]
 
 
-def test_each_two_are_compared_on_the_same_resamples(three: list[Found], capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_pair_is_compared_on_the_same_resamples(
+    three: list[BackboneResult], capsys: pytest.CaptureFixture[str]
+) -> None:
     rows = differences(three)
     pairs = [("runs/a", "resnet18 (untrained)"), ("runs/b", "resnet18 (untrained)"), ("runs/b", "runs/a")]
     assert [(one.numbers["of"], one.numbers["minus"]) for one in rows] == pairs
@@ -58,12 +60,14 @@ def test_each_two_are_compared_on_the_same_resamples(three: list[Found], capsys:
 
 
 def test_rare_classes_are_counted_and_marked_and_a_long_list_is_cut(capsys: pytest.CaptureFixture[str]) -> None:
-    print_counts(CLASSES)
+    print_positives(CLASSES)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("positives among the test images; 2 of 3 classes, marked *, have fewer than 10, and mAP")
+    assert lines[0].startswith(
+        "positives in the test images; 2 of 3 classes, marked *, have fewer than 10 and are left"
+    )
     assert lines[1] == "  sky $5 to $9 30, hot dog 9*, toaster 0*"
     names = [f"class {number}" for number in range(5000)]
-    print_counts(ClassCounts(names, [3] * 5000, list(range(5000))))
+    print_positives(ClassCounts(names, [3] * 5000, list(range(5000))))
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].startswith("  class 4999 4999, class 4998 4998, ")
     assert lines[-1].endswith("and 4800 more in classes.csv")
@@ -71,7 +75,7 @@ def test_rare_classes_are_counted_and_marked_and_a_long_list_is_cut(capsys: pyte
     assert len(lines) < 60
 
 
-def test_files_hold_what_the_screen_shows(three: list[Found], tmp_path: Path) -> None:
+def test_files_contain_what_the_screen_shows(three: list[BackboneResult], tmp_path: Path) -> None:
     folder = write_results(str(tmp_path), "linear", three, differences(three), CLASSES, {"seed": 0})
     content = json.loads((folder / "results.json").read_text())
     assert content["positives"]["hot dog"] == {"train": 9, "test": 9, "rare": True}
@@ -97,7 +101,9 @@ def test_files_hold_what_the_screen_shows(three: list[Found], tmp_path: Path) ->
     assert not (alone / "differences.csv").exists()
 
 
-def test_the_legend_lies_off_the_bars_and_classes_have_counts_and_intervals(three: list[Found], tmp_path: Path) -> None:
+def test_the_legend_does_not_cover_the_bars_and_classes_have_counts_and_intervals(
+    three: list[BackboneResult], tmp_path: Path
+) -> None:
     bars = [Bars(one.source, one.average_precision, one.resampled.class_intervals) for one in three]
     figure = draw_average_precision(tmp_path / "bars.png", bars, CLASSES)
     (axes,), (legend,) = figure.axes, figure.legends
@@ -112,7 +118,7 @@ def test_the_size_of_images_is_that_of_the_first_run_unless_one_is_given() -> No
     plain, small, other = (Backbone(network, history={"data": text}) for text in ("{}", '{"size": 64}', '{"size": 32}'))
     of_corel = Backbone(network, history={"data": '{"size": 64, "eval_size": [128, 192]}'})
     options = EvaluationOptions()
-    assert with_size_of_run(options, [plain, Backbone(network)]).eval_size is None
-    assert with_size_of_run(options, [plain, small, other]).eval_size == 64
-    assert with_size_of_run(options, [of_corel]).eval_size == (128, 192)
-    assert with_size_of_run(EvaluationOptions(eval_size=48), [small]).eval_size == 48
+    assert with_run_size(options, [plain, Backbone(network)]).eval_size is None
+    assert with_run_size(options, [plain, small, other]).eval_size == 64
+    assert with_run_size(options, [of_corel]).eval_size == (128, 192)
+    assert with_run_size(EvaluationOptions(eval_size=48), [small]).eval_size == 48

@@ -1,4 +1,4 @@
-"""A run's folder, its loggers, its resume, and what `mlssl fit` says to wrong words."""
+"""A run's folder, its loggers, its resume, and the errors of `mlssl fit` for wrong words."""
 
 from __future__ import annotations
 
@@ -76,12 +76,12 @@ def one_epoch(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(one_epoch: Path) -> Path:
-    """A copy of that run, to go on from."""
+    """A copy of that run, to resume."""
     return shutil.copytree(one_epoch, Path("runs") / one_epoch.name)
 
 
 def fit(*words: str) -> Path:
-    """Folder of a run that ended well."""
+    """Folder of a finished run."""
     before = set(Path("runs").glob("*"))
     assert main(["fit", *SMALL, *words]) == 0
     (folder,) = set(Path("runs").glob("*")) - before
@@ -122,7 +122,7 @@ def records_of(path: Path) -> Iterator[Any]:
 
 
 @pytest.mark.slow
-def test_a_run_in_weights_and_biases_holds_scalars_pictures_config_and_summary(tmp_path: Path) -> None:
+def test_a_run_in_weights_and_biases_contains_scalars_pictures_config_and_summary(tmp_path: Path) -> None:
     words = ["--trainer.logger", "WandbLogger", "--trainer.logger.offline", "true", "--trainer.logger.project", "shelf"]
     folder = fit("--name", "shelf", "--trainer.max_epochs", "2", *words)
     wandb.teardown()  # waits until the service has written everything
@@ -166,7 +166,7 @@ def test_a_run_in_weights_and_biases_holds_scalars_pictures_config_and_summary(t
     assert len(list(Path("runs").iterdir())) == 1
 
 
-def test_tensorboard_gets_the_same(tmp_path: Path) -> None:
+def test_tensorboard_gets_the_same_entries(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing import event_accumulator as accumulator  # takes seconds
 
     words = ["--trainer.logger", "TensorBoardLogger", "--trainer.logger.save_dir", "."]
@@ -181,15 +181,15 @@ def test_tensorboard_gets_the_same(tmp_path: Path) -> None:
     )
 
 
-def test_a_logger_with_a_place_of_its_own_keeps_it(tmp_path: Path) -> None:
+def test_a_logger_with_its_own_folder_keeps_it(tmp_path: Path) -> None:
     logger = WandbLogger(save_dir="elsewhere", offline=True)
     assert logger_in_folder(logger, {"save_dir": "elsewhere"}, tmp_path) is logger
 
 
-def test_who_is_not_logged_in_is_told_how_to_go_offline(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_login_the_error_names_the_offline_option(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fit", *SMALL, "--trainer.max_epochs", "1", "--trainer.logger", "WandbLogger"]) == 2
     line = capsys.readouterr().err.strip().splitlines()[-1]
-    assert line.startswith("mlssl: error: Weights & Biases does not take the run (")
+    assert line.startswith("mlssl: error: Weights & Biases refused the run (")
     assert line.endswith(
         "log in with `wandb login`, or pass --trainer.logger.offline true and send it later with `wandb sync`."
     )
@@ -200,7 +200,7 @@ def test_who_is_not_logged_in_is_told_how_to_go_offline(capsys: pytest.CaptureFi
 
 
 @pytest.mark.slow
-def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_run_resumes_as_if_uninterrupted(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = fit("--name", "whole", "--trainer.max_epochs", "2")
     step = MultiLabelSSLModule.training_step
 
@@ -214,7 +214,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(monkeypatch: pytes
         assert main(["fit", *SMALL, "--name", "cut", "--trainer.max_epochs", "2"]) == 2
     (cut,) = Path("runs").glob("cut-*")
     config = (cut / "config.yaml").read_text()
-    assert len(rows(cut)) == 6  # two steps of the second epoch lie after its last checkpoint
+    assert len(rows(cut)) == 6  # two steps of the second epoch are after its last checkpoint
     assert main(["fit", "--resume", str(cut)]) == 0
     assert rows(cut) == rows(whole)
     first, second = last_weights(whole), last_weights(cut)
@@ -223,11 +223,11 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(monkeypatch: pytes
     assert not list(cut.glob("config-before-*"))
 
 
-def test_no_logger_at_all_is_no_error(one_epoch: Path) -> None:
+def test_a_run_without_a_logger_is_not_an_error(one_epoch: Path) -> None:
     assert read_log(one_epoch).keys() >= SCALARS
 
 
-def test_a_run_goes_on_for_more_epochs_and_nothing_of_it_is_lost(run: Path) -> None:
+def test_a_run_resumes_for_more_epochs_and_nothing_is_lost(run: Path) -> None:
     files = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.suffix in (".png", ".csv")}
     export = (run / "exports" / "backbone.safetensors").read_bytes()
     assert main(["fit", "--resume", str(run), "--trainer.max_epochs", "3"]) == 0
@@ -248,7 +248,7 @@ def steps_of_last(folder: Path) -> int:
 
 
 @pytest.mark.slow
-def test_a_run_that_was_moved_copied_or_linked_goes_on_from_its_newest_checkpoint(run: Path) -> None:
+def test_a_moved_copied_or_linked_run_resumes_from_its_newest_checkpoint(run: Path) -> None:
     places = [shutil.copytree(run, Path("copied")), run.rename("moved"), Path("linked")]
     places[2].symlink_to("moved")
     logged = {name: [row["step"] for row in rows(Path(name))] for name in ("moved", "copied")}
@@ -273,7 +273,7 @@ def test_a_run_that_was_moved_copied_or_linked_goes_on_from_its_newest_checkpoin
         (["--trainer.max_epochs", "1"], ["--trainer.max_epochs", "3"]),
     ],
 )
-def test_a_run_that_is_extended_goes_on_as_one_that_was_as_long_from_the_start(
+def test_an_extended_run_continues_as_one_that_was_as_long_from_the_start(
     before: list[str], after: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     step, seen = MultiLabelSSLModule.training_step, []
@@ -284,7 +284,7 @@ def test_a_run_that_is_extended_goes_on_as_one_that_was_as_long_from_the_start(
         return step(self, batch, batch_idx)
 
     monkeypatch.setattr(MultiLabelSSLModule, "training_step", looks)
-    monkeypatch.setattr(StepMemory, "on_fit_start", lambda *_: None)  # takes steps of its own
+    monkeypatch.setattr(StepMemory, "on_fit_start", lambda *_: None)  # runs extra steps
     whole = fit("--name", "whole", *after)
     expected = list(seen)
     seen.clear()
@@ -301,7 +301,7 @@ def test_a_run_that_is_extended_goes_on_as_one_that_was_as_long_from_the_start(
     assert [int(one[0]) for one in steps[0]] == [*range(total)]
 
 
-def test_a_run_that_another_process_is_in_is_refused_and_nothing_of_it_changes(
+def test_a_run_locked_by_another_process_is_refused_and_not_changed(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
@@ -312,7 +312,7 @@ def test_a_run_that_another_process_is_in_is_refused_and_nothing_of_it_changes(
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
-def test_a_run_is_locked_while_it_trains_and_what_killed_ones_left_is_removed(
+def test_a_run_is_locked_while_it_trains_and_leftovers_of_killed_runs_are_removed(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in (
@@ -330,15 +330,17 @@ def test_a_run_is_locked_while_it_trains_and_what_killed_ones_left_is_removed(
         return step(self, batch, batch_idx)
 
     monkeypatch.setattr(MultiLabelSSLModule, "training_step", looks)
-    monkeypatch.setattr(StepMemory, "on_fit_start", lambda *_: None)  # takes steps of its own
+    monkeypatch.setattr(StepMemory, "on_fit_start", lambda *_: None)  # runs extra steps
     assert main(["fit", "--resume", str(run), "--trainer.max_epochs", "2"]) == 0
     assert seen == [[".run.lock"]] * 3
-    assert "removed 1.5 MB of files that were half-written when the run was killed" in capsys.readouterr().out
+    assert "removed 1.5 MB of half-written files of a killed run" in capsys.readouterr().out
     assert not list(run.rglob(".*"))
 
 
 @pytest.mark.slow
-def test_a_saver_of_the_best_checkpoint_saves_in_addition_also_after_a_move(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_callback_for_the_best_checkpoint_saves_in_addition_also_after_a_move(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     Path("run.yaml").write_text(
         "trainer: {callbacks: [{class_path: ModelCheckpoint, init_args: "
         "{monitor: probe/mAP, mode: max, filename: best, save_last: true}}]}\n"
@@ -383,11 +385,13 @@ def test_a_saver_of_the_best_checkpoint_saves_in_addition_also_after_a_move(monk
             "There is no run at runs/none: pass the folder of one, --resume runs/NAME-<",
         ),
         (["fit", "--resume", "."], ". cannot be resumed, it has no config.yaml: pass the folder of a run that saved a"),
-        (["fit", "--resume"], "--resume was given alone: pass the folder of a run"),
-        (["test", "--resume", "runs/none"], "--resume is for fit, and test was asked for: pass --ckpt_path"),
+        (["fit", "--resume"], "--resume was given without a value: pass the folder of a run"),
+        (["test", "--resume", "runs/none"], "--resume is for fit, but test was given: pass --ckpt_path"),
     ],
 )
-def test_a_run_that_cannot_go_on_is_said(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_cannot_be_resumed_is_reported(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(words) == 2
     assert f"mlssl: error: {message}" in capsys.readouterr().err
 
@@ -406,9 +410,7 @@ def test_a_run_that_cannot_go_on_is_said(words: list[str], message: str, capsys:
         (["--model.projection_dim", "wide"], "--model.projection_dim takes a whole number, and wide was given"),
     ],
 )
-def test_a_misspelt_setting_is_answered_with_the_nearest(
-    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_nearest_setting_is_suggested(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     Path("wrong.yaml").write_text("data:\n  overlapp: 0.3\n")
     assert main(["fit", *words]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
@@ -416,21 +418,21 @@ def test_a_misspelt_setting_is_answered_with_the_nearest(
     assert message in line
 
 
-def test_a_checkpoint_of_another_architecture_is_said_in_one_line(
+def test_a_checkpoint_of_another_architecture_is_reported_in_one_line(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for words, message in (
         (["--resume", str(run)], "The checkpoint does not fit this module: projection_dim=16 there, 32 here. Build"),
         (
             ["--ckpt_path", str(run / "checkpoints" / "last.ckpt")],
-            "The checkpoint is of another architecture, projection_dim=16, and 32 was asked for: leave the setting out",
+            "The checkpoint has another architecture, projection_dim=16, but 32 was given: leave out the setting",
         ),
     ):
         assert main(["fit", *words, *SMALL, "--model.projection_dim", "32", "--trainer.max_epochs", "2"]) == 2
         assert f"mlssl: error: {message}" in capsys.readouterr().err
 
 
-def test_a_place_where_no_folder_can_be_made_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_path_where_no_folder_can_be_created_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     Path("file").write_text("")
     assert main(["fit", *SMALL, "--runs", "file/runs"]) == 2
     line = capsys.readouterr().err.strip().splitlines()[-1]
@@ -439,12 +441,12 @@ def test_a_place_where_no_folder_can_be_made_is_said(capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.skipif(not hasattr(os, "seteuid"), reason="permissions of this kind are those of POSIX")
-def test_a_place_without_permission_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_path_without_permission_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     root = os.geteuid() == 0
-    with tempfile.TemporaryDirectory() as locked:  # where other users can look, as they cannot in tmp_path
+    with tempfile.TemporaryDirectory() as locked:  # readable by other users, unlike tmp_path
         Path(locked).chmod(0o555)
         try:
-            if root:  # who may write anywhere
+            if root:  # root may write anywhere
                 os.seteuid(65534)
             assert main(["fit", *SMALL, "--runs", str(Path(locked) / "runs")]) == 2
         finally:
@@ -455,7 +457,7 @@ def test_a_place_without_permission_is_said(capsys: pytest.CaptureFixture[str]) 
 
 
 @pytest.mark.slow
-def test_a_worker_that_dies_is_said_in_one_line(
+def test_a_dead_worker_is_reported_in_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def in_a_worker_die(records: Records, index: int) -> Any:
@@ -463,7 +465,7 @@ def test_a_worker_that_dies_is_said_in_one_line(
             os.kill(os.getpid(), signal.SIGKILL)
         return records.decode(records.path(index))
 
-    monkeypatch.setattr(Records, "image", in_a_worker_die)  # which forked workers inherit
+    monkeypatch.setattr(Records, "image", in_a_worker_die)  # forked workers inherit it
     words = ("--data.num_workers", "1", "--data.val_split", "", "--trainer.max_epochs", "1")
     assert main(["fit", *SMALL, *words, "--trainer.logger", "false"]) == 2
     said = capsys.readouterr().err.splitlines()[-1]
@@ -472,7 +474,7 @@ def test_a_worker_that_dies_is_said_in_one_line(
     )
 
 
-def test_a_full_disk_leaves_the_last_checkpoint_whole_and_says_so(
+def test_a_full_disk_leaves_the_last_checkpoint_intact_and_is_reported(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     kept = {path: path.read_bytes() for path in [*run.rglob("*.ckpt"), *run.rglob("*.safetensors")]}

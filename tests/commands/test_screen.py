@@ -1,4 +1,4 @@
-"""What a person sees of the command: help on one screen, errors in one line, completion, a clean end by Ctrl-C."""
+"""The command on a terminal: help on one screen, errors in one line, completion, a clean end by Ctrl-C."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _work_in(tmp_path, monkeypatch):
 
 @pytest.fixture
 def _heed_interrupts_again():
-    before = signal.getsignal(signal.SIGINT)  # which Lightning ignores after the first one
+    before = signal.getsignal(signal.SIGINT)  # Lightning ignores the signal after the first one
     yield
     signal.signal(signal.SIGINT, before)
 
@@ -81,7 +81,7 @@ def test_every_argument_is_explained(capsys):
         ("pack", "--megabytes", ARCHIVE_MEGABYTES),
     ],
 )
-def test_help_names_the_default_that_the_library_has(command, argument, default, capsys):
+def test_help_names_the_default_of_the_library(command, argument, default, capsys):
     with pytest.raises(SystemExit):
         main([command, "--help"])
     text = " ".join(capsys.readouterr().out.partition(f"{argument} …")[2].split())
@@ -142,7 +142,7 @@ def test_bash_completes_commands_and_options(capsys):
         (["mlssl", "ne"], {"neighbors"}),
         (["mlssl", "fit", "--data.over"], {"--data.overlap"}),
         (["mlssl", "linear", "--po"], {"--pooling", "--pos_weight"}),
-        (["mlssl", "linear", "fi"], set()),  # a file, by the shell itself
+        (["mlssl", "linear", "fi"], set()),  # a file, completed by the shell
     ):
         given = " ".join(f"'{word}'" for word in words)
         program = (
@@ -155,7 +155,7 @@ def test_bash_completes_commands_and_options(capsys):
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="opens a pseudo-terminal, and sends a signal to a process group")
-def test_the_screen_of_a_run_that_ctrl_c_ends(tmp_path):
+def test_the_screen_of_a_run_ended_by_ctrl_c(tmp_path):
     words = [*SMALL, "--data.num_workers", "1", "--trainer.max_epochs", "1000", "--trainer.limit_train_batches", "2"]
     limits = ["--trainer.limit_val_batches", "1", "--name", "stopped", "--trainer.enable_progress_bar", "true"]
     terminal = Terminal(80)
@@ -196,7 +196,7 @@ def test_the_screen_of_a_run_that_ctrl_c_ends(tmp_path):
 
 
 class CtrlCInADestructor(L.Callback):
-    """Sends the signal while something is destroyed, where Python drops what a handler raises."""
+    """Sends the signal inside a destructor, where Python drops exceptions of a handler."""
 
     def on_train_batch_end(self, *_):
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
@@ -210,7 +210,7 @@ class _Destroyed:
 
 
 @pytest.mark.usefixtures("_heed_interrupts_again")
-def test_ctrl_c_ends_a_run_before_its_next_step_wherever_it_falls(capfd):
+def test_ctrl_c_ends_a_run_before_its_next_step_at_any_time(capfd):
     callbacks = ["--trainer.callbacks+=commands.test_screen.CtrlCInADestructor"]
     assert main(["fit", *SMALL, *callbacks, "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "4"]) == 130
     said = capfd.readouterr().err.strip().splitlines()
@@ -220,7 +220,7 @@ def test_ctrl_c_ends_a_run_before_its_next_step_wherever_it_falls(capfd):
     assert steps_of(checkpoint) == 1
 
 
-def test_a_second_ctrl_c_ends_at_once_and_then_it_means_what_it_meant_before():
+def test_a_second_ctrl_c_ends_at_once_and_the_handler_is_restored():
     with Interrupts() as interrupts:
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)

@@ -1,4 +1,4 @@
-"""Sets as annotation tools write them, in the commands that read sets."""
+"""Data sets as annotation tools write them, in the commands that read data sets."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mlssl.data.readers.shards import read_shards
 
 @pytest.fixture(autouse=True)
 def _work_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Eight photographs, and a task of Label Studio for each."""
+    """Eight images, with a Label Studio task for each."""
     monkeypatch.chdir(tmp_path)
     Path("photos").mkdir()
     dice, tasks = np.random.default_rng(0), []
@@ -58,7 +58,7 @@ def test_neighbors_searches_a_set(capsys: pytest.CaptureFixture[str]) -> None:
     small = ["--backbone", "test_resnet", "--size", "32", "--k", "2"]
     Path("list.csv").rename("photos/list.csv")
     assert main(["neighbors", *words, *small, "--train_split", "list.csv"]) == 0
-    assert "the 2 most like it of 3 images" in capsys.readouterr().out
+    assert "its 2 most similar images of 3" in capsys.readouterr().out
     assert main(["neighbors", "photos/0.png", "photos", "--white", "0", *small]) == 2
     assert "white=0.0 was given: pass a white level above 0" in capsys.readouterr().err
 

@@ -1,4 +1,4 @@
-"""`mlssl linear --save` and `mlssl tag` on photographs, and every output that cannot be."""
+"""`mlssl linear --save` and `mlssl tag` on real images, and every impossible output."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mlssl.weights.sources import Backbone
 ROWS = (["a.jpg", 'né"w,.png'], [["sky", "sea"], []], [[0.9, 0.7], [0.125, 0.0]])
 
 
-def test_every_format_holds_paths_labels_and_probabilities(tmp_path: Path) -> None:
+def test_every_format_contains_paths_labels_and_probabilities(tmp_path: Path) -> None:
     classes = ["sky", "sea"]
     for suffix in (".csv", ".jsonl", ".parquet"):
         with tag_writer(tmp_path / f"tags{suffix}", classes) as writer:
@@ -42,12 +42,12 @@ def test_every_format_holds_paths_labels_and_probabilities(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("name", "classes", "error", "message"),
     [
-        ("tags.txt", ["sky"], ValueError, "is of no known format: let it end in .csv, .jsonl, .parquet"),
-        ("tags.csv", ["sky|sea"], ValueError, r"the class 'sky\|sea' holds the separator"),
+        ("tags.txt", ["sky"], ValueError, "has no known format: use a suffix of .csv, .jsonl, .parquet"),
+        ("tags.csv", ["sky|sea"], ValueError, r"the class 'sky\|sea' contains the separator"),
         ("tags.parquet", ["sky"], ImportError, "Parquet needs pyarrow: pip install pyarrow"),
     ],
 )
-def test_an_output_that_cannot_be_is_refused_before_any_image_is_read(
+def test_an_impossible_output_is_refused_before_any_image_is_read(
     name, classes, error, message, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mlssl.tagging.tag_files.find_spec", lambda name: None)
@@ -66,7 +66,7 @@ def test_a_tagger_of_a_probe_tags_a_folder_with_pictures_and_counts_bad_images(
     assert main(words) == 0
     said = capsys.readouterr().out
     assert "tagger.safetensors: a tagger of" in said
-    assert "training images; their 90 % intervals are" in said
+    assert "training images; their 90 % intervals have" in said
     assert main(words) == 2
     assert "'tagger.safetensors' exists, and nothing in it was changed" in capsys.readouterr().err
 
@@ -104,7 +104,7 @@ def test_a_tagger_of_a_probe_tags_a_folder_with_pictures_and_counts_bad_images(
 
 @pytest.fixture
 def listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Three images, two of which a manifest lists, and a tagger."""
+    """Three images, two of them listed in a manifest, and a tagger."""
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     for name in "abc":
@@ -119,7 +119,7 @@ def listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 MANIFEST = ["--dataset", "manifest", "--train_split", "two.csv", "--path_column", "file", "--label_columns", "names"]
 
 
-def test_tag_and_predict_read_any_set(listed: Path) -> None:
+def test_tag_and_predict_read_any_data_set(listed: Path) -> None:
     for words in (["--separator", ";"], ["--separator", ";", "--classes", "[sea]"]):
         assert main(["tag", "t.safetensors", ".", "-o", "tags.csv", "--overwrite", "true", *MANIFEST, *words]) == 0
         assert pandas.read_csv("tags.csv")["path"].tolist() == ["c.png", "a.png"]

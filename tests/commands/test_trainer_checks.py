@@ -16,8 +16,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from mlssl.callbacks import CollapseMonitor, LearningRate, OnlineKNN, OnlineLinearProbe, Throughput
 from mlssl.cli import main
-from mlssl.commands.argument_errors import said_plainly
-from mlssl.commands.trainer_checks import check_monitored, check_trainer, logged_metrics, said_of_trainer
+from mlssl.commands.argument_errors import plain_message
+from mlssl.commands.trainer_checks import check_monitored, check_trainer, logged_metrics, trainer_message
 from mlssl.module import MultiLabelSSLModule
 
 SMALL = [
@@ -34,7 +34,7 @@ SMALL = [
         ({"devices": "0", "accelerator": "cpu"}, r"--trainer\.devices 0 was given: .*such as --trainer\.devices 1"),
         ({"devices": []}, r"--trainer\.devices \[\] was given"),
         ({"devices": -2}, r"--trainer\.devices -2 was given"),
-        ({"devices": -1, "accelerator": "cpu"}, r"--trainer\.devices -1 was given: .*on a processor one of processes"),
+        ({"devices": -1, "accelerator": "cpu"}, r"--trainer\.devices -1 was given: .*or of processes on a CPU"),
         ({"devices": [0, 7], "accelerator": "cpu"}, r"--trainer\.devices \[0, 7\] was given"),
         ({"max_epochs": -5}, r"--trainer\.max_epochs -5 was given: pass a number of epochs, or -1 for no limit"),
         ({"max_steps": -7}, r"--trainer\.max_steps -7 was given"),
@@ -51,10 +51,10 @@ SMALL = [
         ({"val_check_interval": float("inf")}, r"--trainer\.val_check_interval inf was given"),
         ({"min_epochs": 5, "max_epochs": 2}, r"--trainer\.min_epochs 5 is above --trainer\.max_epochs 2"),
         ({"min_steps": 5, "max_steps": 2}, r"--trainer\.min_steps 5 is above --trainer\.max_steps 2"),
-        ({"barebones": True}, r"--trainer\.barebones leaves out log and checkpoints"),
+        ({"barebones": True}, r"--trainer\.barebones disables the log and the checkpoints"),
     ],
 )
-def test_settings_that_cannot_be_met_are_refused(settings: dict[str, Any], message: str) -> None:
+def test_impossible_settings_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         check_trainer(settings)
 
@@ -69,28 +69,30 @@ def test_settings_that_cannot_be_met_are_refused(settings: dict[str, Any], messa
         {"min_epochs": 5, "max_epochs": None, "min_steps": 2, "max_steps": -1, "gradient_clip_val": 0.5},
     ],
 )
-def test_those_that_can_are_not(settings: dict[str, Any]) -> None:
+def test_possible_settings_are_accepted(settings: dict[str, Any]) -> None:
     check_trainer(settings)
 
 
-def test_devices_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_devices_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     for accelerator in ("gpu", "cuda", "mps"):
-        with pytest.raises(ValueError, match=rf"accelerator {accelerator} was given, and torch .* finds no such"):
+        with pytest.raises(ValueError, match=rf"accelerator {accelerator} was given, but torch .* finds no such"):
             check_trainer({"accelerator": accelerator})
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     for devices in (2, "2", "0,1", [1], -1, "auto"):
         check_trainer({"accelerator": "gpu", "devices": devices})
     for devices in (3, "3", "0,2", [2]):
-        with pytest.raises(ValueError, match=r"devices .* was given, and this machine has 2: pass"):
+        with pytest.raises(ValueError, match=r"devices .* was given, but this machine has 2: pass"):
             check_trainer({"accelerator": "auto", "devices": devices})
 
 
 def test_a_metric_that_nothing_logs_is_refused() -> None:
     module, probe = small(), OnlineLinearProbe()
     check_monitored([probe, ModelCheckpoint(), EarlyStopping("probe/mAP"), ModelCheckpoint(monitor="loss")], module)
-    with pytest.raises(ValueError, match=r"EarlyStopping monitors 'probe/map', .*: did you mean 'probe/mAP'\? All are"):
+    with pytest.raises(
+        ValueError, match=r"EarlyStopping monitors 'probe/map', .*: did you mean 'probe/mAP'\? The run logs"
+    ):
         check_monitored([probe, EarlyStopping("probe/map")], module)
     with pytest.raises(ValueError, match=r"ModelCheckpoint monitors 'knn/mAP', which nothing in this run logs"):
         check_monitored([probe, ModelCheckpoint(monitor="knn/mAP")], module)
@@ -104,7 +106,7 @@ def test_a_metric_that_nothing_logs_is_refused() -> None:
 
 @pytest.fixture(scope="module")
 def logged(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
-    """Names of what a run of two steps logs, with every callback that logs to the Trainer."""
+    """Names that a run of two steps logs, with every callback that logs to the Trainer."""
     found: set[str] = set()
     folder = tmp_path_factory.mktemp("run")
     words = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1"]
@@ -116,9 +118,9 @@ def logged(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     return found - {"epoch", "step"}
 
 
-def test_the_names_are_those_that_a_run_logs(logged: set[str]) -> None:
+def test_the_known_names_are_those_that_a_run_logs(logged: set[str]) -> None:
     callbacks = [OnlineLinearProbe(), OnlineKNN(), CollapseMonitor(), Throughput(), LearningRate()]
-    assert logged_metrics(callbacks, small()) - logged == {"loss"}  # of the bar alone
+    assert logged_metrics(callbacks, small()) - logged == {"loss"}  # only in the bar
     assert {name for name in logged if not name.startswith("representation/")} <= logged_metrics(callbacks, small())
 
 
@@ -140,8 +142,8 @@ def test_the_names_are_those_that_a_run_logs(logged: set[str]) -> None:
         ("Some of\n its own.", "The Trainer refuses its settings (Some of its own): change that --trainer option."),
     ],
 )
-def test_what_the_trainer_refuses_itself_is_said_in_one_sentence(message: str, said: str) -> None:
-    assert said_of_trainer(message).startswith(said)
+def test_refusals_of_the_trainer_are_reported_in_one_sentence(message: str, said: str) -> None:
+    assert trainer_message(message).startswith(said)
 
 
 @pytest.mark.parametrize(
@@ -185,7 +187,7 @@ def test_the_command_ends_in_one_line(
     assert not list(tmp_path.glob("runs/*/checkpoints/*"))
 
 
-def test_other_refusals_of_the_trainer_are_told_too(
+def test_other_refusals_of_the_trainer_are_reported_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     @wraps(Trainer.fit)
@@ -206,9 +208,9 @@ def test_other_refusals_of_the_trainer_are_told_too(
     assert "A callback monitors 'a', which nothing in this run logged: pass one of b." in capsys.readouterr().err
 
 
-def test_a_misspelt_setting_is_told_with_the_nearest() -> None:
+def test_the_nearest_setting_is_suggested_for_a_misspelt_one() -> None:
     message = "Option 'model.bse_lr' is not accepted"
-    assert said_plainly(message, "fit", ["model.base_lr"]) == (
+    assert plain_message(message, "fit", ["model.base_lr"]) == (
         "there is no setting 'model.bse_lr', did you mean 'model.base_lr'? `mlssl fit --help_all` lists them"
     )
-    assert said_plainly("Something\n  else", "fit", []) == "Something else"
+    assert plain_message("Something\n  else", "fit", []) == "Something else"

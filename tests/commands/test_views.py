@@ -33,7 +33,7 @@ def _with_a_photo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What the last picture was drawn of."""
+    """Arguments of the last picture."""
     noted: dict[str, Any] = {}
 
     def note(image: Any, views: Any, boxes: Any, **settings: Any) -> None:
@@ -43,7 +43,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return noted
 
 
-def test_a_picture_is_written_and_what_it_shows_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_picture_is_written_and_described(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["views", "photo.png", "-o", "grid.png", "--size", "32", "--local_views", "{count: 3, size: 16}"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "grid.png: photo.png with 4 blocks and 8 views and 3 local views"
@@ -52,7 +52,7 @@ def test_a_picture_is_written_and_what_it_shows_is_said(capsys: pytest.CaptureFi
         assert min(picture.size) > 200
 
 
-def test_the_same_views_as_blockviews_makes(drawn: dict[str, Any]) -> None:
+def test_the_views_are_those_of_blockviews(drawn: dict[str, Any]) -> None:
     assert main(["views", "photo.png", "--size", "32", "--branches", "soft", "--seed", "3"]) == 0
     expected = mlssl.BlockViews(size=32, branches="soft")(drawn["image"], np.random.default_rng(3))
     assert np.array_equal(drawn["views"], expected.numpy())
@@ -77,7 +77,7 @@ def test_the_same_views_as_blockviews_makes(drawn: dict[str, Any]) -> None:
         (["--recipe", "mine.yaml", "--config", "run.yaml"], (1, 3, 3, 48, 48), 3),
     ],
 )
-def test_settings_are_those_of_words_over_a_config_over_a_recipe(
+def test_words_override_a_config_which_overrides_a_recipe(
     words: list[str], shape: tuple[int, ...], boxes: int, drawn: dict[str, Any]
 ) -> None:
     Path("own_of_views.py").write_text(MODULE)
@@ -106,13 +106,13 @@ def test_settings_are_those_of_words_over_a_config_over_a_recipe(
         ),
         (
             ["--config", "list.yaml"],
-            "list.yaml is not the config of a run: pass a YAML file as mlssl",
+            "list.yaml is not the config of a run: pass a YAML file for mlssl",
         ),
         (["--recipe", "papre"], "recipe 'papre' is unknown: did you mean 'paper'"),
         (["--overlap", "0.7"], "overlap"),
     ],
 )
-def test_bad_input_is_said_in_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_input_is_reported_in_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     Path("list.yaml").write_text("[1]")
     assert main(["views", "photo.png", *words]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
@@ -126,10 +126,10 @@ def test_bad_input_is_said_in_one_line(words: list[str], message: str, capsys: p
     [
         (["--size", "20"], "views of 20 × 20 pixels, grid 2 × 2, overlap 0.2, branches: paper"),
         (["--size", "96", "--branches", "soft"], "views of 96 × 96 pixels, grid 2 × 2, overlap 0.2, branches: soft"),
-        (["--size", "96", "--branches", "[{}]"], "grid 2 × 2, overlap 0.2, branches: 1 of the user's"),
+        (["--size", "96", "--branches", "[{}]"], "grid 2 × 2, overlap 0.2, branches: 1 custom"),
     ],
 )
-def test_what_was_drawn_is_said_and_views_that_enlarge_the_photograph_are_warned_of(
+def test_the_drawing_is_described_and_views_that_enlarge_the_image_are_warned_of(
     words: list[str], said: str, drawn: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["views", "photo.png", *words]) == 0
@@ -138,7 +138,7 @@ def test_what_was_drawn_is_said_and_views_that_enlarge_the_photograph_are_warned
     assert drawn["title"].startswith("photo.png, 90 × 120 pixels\n")
     assert said in drawn["title"]
     count = int((drawn["enlarged"] > 1.05).sum())
-    assert ("views enlarge the photograph" in printed) == (count > 0) == ("96" in words)
+    assert ("views enlarge the image" in printed) == (count > 0) == ("96" in words)
     if count:
-        assert f"warning: {count} of {drawn['enlarged'].size} views enlarge the photograph, up to " in printed
+        assert f"warning: {count} of {drawn['enlarged'].size} views enlarge the image, up to " in printed
         assert "pass a smaller --size than 96" in printed

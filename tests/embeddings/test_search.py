@@ -79,4 +79,4 @@ def test_neighbors_of_saved_embeddings_are_those_of_the_folder(
     assert main([*common, "--embeddings", "e.safetensors"]) == 0
     assert capsys.readouterr().out.splitlines()[:3] == by_folder
     assert main([*common, "--embeddings", "e.safetensors", "--block", "0"]) == 2
-    assert "--block 0 compares blocks, and --embeddings holds whole images" in capsys.readouterr().err
+    assert "--block 0 compares blocks, but --embeddings is of whole images" in capsys.readouterr().err

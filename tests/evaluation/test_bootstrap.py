@@ -59,7 +59,9 @@ def test_interval_without_a_positive_is_nan_and_bad_numbers_are_refused() -> Non
     scores, targets = scored()
     assert np.isnan(bootstrap_interval(scores, targets.clamp(max=0))).all()
     for numbers in ({"num_resamples": 0}, {"confidence": 1.0}, {"confidence": 0.0}):
-        with pytest.raises(ValueError, match=r"(num_resamples=0|confidence=[01].0) was given: pass a number"):
+        with pytest.raises(
+            ValueError, match=r"(num_resamples=0 was given: pass at least 1|confidence=[01].0 was given: pass a number)"
+        ):
             bootstrap_interval(scores, targets, **numbers)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="have no label axis"):
         bootstrap_interval(scores[:, 0], targets[:, 0])

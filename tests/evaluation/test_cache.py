@@ -65,7 +65,7 @@ def made_model() -> SimpleNamespace:
 
 @pytest.fixture(autouse=True)
 def _note_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SECONDS_BETWEEN_NOTES", -1.0)
+    monkeypatch.setattr(module, "SECONDS_BETWEEN_UPDATES", -1.0)
 
 
 def assert_same(left: Features, right: Features) -> None:
@@ -115,7 +115,7 @@ KILLED = """
 import sys, time
 sys.path.insert(0, sys.argv[2])
 from test_cache import Images, extract_features, loader, made_model, module
-module.SECONDS_BETWEEN_NOTES = -1.0
+module.SECONDS_BETWEEN_UPDATES = -1.0
 
 class Slow(Images):
     def __getitem__(self, index):
@@ -154,14 +154,14 @@ def test_bar_starts_where_the_pass_goes_on(
 
 def test_other_features_are_not_taken(model: SimpleNamespace, tmp_path: Path) -> None:
     extract_features(model, loader(Images()), cache=tmp_path)
-    with pytest.raises(ValueError, match="taken with num_images 23, and now it is 24: pass another folder"):
+    with pytest.raises(ValueError, match="extracted with num_images 23, but now it is 24: pass another folder"):
         extract_features(model, loader(Images(24)), cache=tmp_path)
-    with pytest.raises(ValueError, match="taken with dtype 'float32', and now it is 'float16'"):
+    with pytest.raises(ValueError, match="extracted with dtype 'float32', but now it is 'float16'"):
         extract_features(model, loader(Images()), cache=tmp_path, dtype=torch.float16)
     with pytest.raises(ValueError, match=r"features in .* are not those of these images, image 0 differs"):
         extract_features(model, loader(Images(seed=1)), cache=tmp_path)
     model.backbone[0].weight.data.mul_(1.001)
-    with pytest.raises(ValueError, match="taken with weights"):
+    with pytest.raises(ValueError, match="extracted with weights"):
         extract_features(model, loader(Images()), cache=tmp_path)
 
 
@@ -175,14 +175,14 @@ def test_the_same_images_under_labels_in_another_order_are_not_taken(model: Simp
 
     first = taken(records)
     assert_same(taken(records), first)
-    with pytest.raises(ValueError, match=r"were taken with labels '\w+', and now it is '\w+': pass another folder"):
+    with pytest.raises(ValueError, match=r"were extracted with labels '\w+', but now it is '\w+': pass another folder"):
         taken(records.with_classes([1, 0]))
 
 
 def test_labels_that_come_or_go_in_between_are_found(model: SimpleNamespace, tmp_path: Path) -> None:
     with pytest.raises(OSError, match="went away"):
         extract_features(model, loader(Images(fails_at=13)), cache=tmp_path)
-    with pytest.raises(ValueError, match="the labels are others than before"):
+    with pytest.raises(ValueError, match="the labels have changed"):
         extract_features(model, loader(Images(labels=0)), cache=tmp_path)
 
 
@@ -190,7 +190,7 @@ def test_damaged_caches_and_other_files_are_named(model: SimpleNamespace, tmp_pa
     extract_features(model, loader(Images()), cache=tmp_path)
     whole = (tmp_path / "features.npy").read_bytes()
     (tmp_path / "features.npy").write_bytes(whole[:-1])
-    with pytest.raises(ValueError, match=r"features\.npy holds \d+ of \d+ bytes that were written: it is cut off"):
+    with pytest.raises(ValueError, match=r"features\.npy contains \d+ of the \d+ bytes written: it is truncated"):
         extract_features(model, loader(Images()), cache=tmp_path)
     (tmp_path / "features.npy").unlink()
     with pytest.raises(ValueError, match=r"are damaged .*remove that folder"):
@@ -199,14 +199,14 @@ def test_damaged_caches_and_other_files_are_named(model: SimpleNamespace, tmp_pa
     with pytest.raises(ValueError, match="are damaged"):
         extract_features(model, loader(Images()), cache=tmp_path)
     (tmp_path / "progress.json").unlink()
-    with pytest.raises(ValueError, match="holds files that are no cache of features: pass another folder"):
+    with pytest.raises(ValueError, match="contains files that are not a feature cache: pass another folder"):
         extract_features(model, loader(Images()), cache=tmp_path)
 
 
 def test_a_loader_without_a_fixed_order_is_refused(model: SimpleNamespace, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="fixed order, and a DataLoader was given"):
+    with pytest.raises(ValueError, match="fixed order, which this DataLoader may not have"):
         extract_features(model, loader(Images(), shuffle=True), cache=tmp_path)
-    with pytest.raises(ValueError, match="fixed order, and a list was given"):
+    with pytest.raises(ValueError, match="fixed order, which this list may not have"):
         extract_features(model, [], cache=tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -215,7 +215,7 @@ def test_features_beyond_half_precision_and_other_numbers_are_refused(model: Sim
     with pytest.raises(TypeError, match=r"dtype=torch\.int8 was given"):
         extract_features(model, loader(Images()), dtype=torch.int8)
     model.backbone[1].bias = nn.Parameter(torch.full((5,), 1e6))
-    with pytest.raises(ValueError, match=r"features of image 100 reach 1e\+06, more than float16 holds: use float32"):
+    with pytest.raises(ValueError, match=r"features of image 100 reach 1e\+06, too large for float16: use float32"):
         extract_features(model, loader(Images()), dtype=torch.float16)
 
 
@@ -232,7 +232,7 @@ TWO = """
 import sys, time
 sys.path.insert(0, sys.argv[2])
 from test_cache import Images, extract_features, loader, made_model, module
-module.SECONDS_BETWEEN_NOTES = -1.0
+module.SECONDS_BETWEEN_UPDATES = -1.0
 
 class Slow(Images):
     def __getitem__(self, index):
@@ -299,7 +299,7 @@ def test_a_pass_that_filled_the_disk_goes_on_when_there_is_room(
     with monkeypatch.context() as patch:
         patch.setattr(Path, "open", open_limited)
         with pytest.raises(
-            FullDiskError, match=r"No space left on device: '[^']*cache[^']*'.*goes on from there; free"
+            FullDiskError, match=r"No space left on device: '[^']*cache[^']*'.*resumes from there; free"
         ):
             extract_features(model, loader(images), cache=tmp_path / "cache")
     done = (

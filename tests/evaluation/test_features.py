@@ -169,7 +169,7 @@ def test_says_that_a_transformer_of_fixed_size_does_not_take_the_images() -> Non
 def test_refuses_other_models_and_batches(model: SimpleNamespace) -> None:
     with pytest.raises(TypeError, match="Network has no `backbone` network"):
         extract_features(Network(), [batch([1])])
-    with pytest.raises(ValueError, match="gave no batch"):
+    with pytest.raises(ValueError, match="returned no batch"):
         extract_features(model, [])
     with pytest.raises(ValueError, match='1 of the first 2 batches have "labels"'):
         extract_features(model, [batch([1], labels=labels([1])), batch([2])])

@@ -27,7 +27,7 @@ def test_cosines_are_those_of_a_slow_loop():
         assert sorted(cosines.tolist()) == pytest.approx(sorted(expected[kind]), abs=1e-5)
 
 
-def test_a_kind_without_pairs_is_left_out():
+def test_a_measure_without_pairs_is_left_out():
     assert pair_cosines(torch.randn(1, 2, 1, 4)).keys() == {"same_block"}
 
 

@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 
 from mlssl.evaluation import logistic
 from mlssl.evaluation.features import Features
-from mlssl.evaluation.logistic import Lines, logistic_regression
+from mlssl.evaluation.logistic import StandardisedRows, logistic_regression
 from mlssl.evaluation.probe import linear_probe
 
 
@@ -48,7 +48,7 @@ def test_features_read_anew_in_every_pass_give_the_same(monkeypatch: pytest.Monk
     held = linear_probe(train, test, num_resamples=0)
     np.save(tmp_path / "features.npy", train.features.numpy())
     mapped = train._replace(features=torch.from_numpy(np.load(tmp_path / "features.npy", mmap_mode="c")))
-    monkeypatch.setattr(logistic, "HELD_BYTES", 0)
+    monkeypatch.setattr(logistic, "IN_MEMORY_BYTES", 0)
     monkeypatch.setitem(logistic.PIECE_NUMBERS, "cpu", 70)  # seven lines
     anew = linear_probe(mapped, test, num_resamples=0)
     assert anew.strength == held.strength
@@ -74,7 +74,7 @@ def test_half_precision_features_are_close() -> None:
 def test_lines_of_some_rows_are_standardised_by_these() -> None:
     data = made(50, 0)
     rows = torch.arange(5, 45, 2)
-    lines = torch.cat([piece for _, piece in Lines(data.features, rows)])
+    lines = torch.cat([piece for _, piece in StandardisedRows(data.features, rows)])
     torch.testing.assert_close(lines.mean(0), torch.zeros(10), rtol=0, atol=1e-5)
     torch.testing.assert_close(lines.std(0, correction=0), torch.ones(10), rtol=0, atol=1e-5)
 

@@ -108,15 +108,15 @@ def test_large_random_input_agrees_with_scikit_learn() -> None:
 
 def test_refuses_what_it_cannot_rank() -> None:
     zeros = torch.zeros(2, 3)
-    with pytest.raises(ValueError, match=r"scores of shape \(2, 3\) and targets of shape \(3, 2\) do not fit"):
+    with pytest.raises(ValueError, match=r"scores of shape \(2, 3\) and targets of shape \(3, 2\) do not match"):
         average_precision(zeros, zeros.T.long())
-    with pytest.raises(ValueError, match="do not fit"):
+    with pytest.raises(ValueError, match="do not match"):
         average_precision(zeros[None], zeros[None].long())
     with pytest.raises(TypeError, match=r"targets of torch\.float32 are ambiguous"):
         average_precision(zeros, zeros)
     with pytest.raises(ValueError, match="values other than 1"):
         average_precision(zeros, zeros.long() + 2)
-    with pytest.raises(ValueError, match="scores hold NaN"):
+    with pytest.raises(ValueError, match="scores contain NaN"):
         average_precision(zeros + torch.nan, zeros.long())
     with pytest.raises(ValueError, match=r"scores of shape \(3,\) have no label axis"):
         mean_average_precision(zeros[0], zeros[0].long())

@@ -166,24 +166,24 @@ def test_refuses_what_makes_no_probe() -> None:
         linear_probe(train._replace(labels=None), test)
     with pytest.raises(ValueError, match="test features have no labels"):
         linear_probe(train, test._replace(labels=None))
-    with pytest.raises(ValueError, match="24 wide and test features 20"):
+    with pytest.raises(ValueError, match="width 24, but test features 20"):
         linear_probe(train, test._replace(features=test.features[:, :20]))
     with pytest.raises(ValueError, match="5 labels and test images 3"):
         linear_probe(train, test._replace(labels=none[:10, :3]))
     with pytest.raises(ValueError, match="training set is empty"):
         linear_probe(Features(torch.zeros(0, 24), none[:0], torch.arange(0)), test)
-    with pytest.raises(ValueError, match="test features hold NaN"):
+    with pytest.raises(ValueError, match="test features contain NaN"):
         linear_probe(train, test._replace(features=test.features / 0))
     with pytest.raises(ValueError, match="no label has a positive in the test set"):
         linear_probe(train, test._replace(labels=none[:10]))
-    with pytest.raises(ValueError, match="no label has a positive among the 4 images held out"):
+    with pytest.raises(ValueError, match="no label has a positive in the 4 images held out"):
         linear_probe(train._replace(labels=none), test)
     with pytest.raises(ValueError, match=r"strengths .* must be one or more numbers"):
         linear_probe(train, test, strengths=())
     with pytest.raises(ValueError, match=r"strengths .* must be one or more numbers"):
         linear_probe(train, test, strengths=(-1.0, 1.0))
     for fraction in (0.0, 1.0):
-        with pytest.raises(ValueError, match=f"validation_fraction {fraction} must lie between"):
+        with pytest.raises(ValueError, match=f"validation_fraction {fraction} must be between"):
             linear_probe(train, test, validation_fraction=fraction)
     one = Features(train.features[:1], train.labels[:1], torch.arange(1))  # type: ignore[index]
     with pytest.raises(ValueError, match="1 training image cannot be split"):

@@ -111,7 +111,7 @@ def test_a_protocol_runs_from_end_to_end_and_leaves_the_backbone(model: Backbone
     assert group["lr"] == pytest.approx(0, abs=1e-12)
 
 
-def test_unknown_labels_teach_nothing(model: Backbone) -> None:
+def test_unknown_labels_are_ignored(model: Backbone) -> None:
     module = LinearEvaluation(model, 3, lr=1.0)
     module.log = lambda *_, **__: None  # type: ignore[method-assign]
     images = torch.randint(0, 256, (4, 3, 32, 32)).to(torch.uint8)
@@ -138,7 +138,7 @@ def test_the_line_in_front_says_all(tmp_path: Path) -> None:
     line = describe(PROTOCOLS["voc12-to-voc07"], train, test)
     for part in ("voc12-to-voc07", "5 training", "4 test", "3 classes", "threshold 0.5", "last of 100 epochs"):
         assert part in line
-    assert "last of 3 epochs is reported, where the protocol has 100" in describe(PROTOCOLS["coco-448"], train, test, 3)
+    assert "last of 3 epochs is reported; the protocol has 100" in describe(PROTOCOLS["coco-448"], train, test, 3)
     assert "C by 3-fold AP" in describe(PROTOCOLS["voc07-svm"], train, test)
 
 
@@ -206,7 +206,7 @@ def test_refuses_what_is_no_protocol_run(model: Backbone, tmp_path: Path, monkey
         LinearEvaluation(SimpleNamespace(backbone=own, normalize=lambda images: images), 2, 1.0)
     with pytest.raises(ValueError, match="nothing was tested yet"):
         LinearEvaluation(model, 2, 1.0).scores()
-    with pytest.raises(ValueError, match="2 devices were asked for"):
+    with pytest.raises(ValueError, match="2 devices were given"):
         evaluate_sgd(protocol, model, CropData(protocol, train, train), SimpleNamespace(world_size=2))  # type: ignore[arg-type]
     features = made(20, 0)
     with pytest.raises(ValueError, match="needs labelled features of both sets"):

@@ -16,7 +16,7 @@ from mlssl.evaluation.metrics import (
     MultiLabelAveragePrecision,
     MultiLabelScores,
     average_precision,
-    first_places,
+    first_indices,
     multilabel_scores,
 )
 
@@ -208,8 +208,8 @@ def test_metric_starts_anew_after_reset_and_keeps_half_precision_out() -> None:
 def test_first_places_of_values() -> None:
     values = np.random.default_rng(0).integers(0, 9, 40)
     expected = sorted(np.unique(values, return_index=True)[1].tolist())
-    assert first_places(torch.from_numpy(values)).tolist() == expected
-    assert first_places(torch.zeros(0, dtype=torch.int64)).tolist() == []
+    assert first_indices(torch.from_numpy(values)).tolist() == expected
+    assert first_indices(torch.zeros(0, dtype=torch.int64)).tolist() == []
 
 
 # ---------------------------------------------------------------------- what is refused
@@ -217,9 +217,9 @@ def test_first_places_of_values() -> None:
 
 def test_refuses_what_has_no_scores() -> None:
     probabilities, targets = made()
-    with pytest.raises(ValueError, match="probabilities lie between -1 and 2, expected 0 to 1: take the sigmoid"):
+    with pytest.raises(ValueError, match="probabilities are between -1 and 2, expected 0 to 1: take the sigmoid"):
         multilabel_scores(torch.tensor([[-1.0, 2.0]]), torch.tensor([[0, 1]]))
-    with pytest.raises(ValueError, match="scores hold NaN"):
+    with pytest.raises(ValueError, match="scores contain NaN"):
         multilabel_scores(probabilities + torch.nan, targets)
     with pytest.raises(ValueError, match=r"probabilities of shape \(8,\) were given: pass \(n, L\)"):
         multilabel_scores(probabilities[0], targets[0])

@@ -66,11 +66,11 @@ def test_a_picture_smaller_than_the_patches_is_read_too():
 
 def test_the_nearest_image_and_block_are_found(records):
     whole = find_similar(MeanColour(), picture(RED, RED), records, 2, size=32)
-    assert records.path(whole.lines[0]).stem == "rr"
+    assert records.path(whole.indices[0]).stem == "rr"
     assert whole.cosines == sorted(whole.cosines, reverse=True)
     grid = {"rows": 1, "cols": 2, "overlap": 0.0}
     block = find_similar(MeanColour(), picture(BLUE, RED), records, 4, block=0, size=32, **grid)
-    stems = [records.path(line).stem for line in block.lines]
+    stems = [records.path(index).stem for index in block.indices]
     assert set(stems[:2]) == {"bb", "br"}
     assert block.boxes[stems.index("br")].left == 0
     assert block.cosines[:2] == pytest.approx([1, 1])
@@ -78,7 +78,7 @@ def test_the_nearest_image_and_block_are_found(records):
 
 def test_the_image_itself_is_left_out_and_all_there_are_is_enough(records):
     found = find_similar(MeanColour(), records.image(0), records, 99, leave_out=0, size=32)
-    assert sorted(found.lines) == [1, 2, 3]
+    assert sorted(found.indices) == [1, 2, 3]
 
 
 def test_pictures_are_written(records, tmp_path):
@@ -111,8 +111,8 @@ def test_files_that_are_identical_are_told(folder):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"k": 0}, "k=0 images were asked for"),
-        ({"block": 4}, "block=4 was given, and a grid of 2 × 2 has blocks 0 to 3"),
+        ({"k": 0}, "k=0 was given: pass at least 1"),
+        ({"block": 4}, "block=4 was given, but a grid of 2 × 2 has blocks 0 to 3"),
         ({"block": -1}, "block=-1 was given"),
     ],
 )
@@ -122,7 +122,7 @@ def test_what_cannot_be_found_is_said(settings, message, records):
 
 
 def test_a_folder_with_the_image_alone_is_refused(records):
-    with pytest.raises(ValueError, match="no image but the one to compare with"):
+    with pytest.raises(ValueError, match="no image other than the query"):
         find_similar(MeanColour(), records.image(0), records.subset([0]), leave_out=0)
 
 
@@ -133,7 +133,7 @@ def test_the_commands_draw_files(folder, monkeypatch, capsys):
     assert main(["views", "rg.png", "-o", "out/v.png", *words]) == 0
     assert sorted(path.name for path in (folder / "out").iterdir()) == ["n.png", "v-alike.png", "v.png"]
     printed = capsys.readouterr().out
-    assert "rg.png and the 2 most like it of 4 images" in printed
+    assert "rg.png and its 2 most similar images of 4" in printed
     assert "test_resnet is untrained" in printed
     assert "rg.png\n" not in printed  # the image is not its own neighbour
     assert main(["neighbors", "rg.png", ".", "--block", "9", *words]) == 2

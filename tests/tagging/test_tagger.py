@@ -125,19 +125,17 @@ def test_every_image_is_scored_by_a_classifier_that_has_not_seen_it() -> None:
 
 def test_it_says_how_certain_its_thresholds_are(tagger: Tagger) -> None:
     first, *rest = certainty(tagger)
-    assert "thresholds by best F1, chosen on held-out parts of 60 training images; their 90 % intervals are" in first
-    assert rest == [
-        "never given, for want of images that show or lack them, or of the precision: 1 labels (never seen)"
-    ]
+    assert "thresholds by best F1, chosen on held-out parts of 60 training images; their 90 % intervals have" in first
+    assert rest == ["never predicted, without positive or negative images or the precision: 1 labels (never seen)"]
     tagger.thresholds.positives[2] = 4
-    assert "uncertain, fewer than 10 images show them: 1 labels (red)" in certainty(tagger)
+    assert "uncertain, with fewer than 10 positive images: 1 labels (red)" in certainty(tagger)
     assert "thresholds by precision 0.9" in certainty(made(precision=0.9))[0]
 
 
 def test_images_that_are_none_are_refused(tagger: Tagger) -> None:
     with pytest.raises(TypeError, match=r"image 1 is not uint8 of shape \(H, W, 3\)"):
         tagger([np.zeros((9, 9, 3), np.uint8), np.zeros((9, 9, 3))])
-    with pytest.raises(ValueError, match="image 0 has 4 channels, and the backbone takes 3"):
+    with pytest.raises(ValueError, match="image 0 has 4 channels, but the backbone takes 3"):
         tagger([np.zeros((9, 9, 4), np.uint8)])
 
 
@@ -148,7 +146,7 @@ def test_a_tagger_needs_labels_and_a_backbone_with_a_name(tagger: Tagger, tmp_pa
             model, Features(torch.zeros(3, 4), None, torch.arange(3)), ["a"], size=SIZE, pooling="avg", strength=1.0
         )
     name, model.name = model.name, None
-    with pytest.raises(ValueError, match="was not built by name, and a tagger's file names it"):
+    with pytest.raises(ValueError, match="was not built by name, but a tagger's file names it"):
         tagger.save(tmp_path / "a.safetensors")
     model.name = name
 
@@ -175,30 +173,30 @@ def tensor(name: str, value: torch.Tensor) -> Callable[..., None]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda header, tensors: header.pop("tagger"), "is not a tagger: pass a file that mlssl linear --save"),
+        (lambda header, tensors: header.pop("tagger"), "is not a tagger: pass a file written by mlssl linear --save"),
         (
             lambda header, tensors: header.update(tagger="2"),
-            "is a tagger of version '2', and this mlssl reads version 1",
+            "is a tagger of version '2', but this mlssl reads version 1",
         ),
         (lambda header, tensors: header.pop("classes"), "entry 'classes' in the header"),
         (lambda header, tensors: header.update(size="{"), "entry 'size' in the header"),
-        (entry("classes", []), r"holds classes \[\], which no tagger has"),
-        (entry("classes", "abcd"), "holds classes 'abcd', which no tagger has"),
+        (entry("classes", []), r"contains classes \[\], which is invalid"),
+        (entry("classes", "abcd"), "contains classes 'abcd', which is invalid"),
         (entry("classes", ["a", "a", "b", "c"]), "classes 0 and 1 are both named 'a'"),
-        (entry("size", [32, 10**9]), r"holds size \[32, 1000000000\], which no tagger has"),
-        (entry("size", [32]), r"holds size \[32\]"),
-        (entry("pooling", "os.system"), "holds pooling 'os.system'"),
-        (entry("calibration", [float("nan"), 0.0]), "holds calibration"),
-        (entry("calibration", [-1.0, 0.0]), "holds calibration"),
-        (entry("about", []), r"holds about \[\]"),
+        (entry("size", [32, 10**9]), r"contains size \[32, 1000000000\], which is invalid"),
+        (entry("size", [32]), r"contains size \[32\]"),
+        (entry("pooling", "os.system"), "contains pooling 'os.system'"),
+        (entry("calibration", [float("nan"), 0.0]), "contains calibration"),
+        (entry("calibration", [-1.0, 0.0]), "contains calibration"),
+        (entry("about", []), r"contains about \[\]"),
         (entry("arguments", {"class_path": "os.system"}), "class_path"),
         (entry("arguments", {"pretrained": True}), "may cause a download"),
         (lambda header, tensors: header.update(backbone="hf-hub:timm/resnet18"), "may cause a download"),
-        (lambda header, tensors: tensors.pop("classifier.bias"), "holds nothing as classifier.bias"),
-        (tensor("classifier.bias", torch.zeros(5)), r"holds torch.float32 of shape \(5,\) as classifier.bias"),
-        (tensor("classifier.bias", torch.zeros(4).double()), "holds torch.float64"),
-        (tensor("thresholds.values", torch.full((4,), torch.nan)), "where finite torch.float32 of shape"),
-        (tensor("features.mean", torch.zeros(())), r"as features.mean, where finite torch.float32 of shape \(0,\)"),
+        (lambda header, tensors: tensors.pop("classifier.bias"), "contains nothing as classifier.bias"),
+        (tensor("classifier.bias", torch.zeros(5)), r"contains torch.float32 of shape \(5,\) as classifier.bias"),
+        (tensor("classifier.bias", torch.zeros(4).double()), "contains torch.float64"),
+        (tensor("thresholds.values", torch.full((4,), torch.nan)), "but finite torch.float32 of shape"),
+        (tensor("features.mean", torch.zeros(())), r"as features.mean, but finite torch.float32 of shape \(0,\)"),
         (tensor("backbone.conv1.0.weight", torch.zeros(1)), "do not fit the backbone 'test_resnet'"),
     ],
 )
@@ -214,7 +212,7 @@ def test_a_classifier_of_another_width_is_refused(saved: Path, tmp_path: Path) -
         tensors |= {"features.mean": torch.zeros(7), "features.scale": torch.ones(7)}
         tensors["classifier.weight"] = torch.zeros(4, 7)
 
-    with pytest.raises(ValueError, match="classifier for features of width 7, and its backbone gives 96"):
+    with pytest.raises(ValueError, match="classifier for features of width 7, but its backbone's have width 96"):
         Tagger.load(changed(saved, tmp_path / "t.safetensors", widen))
 
 
@@ -232,11 +230,17 @@ def test_a_file_that_is_not_there_or_damaged_is_said(saved: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("path", "precision", "sources", "protocol", "message"),
     [
-        (None, 0.9, ["a"], None, "precision=0.9 is that of a tagger's labels: pass --save"),
+        (None, 0.9, ["a"], None, "precision=0.9 was given, which only a tagger uses: pass --save"),
         (Path("a.pt"), None, ["a"], None, "does not end in .safetensors"),
-        (Path("a.safetensors"), None, ["a", "b"], None, "a tagger has one backbone, and 2 were given"),
-        (Path("a.safetensors"), None, ["a"], PROTOCOLS["voc07-svm"], "voc07-svm fits no classifier that can be saved"),
-        (Path("a.safetensors"), 2.0, ["a"], PROTOCOLS["corel5k"], "pass a share above 0"),
+        (Path("a.safetensors"), None, ["a", "b"], None, "a tagger has one backbone, but 2 were given"),
+        (
+            Path("a.safetensors"),
+            None,
+            ["a"],
+            PROTOCOLS["voc07-svm"],
+            "voc07-svm does not fit a classifier that can be saved",
+        ),
+        (Path("a.safetensors"), 2.0, ["a"], PROTOCOLS["corel5k"], "pass a fraction above 0"),
     ],
 )
 def test_what_cannot_be_saved_is_refused_beforehand(path, precision, sources, protocol, message) -> None:

@@ -24,7 +24,7 @@ def test_the_whole_runs_in_onnxruntime_for_any_number_of_images(
     tagger.save(tmp_path / "tagger.safetensors")
     path = tmp_path / "tagger.onnx"
     assert main(["export", str(tmp_path / "tagger.safetensors"), "-o", str(path)]) == 0
-    assert "tagger.onnx: a whole tagger, largest difference of a probability" in capsys.readouterr().out
+    assert "tagger.onnx: the whole tagger, largest difference in a probability" in capsys.readouterr().out
     images = np.random.default_rng(1).integers(0, 256, (3, *SIZE, 3)).astype(np.uint8)
     session = onnxruntime.InferenceSession(str(path))
     (found,) = session.run(["probabilities"], {"images": images.transpose(0, 3, 1, 2)})
@@ -34,7 +34,7 @@ def test_the_whole_runs_in_onnxruntime_for_any_number_of_images(
     assert said["thresholds"] == pytest.approx(tagger.thresholds.values.tolist(), abs=1e-5)
     with pytest.raises(FileExistsError, match=r"tagger\.onnx' exists"):
         export_tagger(tagger, path)
-    with pytest.raises(ValueError, match=r"does not end in \.onnx, the one format that a whole tagger"):
+    with pytest.raises(ValueError, match=r"does not end in \.onnx, the only format of a whole tagger"):
         export_tagger(tagger, tmp_path / "tagger.pt2")
 
     graph = path.read_bytes()
@@ -42,6 +42,6 @@ def test_the_whole_runs_in_onnxruntime_for_any_number_of_images(
         "mlssl.tagging.onnx.write_graph", lambda network, path, *args, **kwargs: path.write_bytes(graph)
     )
     tagger.network.classifier.bias += 0.5
-    with pytest.raises(ValueError, match="The graph gives probabilities that differ"):
+    with pytest.raises(ValueError, match="The graph's probabilities differ"):
         export_tagger(tagger, tmp_path / "other.onnx")
     assert not (tmp_path / "other.onnx").exists()

@@ -85,7 +85,7 @@ def test_a_label_without_positives_or_precision_is_never_given() -> None:
 
 @pytest.mark.parametrize("precision", [0.0, -1.0, 1.1])
 def test_a_precision_out_of_range_is_refused(precision: float) -> None:
-    with pytest.raises(ValueError, match="pass a share above 0 and at most 1"):
+    with pytest.raises(ValueError, match="pass a fraction above 0 and at most 1"):
         choose_thresholds(torch.rand(4, 1), torch.ones(4, 1, dtype=torch.long), precision=precision)
 
 

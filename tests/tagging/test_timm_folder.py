@@ -25,7 +25,7 @@ def test_timm_opens_it_with_head_and_class_names(tmp_path: Path, capsys: pytest.
     folder = tmp_path / "classifier"
     words = ["export", str(tmp_path / "tagger.safetensors"), "-o", str(folder), "--format"]
     assert main([*words, "timm-dir"]) == 0
-    assert "classifier: a whole tagger, largest difference of a probability" in capsys.readouterr().out
+    assert "classifier: the whole tagger, largest difference in a probability" in capsys.readouterr().out
     network = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     assert network.pretrained_cfg["label_names"] == list(CLASSES)
     images, _ = photographs(3, seed=5)
@@ -49,16 +49,16 @@ def test_timm_opens_it_with_head_and_class_names(tmp_path: Path, capsys: pytest.
 
 
 def test_what_timm_cannot_hold_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="pools by 'avgmax', and timm's classifier by the average: save with"):
+    with pytest.raises(ValueError, match="pools by 'avgmax', but timm's classifier by the average: save with"):
         export_timm_classifier(made(pooling="avgmax"), tmp_path / "a")
     model = Backbone(build_backbone("torchvision/resnet18"))
     labels = torch.tensor([[1], [0]])
     other = tagger_of(model, torch.nn.Linear(512, 1), labels.float(), labels, ["a"], size=SIZE)
-    with pytest.raises(ValueError, match=r"ResNet has no place for a linear classifier in timm: export an \.onnx file"):
+    with pytest.raises(ValueError, match=r"ResNet takes no linear classifier in timm: export an \.onnx file"):
         export_timm_classifier(other, tmp_path / "a")
     tagger = made()
     monkeypatch.setattr("mlssl.tagging.timm_folder.MAX_DIFFERENCE", -1.0)
-    with pytest.raises(ValueError, match="timm's network gives probabilities that differ by"):
+    with pytest.raises(ValueError, match="the probabilities of timm's network differ by"):
         export_timm_classifier(tagger, tmp_path / "a")
     assert not (tmp_path / "a").exists()
 
