@@ -1,6 +1,6 @@
 """Self-supervised contrastive pre-training on multi-label images, as a PyTorch Lightning module library.
 
-Importing it loads nothing: a name is loaded when it is used, so that what needs no torch does not wait for it.
+Importing it loads nothing: a name is loaded when it is used, so that code without torch does not wait for it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _MODULES = {
     "negative_cosine_similarity": "mlssl.losses",
     "recipe": "mlssl.recipes",
 }
-"""Public name → the module that it is loaded from."""
+"""Public name → module that defines it."""
 
 
 def __getattr__(name: str) -> Any:

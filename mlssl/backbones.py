@@ -51,7 +51,7 @@ def build_backbone(backbone: str | nn.Module, **kwargs: Any) -> nn.Module:
         if kwargs:
             raise TypeError(
                 f"The backbone is a {type(backbone).__name__} already, so {', '.join(sorted(kwargs))} cannot be passed "
-                "on: set them where it is built, or give its name."
+                "on: set them when building it, or pass its name."
             )
         return backbone
     if not isinstance(backbone, str):
@@ -148,12 +148,12 @@ def pixel_statistics(backbone: nn.Module) -> tuple[tuple[float, ...], tuple[floa
 def _build(name: str, kwargs: dict[str, Any], passed_on: frozenset[str]) -> nn.Module:
     """Build by name; of the weight arguments use only `passed_on`."""
     if "num_classes" in kwargs:
-        raise ValueError("num_classes was given, and a backbone has no classifier: leave it out.")
+        raise ValueError("num_classes was given, but a backbone has no classifier: leave it out.")
     weights = {key: value for key, value in kwargs.items() if key in passed_on}
     architecture = {key: value for key, value in kwargs.items() if key not in _READING | _DESCRIBING}
     file = weights.get("checkpoint_path")
     if file and not Path(file).is_file():
-        raise FileNotFoundError(f"There are no weights at {file}: give a .safetensors or .pth file as checkpoint_path.")
+        raise FileNotFoundError(f"There are no weights at {file}: pass a .safetensors or .pth file as checkpoint_path.")
     if architecture.get("in_chans") == 3:  # the default; torchvision has no argument for it
         del architecture["in_chans"]
     try:

@@ -1,4 +1,4 @@
-"""Progress bars, of few lines where no terminal shows them."""
+"""Progress bars, with few lines if there is no terminal."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any
 from tqdm import tqdm
 
 SECONDS_OF_LINES = 60.0
-"""Between two drawings where standard error is a file, as in the log of a cluster's job."""
+"""Between two updates if standard error is a file, such as the log of a cluster job."""
 
 
 _FORMAT = "{desc}: {percentage:.0f}% {bar} {remaining} left, {rate_fmt}"
-"""Fits in 80 columns with a description of 40; tqdm's own is cut off there."""
+"""Fits in 80 columns with a description of 40; tqdm's default would be cut off."""
 
 
 def progress_bar(*arguments: Any, **settings: Any) -> tqdm[Any]:
-    """`tqdm` with its own arguments; without a terminal it draws once a minute and at its end."""
+    """`tqdm` with its own arguments; without a terminal it prints once per minute and at the end."""
     if settings.get("total", 0) is not None:
         settings["bar_format"] = _FORMAT
     if not sys.stderr.isatty():

@@ -1,14 +1,14 @@
-"""Words that arguments accept, for the library and for the help of its commands: this file imports nothing heavy."""
+"""Accepted values of arguments, for the library and the help of its commands, without large imports."""
 
 from __future__ import annotations
 
 from typing import Literal, TypeAlias
 
 DatasetName = Literal["synthetic", "coco", "roboflow", "voc", "corel5k", "manifest", "folder", "shards"]
-"""Formats that `mlssl.data.formats` reads."""
+"""Formats of `mlssl.data.formats`."""
 
 Pooling = Literal["avg", "max", "avgmax"]
-"""Over the last feature map: average, maximum, or the mean of both."""
+"""Pooling of the last feature map: average, maximum, or the mean of both."""
 
 PositiveWeight: TypeAlias = float | Literal["balanced"]
-"""Weight > 0 of a positive, where a negative has 1; "balanced": positives weigh as much as all negatives of a label."""
+"""Weight > 0 of a positive, relative to 1 of a negative; "balanced": equal totals for each label."""

@@ -1,7 +1,7 @@
-"""The `mlssl` command: words to calls. Each small command is a typed function, the Trainer's are LightningCLI.
+"""The `mlssl` command. Each small command is a typed function; the Trainer's commands use LightningCLI.
 
-Signatures are in files that import neither torch nor Lightning, and a command's file is loaded on demand:
-help comes at once.
+Signatures are in files that import neither torch nor Lightning, and a command's file is loaded on demand, so that help
+is printed at once.
 """
 
 from __future__ import annotations
@@ -27,29 +27,29 @@ if TYPE_CHECKING:
 
 USAGE = """usage: mlssl COMMAND [ARGUMENTS]
 
-  demo        pre-train on drawn scenes for a few minutes, see what comes out
+  demo        pre-train on drawn scenes for a few minutes
   fit         pre-train:               mlssl fit --config run.yaml
   validate    features and probe of a checkpoint on the val set
   test        the same on the test set
   report      a page about a run:      mlssl report runs/fit-20250101-120000
   linear      linear probe:            mlssl linear last.ckpt resnet18
-  knn         nearest images vote:     mlssl knn last.ckpt resnet18
+  knn         kNN classification:      mlssl knn last.ckpt resnet18
   predict     features of images:      mlssl predict last.ckpt FOLDER
   tag         labels of images:        mlssl tag tagger.safetensors FOLDER
   views       draw an image's views:   mlssl views photo.jpg -o grid.png
   neighbors   most similar images:     mlssl neighbors photo.jpg FOLDER
-  export      the backbone alone:      mlssl export last.ckpt -o out.safetensors
-  pack        many images, few files:  mlssl pack FOLDER --dataset coco -o SHARDS
-  completion  for a shell:             eval "$(mlssl completion bash)"
+  export      the backbone only:       mlssl export last.ckpt -o out.safetensors
+  pack        images to few archives:  mlssl pack FOLDER --dataset coco -o SHARDS
+  completion  shell completion:        eval "$(mlssl completion bash)"
 
 mlssl COMMAND --help lists the arguments of a command.
-mlssl COMMAND ... --traceback shows where an error was raised, --verbose also
-what Lightning, torch and others remark.
-Exit codes: 0 done, 1 a fault of mlssl, 2 wrong input (said in one line),
+mlssl COMMAND ... --traceback shows where an error was raised, --verbose the
+messages of Lightning, torch and other packages.
+Exit codes: 0 success, 1 a bug in mlssl, 2 wrong input (one line of error),
 130 interrupted by Ctrl-C."""
 
 INTERRUPTED = 130
-"""What shells give for a process that ended by SIGINT, 128 + 2."""
+"""Exit code of a process ended by SIGINT, by the shells' convention: 128 + 2."""
 
 
 def main(
@@ -73,10 +73,10 @@ def main(
         data: Likewise, ``--data`` and `mlssl.MultiLabelDataModule`.
 
     Returns:
-        Exit code: 0, 2 where the input was wrong, or 130 where the user interrupted.
+        Exit code: 0, 2 for wrong input, or 130 if the user interrupted.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be any bytes
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names may contain any bytes
     words = list(sys.argv[1:] if argv is None else argv)
     traceback = "--traceback" in words
     verbose = "--verbose" in words
@@ -133,8 +133,8 @@ def _is_worker_failure(error: RuntimeError) -> bool:
 
 
 def _last_line(error: Exception) -> str:
-    """The sentence itself, also where a loader worker sent its whole traceback."""
-    if isinstance(error, FileNotFoundError) and error.strerror == os.strerror(errno.ENOENT):  # the system's, not ours
+    """The error message, also if a loader worker sent a whole traceback."""
+    if isinstance(error, FileNotFoundError) and error.strerror == os.strerror(errno.ENOENT):  # raised by the system
         return f"there is no file or folder {error.filename!r}: check the path"
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[-1] if lines[0].startswith("Caught ") else " ".join(line.strip() for line in lines)

@@ -1,4 +1,4 @@
-"""What evaluation and callbacks ask of the objects that they are given, as Protocols: no base class is needed."""
+"""Requirements of evaluation and callbacks on their arguments, as Protocols: no base class is needed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class FeatureNetwork(Protocol):
     """From normalised images (n, C, H, W) to features (n, D)."""
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Images uint8 (n, C, H, W) to what the backbone takes."""
+        """Images uint8 (n, C, H, W) to the backbone's input."""
         ...
 
 
@@ -29,15 +29,15 @@ class EvaluationData(Protocol):
     """A datamodule that callbacks can evaluate on, such as `MultiLabelDataModule`."""
 
     train_records: Records | None
-    """What is trained on, from `setup` on."""
+    """Training images, available after `setup`."""
     val_records: Records | None
-    """What is evaluated on; None for nothing."""
+    """Validation images; None for none."""
     probe_records: Records | None
-    """Labelled images that the probe learns from; None for those that are trained on."""
+    """Labelled images to train the probe on; None for the training images."""
     views: BlockViews
-    """How views are made."""
+    """Augmentation that makes the views."""
     eval_size: tuple[int, int]
-    """Height and width that whole images are resized to."""
+    """Height and width to which whole images are resized."""
 
     def image_dataloader(self, split: Literal["train", "val"]) -> DataLoader[Any]:
         """Whole images of a set, all of them on every device, see `mlssl.data.batches.ImageBatch`."""

@@ -90,7 +90,7 @@ class _ByOverlap:
     def __call__(self, cosines: Tensor, same_image: Tensor, boxes: Tensor | None, key_boxes: Tensor | None) -> Tensor:
         if boxes is None or key_boxes is None:
             raise ValueError(
-                f"{self} compares the boxes of two views, and no boxes were given: pass boxes=batch['boxes'] (batches "
+                f"{self} compares the boxes of two views, but no boxes were given: pass boxes=batch['boxes'] (batches "
                 "of MultiLabelDataModule have them), and key_boxes with keys."
             )
         return _iou(boxes.to(cosines), key_boxes.to(cosines)).pow(self.power) * same_image

@@ -1,4 +1,4 @@
-"""Memory that is left to a process: of the machine, and of the limits of the job or container that it runs in."""
+"""Memory available to a process: that of the machine, and within the limits of its job or container."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from pathlib import Path
 
 
 def free_memory_of_processor(root: Path = Path("/")) -> int | None:
-    """Bytes that processes can still take: MemAvailable, or less where a cgroup of this process has a limit.
+    """Bytes that can still be allocated: MemAvailable, or less if a cgroup of this process has a limit.
 
     Args:
-        root: Of the file system.
+        root: Root of the file system.
 
     Returns:
         Bytes; None if the system does not report it, as outside Linux.
@@ -34,7 +34,7 @@ def free_memory_of_processor(root: Path = Path("/")) -> int | None:
 
 _VERSION_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 _VERSION_2 = ("memory.max", "memory.current", "inactive_file")
-"""Files of a cgroup's limit and use, and the entry of memory.stat for what it gives back when it is asked to."""
+"""Files of a cgroup's limit and usage, and the entry of memory.stat for its reclaimable memory."""
 
 
 def _left_in_group(folder: Path, limit: str, used: str, returned: str) -> int | None:

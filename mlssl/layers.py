@@ -64,7 +64,7 @@ class FrozenStages(nn.Module):
         number = max(depths.values()) + 1
         if stages > number:
             raise ValueError(
-                f"frozen_stages={stages} was given, and {type(backbone).__name__} has {number}: pass fewer."
+                f"frozen_stages={stages} was given, but {type(backbone).__name__} has {number}: pass fewer."
             )
         self.epochs = epochs
         self.is_held = True

@@ -1,4 +1,4 @@
-"""Networks in eval or training mode for a while, and as they were afterwards."""
+"""Set a network to eval or training mode temporarily."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 
 @contextmanager
 def eval_mode(network: nn.Module) -> Iterator[None]:
-    """Run without gradients and with every module of `network` in eval mode; each training flag comes back after."""
+    """Run without gradients and with every module of `network` in eval mode; restore all training flags afterwards."""
     with torch.no_grad(), _flags_kept(network):
         network.eval()
         yield
@@ -19,7 +19,7 @@ def eval_mode(network: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def training_mode(network: nn.Module) -> Iterator[None]:
-    """Run without gradients and with every module in training mode; flags, buffers and random state come back after."""
+    """Run without gradients and with every module in training mode; restore flags, buffers and random state."""
     buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
     devices = {buffer.device for buffer, _ in buffers if buffer.device.type == "cuda"}
     with torch.no_grad(), torch.random.fork_rng(devices), _flags_kept(network):

@@ -195,7 +195,7 @@ class MultiLabelSSLModule(SafeLoading):
         """
         if len(embeddings) < 2:
             raise ValueError(
-                f"The batch has {len(embeddings)} branch, and the pair term compares one branch with another: pass at "
+                f"The batch has {len(embeddings)} branch, but the pair term compares one branch with another: pass at "
                 "least two branches (--data.branches), or override terms."
             )
         num_blocks = batch["views"].shape[2]

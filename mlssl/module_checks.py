@@ -37,7 +37,7 @@ def check_layers(
     check_at_least(0, frozen_stages=frozen_stages, frozen_epochs=frozen_epochs, backbone_lr_scale=backbone_lr_scale)
     if frozen_epochs and not frozen_stages:
         raise ValueError(
-            f"frozen_epochs={frozen_epochs} was given, and no stage is frozen: pass frozen_stages of at least 1 too."
+            f"frozen_epochs={frozen_epochs} was given, but no stage is frozen: pass frozen_stages of at least 1 too."
         )
     if layer_decay is not None:
         depth_of_parameters(backbone)
@@ -50,7 +50,7 @@ def check_pixels(mean: list[float], std: list[float]) -> None:
         ValueError: They differ in length, or a standard deviation is not above 0.
     """
     if len(mean) != len(std) or not min(std) > 0:
-        raise ValueError(f"mean={mean} and std={std} do not fit: pass one number per channel in each, std above 0.")
+        raise ValueError(f"mean={mean} and std={std} do not match: pass one number per channel in each, std above 0.")
 
 
 def check_channels(images: Tensor, channels: int) -> None:
@@ -61,9 +61,9 @@ def check_channels(images: Tensor, channels: int) -> None:
     """
     if images.shape[1] != channels:
         raise ValueError(
-            f"The images have {images.shape[1]} channels, and the backbone takes {channels}: pass "
+            f"The images have {images.shape[1]} channels, but the backbone takes {channels}: pass "
             f"backbone_kwargs={{'in_chans': {images.shape[1]}}} (--model.backbone_kwargs.in_chans), with mean and "
-            "std of as many numbers where they are given, or decode the images to as many channels."
+            "std of as many numbers if they are given, or decode the images to as many channels."
         )
 
 
@@ -84,12 +84,12 @@ def check_step(backbone: nn.Module, batch: ViewBatch, *, takes_local_views: bool
     check_view_batch(batch)
     if len(batch["views"]) * world_size() < 2:
         raise ValueError(
-            f"A step has {len(batch['views'])} image over all devices, and no other image to compare it with: use a "
+            f"A step has {len(batch['views'])} image over all devices, but no other image to compare it with: use a "
             "batch_size of at least 2."
         )
     if "local_views" in batch and not takes_local_views:
         raise ValueError(
-            "The batch has local views, and the loss of MultiLabelSSLModule uses none: leave local_views out "
+            "The batch has local views, but the loss of MultiLabelSSLModule uses none: leave local_views out "
             "(--data.local_views), or override terms in a class that embeds them."
         )
     if is_first:

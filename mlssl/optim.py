@@ -13,13 +13,13 @@ from torch import nn
 from mlssl.private import muon_in_full_precision, processor_has_bfloat16
 
 ELEMENTWISE = frozenset({"sgd", "adam", "adamw"})
-"""Optimizers that update each number of a weight by itself, whatever the weight's shape, as FSDP's shards need."""
+"""Elementwise optimizers, which do not depend on a weight's shape, as FSDP's shards require."""
 
 MOMENTUM = 0.9
-"""Of every optimizer that has one (paper); ``optimizer_kwargs`` sets another."""
+"""Momentum of every optimizer that has one (paper); ``optimizer_kwargs`` sets another."""
 
 REFERENCE_VIEWS = 256
-"""Views per step for which the base learning rate is meant (SimSiam, arXiv 2011.10566, sec. 4)."""
+"""Views per step to which the base learning rate refers (SimSiam, arXiv 2011.10566, sec. 4)."""
 
 
 def scaled_lr(base_lr: float, views_per_step: int) -> float:
@@ -39,7 +39,7 @@ def cosine_with_warmup(total_steps: int, warmup_steps: int = 0) -> Callable[[int
         warmup_steps: First steps that rise linearly; less than ``total_steps``.
 
     Raises:
-        ValueError: If the warm-up leaves nothing of the run.
+        ValueError: If the warm-up is not shorter than the run.
     """
     if not 0 <= warmup_steps < total_steps:
         raise ValueError(
@@ -58,11 +58,11 @@ def cosine_with_warmup(total_steps: int, warmup_steps: int = 0) -> Callable[[int
 def parameter_groups(
     parameters: Iterable[nn.Parameter], weight_decay: float, *, decay_norm_and_bias: bool = True
 ) -> list[dict[str, Any]]:
-    """Group the parameters that require a gradient; those without weight decay have a group of their own.
+    """Group the parameters that require a gradient; those without weight decay form a separate group.
 
     Args:
-        parameters: Of networks trained together.
-        weight_decay: ≥ 0, of the decayed group.
+        parameters: Parameters of the trained networks.
+        weight_decay: ≥ 0, for the decayed group.
         decay_norm_and_bias: False leaves out every vector (norm scales, biases): parameters with one dimension or none.
     """
     trained = [p for p in parameters if p.requires_grad]
@@ -86,20 +86,20 @@ def build_optimizer(
     """Build torch's SGD as in the paper's recipe, or any optimizer of timm's factory.
 
     ``muon`` (Jordan et al. 2024) makes the update of every convolution and linear layer orthogonal; timm gives vectors
-    such as norms and biases to AdamW, with ``nesterov`` to NAdamW. It orthogonalises in bfloat16; on a processor that
-    has no bfloat16 in float32, and float64 weights in float64.
+    such as norms and biases to AdamW, with ``nesterov`` to NAdamW. It orthogonalises in bfloat16, on a CPU without
+    bfloat16 in float32, and float64 weights in float64.
 
     Args:
-        name: ``sgd``, or a name of ``timm.optim.list_optimizers()``; ``sgd`` is without Nesterov's momentum, which
-            timm's optimizer of that name has (``nesterov``).
-        groups: Of :func:`parameter_groups`.
+        name: ``sgd``, or a name of ``timm.optim.list_optimizers()``; ``sgd`` has no Nesterov momentum, unlike timm's
+            optimizer of that name (``nesterov``).
+        groups: Result of :func:`parameter_groups`.
         lr: Peak learning rate.
-        arguments: Further ones of the optimizer; momentum is 0.9 by default, if the optimizer has one.
-        fused: Whether SGD and AdamW take one pass over all parameters, where their devices have such a pass.
+        arguments: Further arguments of the optimizer; momentum is 0.9 by default, if it has one.
+        fused: Whether SGD and AdamW use a fused implementation, if the device has one.
 
     Raises:
-        TypeError: On an argument that the optimizer does not take.
-        ValueError: On a value out of its range.
+        TypeError: If the optimizer does not take an argument.
+        ValueError: If a value is out of range.
     """
     devices = {parameter.device.type for group in groups for parameter in group["params"]}
     fused = fused and devices <= {"cpu", "cuda"}
@@ -118,7 +118,7 @@ def build_optimizer(
 
 
 def _orthogonalize_in_full_precision(optimizer: torch.optim.Optimizer) -> None:
-    """Make each step of a Muon compute in float32 or float64; other optimizers stay as they are."""
+    """Make each step of a Muon compute in float32 or float64; other optimizers do not change."""
     from timm.optim import Muon
 
     if not isinstance(optimizer, Muon):
@@ -142,11 +142,11 @@ def check_optimizer(
     Args:
         name: As for :func:`build_optimizer`.
         arguments: Likewise.
-        is_sharded: Whether FSDP gives a device parts of the weights, without their shape.
+        is_sharded: Whether FSDP gives each device parts of the weights, without their shape.
         decay_norm_and_bias: As for :func:`parameter_groups`, for which False selects by shape.
 
     Raises:
-        ValueError: With the nearest name, or what the optimizer says of its arguments.
+        ValueError: Names the nearest optimizer, or quotes the error about its arguments.
     """
     if name != "sgd":
         from timm.optim import get_optimizer_info, list_optimizers
@@ -161,7 +161,7 @@ def check_optimizer(
             )
         if get_optimizer_info(name).second_order:
             raise ValueError(
-                f"optimizer={name!r} needs second derivatives, and the image-aware loss has none: pass 'sgd', 'adamw', "
+                f"optimizer={name!r} needs second derivatives, but the image-aware loss has none: pass 'sgd', 'adamw', "
                 "'lars' or 'muon'."
             )
     try:
@@ -173,7 +173,7 @@ def check_optimizer(
         ) from None
     if is_sharded and (name not in ELEMENTWISE or not decay_norm_and_bias):
         raise ValueError(
-            f"optimizer={name!r} with decay_norm_and_bias={decay_norm_and_bias} looks at whole weights, and FSDP gives "
-            f"a device parts of them without their shape: use {', '.join(map(repr, sorted(ELEMENTWISE)))} with "
+            f"optimizer={name!r} with decay_norm_and_bias={decay_norm_and_bias} needs whole weights, but FSDP gives "
+            f"each device parts of them without their shape: use {', '.join(map(repr, sorted(ELEMENTWISE)))} with "
             "decay_norm_and_bias=True, or train under DDP."
         )

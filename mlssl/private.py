@@ -14,19 +14,19 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 
 BatchNorm = _BatchNorm
-"""What all batch norms of torch derive from."""
+"""Base class of all batch norms of torch."""
 
 
 def workers_of(batches: Any) -> list[BaseProcess]:
-    """Processes behind an iterator of a DataLoader; none where it loads in this process."""
+    """Worker processes of a DataLoader's iterator; empty if it loads in this process."""
     return list(getattr(batches, "_workers", []))
 
 
 def leave_out_of_torchs_sigchld_handler(batches: Any) -> None:
-    """Remove the workers of a DataLoader's iterator from those whose death torch raises on SIGCHLD.
+    """Deregister the workers of a DataLoader's iterator from torch's SIGCHLD handler.
 
-    torch would raise wherever the main thread is. In the middle of an optimizer step that leaves half of the weights
-    updated, which a checkpoint on the exception would save; in a destructor Python drops the exception.
+    torch would raise at any point of the main thread. In the middle of an optimizer step that leaves half of the
+    weights updated, which a checkpoint on the exception would save; in a destructor Python drops the exception.
     """
     if getattr(batches, "_worker_pids_set", False):
         _remove_worker_pids(id(batches))
@@ -34,22 +34,22 @@ def leave_out_of_torchs_sigchld_handler(batches: Any) -> None:
 
 
 def uncompiled(network: nn.Module) -> nn.Module:
-    """The network inside torch.compile's wrapper; one that is not compiled itself."""
+    """The network inside torch.compile's wrapper, or the network itself if it is not compiled."""
     inner: nn.Module = getattr(network, "_orig_mod", network)
     return inner
 
 
 def processor_has_bfloat16() -> bool:
-    """Whether the processor computes in bfloat16 by instructions of its own; emulated it is twenty times slower."""
+    """Whether the CPU has bfloat16 instructions; emulation is twenty times slower."""
     names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, name, lambda: False)() for name in names)
 
 
 @contextmanager
 def muon_in_full_precision() -> Iterator[None]:
-    """Have timm's Muon orthogonalise in float32 within this context, and updates of float64 weights in float64.
+    """Make timm's Muon orthogonalise in float32 within this context, and in float64 for float64 weights.
 
-    It computes in bfloat16, and its optimizer has no argument for that.
+    By default it computes in bfloat16, and its optimizer has no argument for that.
     """
     from timm.optim import muon
 
@@ -68,19 +68,19 @@ def muon_in_full_precision() -> Iterator[None]:
 
 
 def trainer_of(module: Any) -> Any:
-    """The Trainer that a module is attached to; None without one, where `module.trainer` raises."""
+    """The Trainer of a module; None without one, unlike `module.trainer`, which raises."""
     return getattr(module, "_trainer", None)
 
 
 def add_to_stepped_batches(epoch_loop: Any, number: int) -> None:
-    """Change Lightning's count of the batches that were stepped on, by which it logs and resumes."""
+    """Change Lightning's count of completed batches, which it uses to log and resume."""
     epoch_loop._batches_that_stepped += number
 
 
 def resume_max_steps_as_max_epochs(fit_loop: Any) -> None:
-    """Make a run with ``max_steps`` resume after a whole epoch as one with ``max_epochs`` does.
+    """Make a run with ``max_steps`` resume after a whole epoch like one with ``max_epochs``.
 
-    Lightning takes every such run for one that stopped in mid-epoch, and counts an epoch without a step.
+    Lightning treats every such run as stopped in mid-epoch, and counts an epoch without a step.
     """
     fit_loop._iteration_based_training = _no
 
@@ -95,15 +95,15 @@ def stepped_batches(checkpoint: Mapping[str, Any]) -> int:
 
 
 class TensorMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """While it is entered, `made` is called with every tensor that an operation gives, those of gradients as well."""
+    """While entered, call `on_tensor` with every tensor that an operation returns, including gradients."""
 
-    def __init__(self, made: Callable[[Tensor], None]) -> None:
+    def __init__(self, on_tensor: Callable[[Tensor], None]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.made = made
+        self.on_tensor = on_tensor
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = func(*args, **(kwargs or {}))
         for one in given if isinstance(given, (tuple, list)) else (given,):
             if isinstance(one, Tensor):
-                self.made(one)
+                self.on_tensor(one)
         return given

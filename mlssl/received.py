@@ -39,13 +39,13 @@ def check_names_no_code(values: object, source: object) -> None:
         if depth > MAX_DEPTH or count > MAX_VALUES:
             raise ValueError(
                 f"The hyper-parameters of {source} are nested more than {MAX_DEPTH} deep or have more than "
-                f"{MAX_VALUES:,} values: pass a checkpoint that mlssl fit has written."
+                f"{MAX_VALUES:,} values: pass a checkpoint written by mlssl fit."
             )
         named = next((key for key in _NAMES_OF_CODE if isinstance(value, Mapping) and key in value), None)
         if named is not None:
             raise ValueError(
                 f"The hyper-parameters of {source} name code to import ({named!r}), which those of mlssl fit never do: "
-                "nothing was imported; pass a checkpoint that mlssl fit has written."
+                "nothing was imported; pass a checkpoint written by mlssl fit."
             )
         waiting += [(one, depth + 1) for one in inside(value)]
 
@@ -69,7 +69,7 @@ def check_downloads_nothing(values: Mapping[str, Any], source: object) -> None:
             asked = next((key for key, one in _entries(value) if key in WEIGHTS_TO_READ and one), None)
         if asked is not None:
             raise ValueError(
-                f"{source} asks for {name} with {asked!r}, which may cause a download, and nothing was downloaded: if "
+                f"{source} asks for {name} with {asked!r}, which may cause a download, so nothing was downloaded: if "
                 f"you trust it, pass {name} yourself, as --model.{name} or load_from_checkpoint(path, {name}=…)."
             )
 
@@ -87,7 +87,7 @@ def check_statistics(mean: object, std: object, source: object) -> None:
         if not plain or not all(math.isfinite(one) and (one > 0 or name == "mean") for one in numbers):  # type: ignore[attr-defined]
             raise ValueError(
                 f"{source} has {name}={numbers!r:.80}, where one finite number per channel is expected, std above 0: "
-                "the file was changed or is damaged, give another."
+                "the file was changed or is damaged, pass another."
             )
 
 

@@ -13,16 +13,16 @@ PARTS = ("data", "model", "callbacks")
 
 
 def recipe(name: str) -> dict[str, Any]:
-    """Settings of a recipe, which name no data set, root or backbone.
+    """Settings of a recipe, without data set, root and backbone.
 
-    ``paper`` is the method of arXiv 2506.23156 as its code has it, which is what all defaults are (γ = 0.2; the
-    author's COCO run used 0.3).
+    ``paper`` is the method of arXiv 2506.23156 as in its code, which all defaults follow (γ = 0.2; the author's COCO
+    run used 0.3).
 
     ``mlssl`` is the paper's loss with three changes: softer colours, Muon instead of SGD with half an epoch of warm-up,
     and γ = 0.3 (docs/which_recipe.md).
 
     Args:
-        name: Of a recipe, or a YAML file of the same layout, ending in .yaml or .yml.
+        name: Name of a recipe, or a YAML file of the same layout with suffix .yaml or .yml.
 
     Returns:
         ``{"data": {...}, "model": {...}, "callbacks": [{"class_path": ..., "init_args": ...}, ...]}``: keyword
@@ -30,7 +30,7 @@ def recipe(name: str) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: If the file does not exist.
-        ValueError: On an unknown name (names the nearest), and on a file of another layout.
+        ValueError: If the name is unknown (suggests the nearest), or the file has another layout.
 
     Example:
         >>> recipe("paper")["model"]["contrastive_weight"]
@@ -53,10 +53,10 @@ def _from_file(path: Path) -> dict[str, Any]:
         )
     settings = read_yaml(path) or {}
     if not isinstance(settings, dict):
-        raise ValueError(f"{path} holds a {type(settings).__name__}: a recipe is a mapping with {', '.join(PARTS)}.")
+        raise ValueError(f"{path} contains a {type(settings).__name__}: a recipe is a mapping with {', '.join(PARTS)}.")
     unknown = [key for key in settings if key not in PARTS]
     if unknown:
-        raise ValueError(f"{path} holds {', '.join(map(repr, unknown))}: a recipe has {', '.join(PARTS)} alone.")
+        raise ValueError(f"{path} contains {', '.join(map(repr, unknown))}: a recipe has only {', '.join(PARTS)}.")
     found = {"data": settings.get("data") or {}, "model": settings.get("model") or {}}
     callbacks = settings.get("callbacks") or []
     for part, value in found.items():

@@ -1,4 +1,4 @@
-"""A command line without its secrets."""
+"""Hide the secrets of a command line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ HIDDEN = "***"
 _NAME = (
     r"(?:[\w.-]*[._-])?(?:api_?key|access_?key|secret_?key|token|secret|password|passwd|credentials?|signature|sig|key)"
 )
-"""Of an option, an entry of a mapping or a part of a query whose value is a secret."""
+"""Name of an option, an entry of a mapping or a query part whose value is a secret."""
 
 _ADDRESS = re.compile(r"(?<=://)[^/\s@]*@")
 """User and password of a URL."""
@@ -30,15 +30,15 @@ _KEYS = re.compile(
 """Keys of Weights & Biases, Hugging Face, GitHub and Amazon, anywhere in a text."""
 
 _PLAIN = re.compile(r"""["']?(?:true|false|null|none|\d{1,3})["']?""", re.IGNORECASE)
-"""Values that keep no secret, such as that of ``class_token``."""
+"""Values that are not secret, such as that of ``class_token``."""
 
 
 def redacted(words: Sequence[str]) -> str:
-    """Words of a command as a shell takes them, with ``***`` in place of secrets.
+    """Words of a command quoted for a shell, with ``***`` in place of secrets.
 
-    Hidden are user and password in a URL; the values of options, entries and query parts whose last name says that
-    they are secret (``api_key``, ``token``, ``secret``, ``password``, ``signature``, …); and keys that are known by
-    their form: those of Weights & Biases, Hugging Face, GitHub and Amazon.
+    Hidden are user and password in a URL; the values of options, entries and query parts whose last name marks them as
+    secret (``api_key``, ``token``, ``secret``, ``password``, ``signature``, …); and keys with a known format: those of
+    Weights & Biases, Hugging Face, GitHub and Amazon.
 
     >>> redacted(["mlssl", "fit", "--data.root", "https://me:pass@host/photos"])
     "mlssl fit --data.root 'https://***@host/photos'"

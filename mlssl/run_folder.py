@@ -36,9 +36,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"no folder {str(folder)!r}: pass the folder of a run, such as runs/fit-20250101-120000"
         )
     if not path.is_file():
-        raise FileNotFoundError(
-            f"no config.yaml in {str(folder)!r}: pass the folder of a run that mlssl fit has written"
-        )
+        raise FileNotFoundError(f"no config.yaml in {str(folder)!r}: pass a run folder written by mlssl fit")
     return checked_config(path)
 
 
@@ -51,15 +49,15 @@ def checked_config(path: Path) -> dict[str, Any]:
     config = read_yaml(path)
     if not isinstance(config, dict) or not {"seed_everything", "model", "data", "trainer"} <= config.keys():
         raise ValueError(
-            f"{str(path)!r} is not the config of a run: pass the folder of one that mlssl fit has written, or put "
-            "its config.yaml back if it was cut off"
+            f"{str(path)!r} is not the config of a run: pass a run folder written by mlssl fit, or restore its "
+            "config.yaml if it was truncated"
         )
     wrong = [part for part in ("model", "data", "trainer") if not isinstance(config[part], dict)]
     wrong += [] if isinstance(config["seed_everything"], int) else ["seed_everything"]
     if wrong:
         raise ValueError(
-            f"{str(path)!r} is not the config of a run, its {wrong[0]} is {config[wrong[0]]!r:.80}: put the file back "
-            "that mlssl fit has written"
+            f"{str(path)!r} is not the config of a run, its {wrong[0]} is {config[wrong[0]]!r:.80}: restore the file "
+            "written by mlssl fit"
         )
     return config
 
@@ -120,7 +118,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         text = path.read_bytes().decode()
         if not text.endswith("\n") and text:
             cut = text.rstrip("\r").count("\n") + 1
-            warnings.warn(f"{path}, line {cut}: the last row was cut off, and is left out.", stacklevel=2)
+            warnings.warn(f"{path}, line {cut}: the last row is truncated, and is left out.", stacklevel=2)
             text = text[: text.rfind("\n") + 1]
         lines = csv.reader(io.StringIO(text, newline=""), strict=True)
         names = next(lines, [])

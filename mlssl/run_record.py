@@ -1,4 +1,4 @@
-"""run.json: what a run was made with, so that others can repeat it. Versions, commit, hardware, command, data, time."""
+"""run.json: versions, commit, hardware, command, data and time of a run, so that others can repeat it."""
 
 from __future__ import annotations
 
@@ -24,42 +24,42 @@ RUN_RECORD = "run.json"
 PACKAGES = ("mlssl", "torch", "lightning", "timm", "torchvision")
 
 RUNNING, DONE, INTERRUPTED, FAILED = "running", "done", "interrupted", "failed"
-"""Outcomes of a session. One that was killed stays "running"."""
+"""Outcomes of a session; a killed one remains "running"."""
 
 _LARGEST = 16_000_000
-"""Bytes of a file that is read."""
+"""Maximum size in bytes of a file to read."""
 
 _GIT_SECONDS = 10
-"""After which a repository on a slow disk is left out."""
+"""Timeout in seconds after which the commit is left out, as on a slow disk."""
 
 _REMEDY = "restore the file, or remove it to continue without the record"
 
 
 @dataclass
 class Session:
-    """One process of a run, from its start to its end: a run that resumes has several."""
+    """One process of a run, from start to end: a resumed run has several."""
 
     started: str
     """Date and time with its offset from UTC, ISO 8601."""
     command: str
-    """As it was typed, secrets hidden."""
+    """The typed command line, with secrets hidden."""
     directory: str
-    """In which it was typed."""
+    """Working directory of the command."""
     versions: dict[str, str]
-    """Package → version, Python's included."""
+    """Package → version, including Python's."""
     hardware: dict[str, Any]
-    """Of `hardware_of` and of the Trainer."""
+    """Result of `hardware_of`, and the Trainer's devices."""
     data: dict[str, dict[str, Any]]
-    """Set → images, and with labels classes and labels_per_image."""
+    """Set → images, and for a labelled set classes and labels_per_image."""
     first_step: int
     commit: str | None = None
-    """Of the git repository that contains the directory."""
+    """Commit of the git repository that contains the directory."""
     changed_files: int = 0
-    """Tracked files that differ from the commit."""
+    """Number of tracked files that differ from the commit."""
     last_step: int = 0
     seconds: float = 0.0
     outcome: str = RUNNING
-    """One of the four; a failure names its exception."""
+    """One of the four outcomes; a failure names its exception."""
     ended: str | None = None
 
 
@@ -73,10 +73,10 @@ _TYPES: dict[str, tuple[type, ...]] = {
 
 
 def read_record(folder: Path) -> list[Session]:
-    """Sessions of a run from its run.json, in order of time; empty without a file.
+    """Sessions of a run from its run.json, in chronological order; empty without a file.
 
     Raises:
-        ValueError: If the file is damaged or was changed to something else; names it.
+        ValueError: If the file is damaged or is not a record; names it.
     """
     path = folder / RUN_RECORD
     if not path.exists():
@@ -92,7 +92,7 @@ def read_record(folder: Path) -> list[Session]:
 
 
 def write_record(folder: Path, sessions: Sequence[Session]) -> None:
-    """Write all sessions, whole or not at all.
+    """Write all sessions atomically.
 
     Raises:
         OSError: If they cannot be written.
@@ -107,23 +107,23 @@ def now() -> str:
 
 
 def command_of_process(words: Sequence[str] | None = None) -> str:
-    """The command line that started this process, secrets hidden.
+    """The command line that started this process, with secrets hidden.
 
     Args:
-        words: After `mlssl`, where they may come from a program rather than from the command line: if the process was
-            not started with them, they are the command.
+        words: Words after `mlssl`, if they may come from a program instead of the command line: if the process was not
+            started with them, they are the command.
     """
     if words is not None and not set(words) <= set(sys.argv):
         return redacted(["mlssl", *words])
     program, *others = sys.orig_argv
-    # A console script is started as `python /…/bin/mlssl`, which is not what a user types.
+    # A console script is started as `python /…/bin/mlssl`, but the user types `mlssl`.
     if others and Path(others[0]).is_absolute() and Path(others[0]).parent == Path(program).parent:
         program, *others = others
     return redacted([Path(program).name, *others])
 
 
 def versions_of(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
-    """Python's version and those of the packages that are installed."""
+    """Versions of Python and of the installed packages."""
     found = {"python": platform.python_version()}
     for name in packages:
         try:
@@ -134,10 +134,10 @@ def versions_of(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
 
 
 def commit_of(directory: str | os.PathLike[str]) -> tuple[str | None, int]:
-    """Commit of the git repository that contains a directory, and how many tracked files differ from it.
+    """Commit of the git repository that contains a directory, and the number of tracked files that differ from it.
 
     Returns:
-        (None, 0) outside of a repository, without a commit, and where git is missing or slow.
+        (None, 0) outside of a repository, without a commit, and if git is missing or slow.
     """
     try:
         commit = _git(directory, "rev-parse", "--verify", "HEAD").strip()
@@ -157,7 +157,7 @@ def _git(directory: str | os.PathLike[str], *words: str) -> str:
 
 
 def hardware_of(device: torch.device) -> dict[str, Any]:
-    """Processor, cores, threads, memory and system of this machine, and the kind of device that a run computes on."""
+    """Processor, cores, threads, memory and system of this machine, and the kind of device of a run."""
     found: dict[str, Any] = {
         "system": platform.platform(),
         "processor": _processor(),

@@ -1,4 +1,4 @@
-"""What a run is given when its user says nothing: a folder of its own, callbacks, a log, a precision."""
+"""Defaults of a run: its folder, callbacks, log and precision."""
 
 import itertools
 import os
@@ -38,49 +38,49 @@ from mlssl.private import processor_has_bfloat16, stepped_batches
 from mlssl.run_folder import read_log
 
 RUN_FOLDER_VARIABLE = "MLSSL_RUN_FOLDER"
-"""Environment variable by which the processes of one run agree on its folder."""
+"""Environment variable through which the processes of a run share its folder."""
 
-_LONGEST_WAIT = timedelta(minutes=30)
-"""For the first process of a run, as process groups wait by default."""
+_MAX_WAIT = timedelta(minutes=30)
+"""Time to wait for the first process of a run, as long as process groups wait by default."""
 
 _FOLDERS = itertools.count()
-"""Runs of this process so far: all processes count alike."""
+"""Number of runs of this process so far, the same in all processes."""
 
 _STORES: list[Any] = []
-"""Kept by the first process for those that ask later."""
+"""Stores of the first process, kept for processes that ask later."""
 
 _RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "OMPI_COMM_WORLD_RANK")
-"""Variables of torchrun, of Lightning and of MPI; Lightning itself knows SLURM's and LSF's."""
+"""Variables of torchrun, Lightning and MPI; Lightning itself handles those of SLURM and LSF."""
 
 _LAST_OF_USER = "last_of_callback"
-"""What ``save_last`` of a user's ModelCheckpoint writes: ``last.ckpt`` is the library's, to resume from."""
+"""File of a user's ModelCheckpoint with ``save_last``: ``last.ckpt`` is the library's, to resume from."""
 
 LOG_EVERY_N_STEPS = 10
-"""Steps between two lines of the log; a run that is limited to fewer logs at its last."""
+"""Steps between two rows of the log; a shorter run logs at its last step."""
 
 
 def new_run_folder(parent: str | os.PathLike[str] = "runs", name: str = "fit") -> Path:
-    """Make ``parent/name-YYYYmmdd-HHMMSS``, with a number behind it where that exists already.
+    """Create ``parent/name-YYYYmmdd-HHMMSS``, with a number appended if that exists already.
 
-    All processes of a run have one folder, which the first of them makes. Those that torchrun or srun start are told
-    it over the network, and wait for it; those that the Trainer starts find it in ``MLSSL_RUN_FOLDER``.
+    All processes of a run share one folder, which the first one creates. Processes started by torchrun or srun receive
+    it over the network, and wait for it; those started by the Trainer read it from ``MLSSL_RUN_FOLDER``.
 
     Raises:
-        OSError: If the folder cannot be made (no permission, disk full), or the first process does not tell it.
+        OSError: If the folder cannot be created (no permission, disk full), or the first process does not send it.
     """
-    place = _place_among_processes()
-    if place is not None:
-        folder = _told_by_the_first(place, lambda: str(_made_folder(parent, name)))
+    environment = _cluster_environment()
+    if environment is not None:
+        folder = _from_first_process(environment, lambda: str(_create_folder(parent, name)))
     elif RUN_FOLDER_VARIABLE in os.environ and os.environ.get("LOCAL_RANK", "0") != "0":
         return Path(os.environ[RUN_FOLDER_VARIABLE])
     else:
-        folder = str(_made_folder(parent, name))
+        folder = str(_create_folder(parent, name))
     os.environ[RUN_FOLDER_VARIABLE] = folder
     return Path(folder)
 
 
 def is_first_process() -> bool:
-    """Whether this process is the first of its run, or the only one, by the variables of whatever started it."""
+    """Whether this process is the first or only one of its run, according to the launcher's variables."""
     by_lightning = rank_zero_only.rank  # type: ignore[attr-defined]
     ranks = (by_lightning, *(os.environ.get(name) for name in _RANKS))
     return not any(int(rank or 0) for rank in ranks)
@@ -89,24 +89,23 @@ def is_first_process() -> bool:
 def run_settings(
     folder: Path, trainer_settings: dict[str, Any], *, checkpoint: str | os.PathLike[str] | None = None
 ) -> dict[str, Any]:
-    """Complete Trainer arguments for a run in ``folder``: what the user gave stays, what is missing is added.
+    """Complete Trainer arguments for a run in ``folder``: the user's arguments are kept, missing ones are added.
 
-    Added are: ``metrics.csv`` beside whatever loggers there are, checkpoints in ``checkpoints/`` with the last one kept
-    and written whole or not at all, the library's callbacks where none of their kind is given, one bar for the whole
-    run, the machine's precision.
-    A ModelCheckpoint of the user's saves in addition, also to ``checkpoints/`` where it has no ``dirpath``; its own
-    last checkpoint is called ``last_of_callback.ckpt`` there.
+    Added are: ``metrics.csv`` in addition to other loggers, atomic checkpoints in ``checkpoints/`` with the last one
+    kept, the library's callbacks unless one of their kind is given, one progress bar for the whole run, and the
+    machine's precision. A ModelCheckpoint of the user saves in addition, also to ``checkpoints/`` if it has no
+    ``dirpath``; its last checkpoint is called ``last_of_callback.ckpt`` there.
 
     Args:
-        folder: Of :func:`new_run_folder`.
+        folder: Result of :func:`new_run_folder`.
         trainer_settings: Arguments of ``lightning.Trainer``; not changed.
-        checkpoint: From which the run of this folder resumes: ``metrics.csv`` is continued from its step.
+        checkpoint: Checkpoint from which the run of this folder resumes: ``metrics.csv`` is continued from its step.
 
     Returns:
         New arguments of ``lightning.Trainer``.
 
     Raises:
-        ValueError: If a RunCheckpoint was given that saves nothing to resume from.
+        ValueError: If a given RunCheckpoint saves nothing to resume from.
     """
     settings = dict(trainer_settings)
     settings["default_root_dir"] = str(folder)
@@ -122,7 +121,7 @@ def run_settings(
     has_bar = any(isinstance(one, ProgressBar) for one in settings["callbacks"])
     if settings.get("enable_progress_bar") is not False and not has_bar:
         settings["callbacks"].append(RunBar())
-    if settings.get("enable_model_summary") is None:  # the block at the start has its number of parameters
+    if settings.get("enable_model_summary") is None:  # the summary at the start contains the number of parameters
         settings["enable_model_summary"] = False
     if settings.get("log_every_n_steps") is None:
         limits = (settings.get("limit_train_batches"), settings.get("max_steps"))
@@ -132,15 +131,15 @@ def run_settings(
 
 
 def logger_in_folder(logger: Logger, arguments: dict[str, Any], folder: Path) -> Logger:
-    """The same logger with its files in the run's folder, unless it was given another folder than ``"."``.
+    """The same logger with its files in the run's folder, unless it has another folder than ``"."``.
 
-    A run in Weights & Biases is called as the folder, unless it was given a name; one that left files in the folder
-    goes on under its id. TensorBoard's files are in ``tensorboard/``. Other loggers are left as they are.
+    A run in Weights & Biases is named after the folder, unless it has a name; one with files in the folder continues
+    under its id. TensorBoard's files are in ``tensorboard/``. Other loggers do not change.
 
     Args:
-        logger: As it was built.
-        arguments: What it was built with.
-        folder: Of the run.
+        logger: The logger as built.
+        arguments: Its constructor arguments.
+        folder: Folder of the run.
     """
     if not isinstance(logger, (WandbLogger, TensorBoardLogger)) or arguments.get("save_dir", ".") != ".":
         return logger
@@ -154,8 +153,8 @@ def run_summary(folder: Path, trainer: L.Trainer) -> dict[str, Any]:
     """Results of a fit: epochs, steps, the last value of each metric, the best ``probe/mAP``, the paths of its files.
 
     Args:
-        folder: Of the run.
-        trainer: That has ended the fit.
+        folder: Folder of the run.
+        trainer: Trainer after the fit.
     """
     log = read_log(folder)
     last = {name: logged.values[-1] for name, logged in log.items()}
@@ -175,7 +174,7 @@ def run_summary(folder: Path, trainer: L.Trainer) -> dict[str, Any]:
     }
 
 
-def _made_folder(parent: str | os.PathLike[str], name: str) -> Path:
+def _create_folder(parent: str | os.PathLike[str], name: str) -> Path:
     stem = f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
     for attempt in range(1, 1000):
         folder = Path(parent) / (stem if attempt == 1 else f"{stem}-{attempt}")
@@ -185,78 +184,78 @@ def _made_folder(parent: str | os.PathLike[str], name: str) -> Path:
             continue
         except OSError as error:
             raise OSError(
-                f"{folder} cannot be made for the run ({error.strerror}): pass another place, --runs FOLDER, or see to "
-                "its permissions."
+                f"{folder} cannot be created for the run ({error.strerror}): pass another folder, --runs "
+                "FOLDER, or check its permissions."
             ) from error
         return folder
-    raise OSError(f"{Path(parent) / stem} and 998 more of its kind exist: pass another name or another runs folder.")
+    raise OSError(f"{Path(parent) / stem} and 998 numbered folders exist: pass another name or another runs folder.")
 
 
-def _place_among_processes() -> ClusterEnvironment | None:
-    """Where torchrun or srun put this process; None where neither started several."""
+def _cluster_environment() -> ClusterEnvironment | None:
+    """Rank and address of this process under torchrun or srun; None if neither started several."""
     if TorchElasticEnvironment.detect():
         return TorchElasticEnvironment() if int(os.environ["WORLD_SIZE"]) > 1 else None
-    # Of the step, because a script without srun has the numbers of the whole job.
+    # Use the step's variables: a script without srun has those of the whole job.
     several = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
     return SLURMEnvironment() if several and SLURMEnvironment.detect() else None
 
 
-def _told_by_the_first(place: ClusterEnvironment, make: Callable[[], str]) -> str:
-    """What `make` gives in the first of all processes; there is no process group yet, only its address and port.
+def _from_first_process(environment: ClusterEnvironment, make: Callable[[], str]) -> str:
+    """The result of `make` in the first process, for all processes; there is no process group yet, only its address.
 
     Raises:
-        OSError: If the first process says nothing.
+        OSError: If the first process sends nothing.
     """
     from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
 
-    is_first, restart = place.global_rank() == 0, os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    is_first, restart = environment.global_rank() == 0, os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     key = f"{RUN_FOLDER_VARIABLE}-{restart}-{next(_FOLDERS)}"
-    # torchrun has a store of its own at this address; under srun that of the process group will join this one.
+    # torchrun has its own store at this address; under srun the process group will join this one.
     has_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     try:
         store = TCPStore(
-            place.main_address,
-            place.main_port,
+            environment.main_address,
+            environment.main_port,
             is_master=is_first and not has_store,
-            timeout=_LONGEST_WAIT,
+            timeout=_MAX_WAIT,
             wait_for_workers=False,
             multi_tenant=True,
         )
         if not is_first:
-            told: bytes = store.get(key)
-            return told.decode()
+            received: bytes = store.get(key)
+            return received.decode()
         _STORES.append(store)
-        made = make()  # where it fails, this process ends, and so does the others' wait
-        store.set(key, made)
-        return made
+        result = make()  # if it fails, this process ends, which ends the wait of the others
+        store.set(key, result)
+        return result
     except DistError as error:
         raise OSError(
-            f"The first process of the run, at {place.main_address}:{place.main_port}, did not tell the others its "
-            f"folder: look at what it printed. {str(error).splitlines()[0]}"
+            f"The first process of the run, at {environment.main_address}:{environment.main_port}, did not send its "
+            f"folder to the others: check its output. {str(error).splitlines()[0]}"
         ) from error
 
 
 def _wandb_id(folder: Path) -> str | None:
-    """Of the run that left its files in ``wandb/run-<date>_<time>-<id>`` or ``offline-run-…``; None without one."""
+    """Id of the run with files in ``wandb/run-<date>_<time>-<id>`` or ``offline-run-…``; None without one."""
     names = sorted(entry.name for entry in folder.glob("wandb/*run-*") if entry.is_dir())
     found = [match[1] for match in (re.fullmatch(r"(?:offline-)?run-\d+_\d+-(.+)", name) for name in names) if match]
     return found[-1] if found else None
 
 
 def steps_of(checkpoint: str | os.PathLike[str]) -> int:
-    """Batches that had been stepped on when it was saved, by which the log counts."""
+    """Number of completed steps in a checkpoint, as counted by the log."""
     saved = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
     batches = saved["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]
-    # Within a step Lightning saves the number before it, and adds one when it resumes.
+    # Within a step Lightning saves the count before it, and adds one on a resume.
     is_within = bool(batches["completed"] < batches["ready"])
     return stepped_batches(saved) + is_within
 
 
 def default_precision(accelerator: object = "auto") -> Literal["bf16-mixed", "32-true"]:
-    """``bf16-mixed`` where the first GPU, or without one the processor, computes in bfloat16; else ``32-true``.
+    """``bf16-mixed`` if the first GPU, or without one the CPU, computes in bfloat16; else ``32-true``.
 
     Args:
-        accelerator: Of the Trainer: under ``"cpu"`` a GPU does not count.
+        accelerator: Setting of the Trainer: ``"cpu"`` ignores GPUs.
     """
     if _on_processor(accelerator):
         return "bf16-mixed" if processor_has_bfloat16() else "32-true"
@@ -269,7 +268,7 @@ def _on_processor(accelerator: object) -> bool:
 
 
 class _LogShortEpochs(Callback):
-    """An epoch with fewer steps than the logging interval is logged at its last step."""
+    """Log an epoch with fewer steps than the logging interval at its last step."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:  # noqa: ARG002
         data = trainer.datamodule  # type: ignore[attr-defined]
@@ -299,29 +298,29 @@ def _with_defaults(folder: Path, given: list[Callback], settings: dict[str, Any]
 
 
 def _saver(checkpoints: Path, given: list[Callback]) -> RunCheckpoint:
-    """What keeps ``last.ckpt``, in addition to savers of the user's, which get the run's folder where they name none.
+    """The callback that keeps ``last.ckpt``, in addition to those of the user, which get the run's folder by default.
 
     Raises:
-        ValueError: If a RunCheckpoint was given that saves nothing to resume from.
+        ValueError: If a given RunCheckpoint saves nothing to resume from.
     """
     others = [one for one in given if isinstance(one, ModelCheckpoint)]
-    place = os.path.realpath(checkpoints)
+    directory = os.path.realpath(checkpoints)
     for saver in others:
-        saver.dirpath = saver.dirpath or place
+        saver.dirpath = saver.dirpath or directory
         if isinstance(saver, RunCheckpoint):
-            if not saver.save_last or saver.save_weights_only or saver.dirpath != place:
+            if not saver.save_last or saver.save_weights_only or saver.dirpath != directory:
                 raise ValueError(
                     f"A RunCheckpoint with save_last={saver.save_last}, save_weights_only={saver.save_weights_only}, "
-                    f"dirpath={str(saver.dirpath)!r} was given, and a run goes on from the last.ckpt of its own "
+                    f"dirpath={str(saver.dirpath)!r} was given, but a run resumes from the last.ckpt of its own "
                     "folder: pass save_last=True and leave the other two out, or pass a ModelCheckpoint."
                 )
-        elif saver.dirpath == place:
+        elif saver.dirpath == directory:
             saver.CHECKPOINT_NAME_LAST = _LAST_OF_USER
     return RunCheckpoint(checkpoints, filename="run-{epoch}-{step}" if others else "{epoch}-{step}", save_last=True)
 
 
 def _stands_for(given: Callback, default: Callback) -> bool:
-    """Whether a callback is of the default's kind and evaluates the same network; a saver: at the same times."""
+    """Whether a callback is of the default's kind and evaluates the same network, or saves at the same times."""
     if isinstance(given, RunCheckpoint) and isinstance(default, RunCheckpoint):
         return given.state_key == default.state_key
     networks = {getattr(one, "network", "backbone") for one in (given, default)}
@@ -329,7 +328,7 @@ def _stands_for(given: Callback, default: Callback) -> bool:
 
 
 def _number_of_steps(limit: float | None) -> int:
-    """As the Trainer takes a limit: a float up to 1 is a share, a larger one, as the parser may make it, a number."""
+    """A limit for the Trainer: a float up to 1 is a fraction, a larger one from the parser becomes an int."""
     if limit is None or limit < 1 or (limit == 1 and isinstance(limit, float)):
         return LOG_EVERY_N_STEPS
     return int(limit)

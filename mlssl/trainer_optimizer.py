@@ -96,14 +96,14 @@ class _Part(NamedTuple):
 
 
 def _parts(module: Trained) -> list[_Part]:
-    """The backbone by layers where these differ, then all else but the predictor, then the predictor."""
+    """The backbone, by layers if their rates differ, then the rest except the predictor, then the predictor."""
     of_predictor = set(module.predictor.parameters())
     backbone = {plain_name(name): parameter for name, parameter in module.backbone.named_parameters()}
     scales = dict.fromkeys(backbone, module.backbone_lr_scale)
     if module.layer_decay is not None:
         by_layer = rate_scales(depth_of_parameters(module.backbone), module.layer_decay)
         scales = {name: scale * by_layer[name] for name, scale in scales.items()}
-    # Those of a whole run require no gradient and are in no group.
+    # Stages frozen for the whole run require no gradient and are in no group.
     frozen = module.frozen.names if module.frozen is not None and module.frozen_epochs else set()
     kinds: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in backbone.items():
@@ -122,7 +122,7 @@ class _Schedule(LambdaLR):
         super().__init__(optimizer, of_groups)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the step, and say what differs from a run that was as long from the start."""
+        """Restore the step, and warn if the learning rates differ from a run that was as long from the start."""
         before = state_dict.get("total_steps", self.total_steps)
         super().load_state_dict({**state_dict, "total_steps": self.total_steps})
         if before == self.total_steps:
@@ -133,8 +133,8 @@ class _Schedule(LambdaLR):
         for group, lr in zip(self.optimizer.param_groups, self._last_lr, strict=True):
             group["lr"] = lr
         rank_zero_info(
-            f"The run was {before} steps long and is {self.total_steps} now: from step {self.last_epoch} on its "
-            f"learning rates are those of {self.total_steps} steps; those before were those of {before}."
+            f"The run was {before} steps long and is now {self.total_steps}: from step {self.last_epoch} its "
+            f"learning rates are those of {self.total_steps} steps, before that those of {before} steps."
         )
 
 
@@ -144,9 +144,9 @@ def _constant(_step: int) -> float:
 
 def _count_steps(trainer: L.Trainer) -> int:
     total_steps = trainer.estimated_stepping_batches
-    if total_steps < 0 or not math.isfinite(total_steps):  # Lightning has both ways to say "without end"
+    if total_steps < 0 or not math.isfinite(total_steps):  # Lightning represents "without end" in both ways
         raise ValueError(
-            "The learning rate follows a cosine over the run, and this run has no end: "
+            "The learning rate follows a cosine over the run, but this run has no end: "
             "pass max_epochs or max_steps to the Trainer, or override configure_optimizers."
         )
     return max(1, int(total_steps))
@@ -162,7 +162,7 @@ def _count_steps_of(trainer: L.Trainer, **given: float) -> int:
     steps_per_epoch = trainer.num_training_batches / trainer.accumulate_grad_batches
     if epochs and not math.isfinite(steps_per_epoch):
         raise ValueError(
-            f"{name}={epochs} was given, and the train loader does not say how long an epoch is: pass "
+            f"{name}={epochs} was given, but the train loader has no length: pass "
             f"limit_train_batches to the Trainer, or {name}=0."
         )
     return round(epochs * steps_per_epoch) if epochs else 0
@@ -175,8 +175,8 @@ def _count_views_per_step(trainer: L.Trainer) -> int:
     blocks = getattr(getattr(loader, "dataset", None), "num_blocks", None)
     if not isinstance(images, int) or not isinstance(blocks, int):
         raise ValueError(
-            f"The learning rate is base_lr × views / 256, and the train loader ({type(loader).__name__}) does not "
-            "say how many views a step has (its batch_size, and num_blocks of its dataset): "
+            f"The learning rate is base_lr × views / 256, but the train loader ({type(loader).__name__}) does not "
+            "define how many views a step has (its batch_size, and num_blocks of its dataset): "
             "pass views_per_step = images × blocks over all devices to MultiLabelSSLModule."
         )
     return images * blocks * trainer.world_size

@@ -1,4 +1,4 @@
-"""Processes that form a gloo group for the length of one call, and wait for the next one."""
+"""Processes that form a gloo group for one call, and wait for the next one."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Processes:
     """Up to `most` processes, started at the first call that needs them; each imports the library once.
 
     Args:
-        folder: Where the processes find each other.
-        most: Processes at most.
+        folder: Folder through which the processes connect.
+        most: Maximum number of processes.
     """
 
     def __init__(self, folder: Path, most: int = 4) -> None:
@@ -31,7 +31,7 @@ class Processes:
         self._calls = 0
 
     def run(self, function: Callable[..., Any], *arguments: Any, processes: int = 2) -> list[Any]:
-        """Call `function(*arguments)` in every process of a fresh group; the results in order of rank."""
+        """Call `function(*arguments)` in every process of a new group; return the results in rank order."""
         self._calls += 1
         store = self._folder / f"store-{self._calls}"
         call = pickle.dumps((function, arguments))

@@ -1,4 +1,4 @@
-"""A small run in a process of its own, which may kill itself at any point; for tests/test_resume.py."""
+"""A small run in a separate process, which may kill itself at any point; for tests/test_resume.py."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from mlssl.runs import steps_of
 
 Whom = Literal["itself", "a worker", "all", "the next pass"]
 STEPS, EVERY = 5, 2
-"""Steps of an epoch, and steps between two checkpoints, which fall on every place of an epoch."""
+"""Steps of an epoch, and steps between two checkpoints, which cover every position in an epoch."""
 
 
 class Death(L.Callback):
     """Send a signal at a random point of a random step, in a hook or while a checkpoint is written.
 
-    To this process, to one of its workers, or to all of them, as a scheduler does. Or have no batch come in the next
+    To this process, to one of its workers, or to all of them, as a scheduler does. Or stop the batches of the next
     pass over the training images.
     """
 
@@ -66,20 +66,20 @@ class Death(L.Callback):
 
 
 def no_batch(_loader: ResumableLoader) -> Iterator[Any]:
-    """As where the workers have died meanwhile."""
+    """Behave as if the workers had died meanwhile."""
     raise RuntimeError("No batch came")
     yield
 
 
 def youngest_worker() -> int:
-    """A process of the loader of training, once it has begun: those of the first validation are older."""
+    """A worker of the running training loader: those of the first validation are older."""
     return max(child.pid or 0 for child in multiprocessing.active_children())
 
 
 def run(folder: Path, epochs: int, seed: int | None, number: signal.Signals, whom: Whom) -> None:
-    """Train from folder/last.ckpt, if there is one, to the end or to a death that `seed` chooses."""
-    os.setsid()  # a group of its own
-    multiprocessing.set_start_method("fork", force=True)  # of the loader's workers, as where nobody says otherwise
+    """Train from folder/last.ckpt, if it exists, to the end or to a kill determined by `seed`."""
+    os.setsid()  # a separate process group
+    multiprocessing.set_start_method("fork", force=True)  # the default of loader workers
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     L.seed_everything(0, verbose=False)
@@ -143,7 +143,7 @@ def fingerprint(value: object) -> str:
 
 
 def log_of(folder: Path) -> list[dict[str, str]]:
-    """Rows of metrics.csv without the times in them."""
+    """Rows of metrics.csv without times."""
     with (folder / "metrics.csv").open(newline="") as file:
         return [
             {name: value for name, value in row.items() if value and not name.startswith(("time", "thr"))}

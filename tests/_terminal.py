@@ -1,4 +1,4 @@
-"""A terminal of some columns that remembers what was drawn on it."""
+"""A terminal of some columns that records its output."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _COLOURS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 class Terminal:
-    """A pseudo-terminal: what is written to `writer`, or to the descriptor `inner`, can be looked at in `drawn`."""
+    """A pseudo-terminal: output to `writer`, or to the descriptor `inner`, is recorded in `drawn`."""
 
     def __init__(self, columns: int) -> None:
         self.outer, self.inner = os.openpty()
@@ -27,14 +27,14 @@ class Terminal:
         while True:
             try:
                 part = os.read(self.outer, 65536)
-            except OSError:  # nobody has it open any more
+            except OSError:  # it is closed everywhere
                 return
             if not part:
                 return
             self._parts.append(part)
 
     def close(self) -> None:
-        """Wait until all that was written has been read."""
+        """Wait until all output has been read."""
         self.writer.close()
         os.close(self.inner)
         self._reader.join(timeout=10)
@@ -42,6 +42,6 @@ class Terminal:
 
     @property
     def drawn(self) -> list[str]:
-        """Every line as it stood at some time: a carriage return begins another."""
+        """Every state of every line: a carriage return starts another."""
         text = _COLOURS.sub("", b"".join(self._parts).decode())
         return [line.rstrip() for line in re.split(r"[\r\n]+", text) if line.strip()]

@@ -18,7 +18,7 @@ B, A, K, P, S, LABELS = 4, 2, 3, 16, 32, 5
 
 
 class Views(Dataset[dict[str, Any]]):
-    """What somebody's own data set may be: views, ids and labels of `num` images, drawn by index."""
+    """A custom data set: views, ids and labels of `num` images, sampled by index."""
 
     num_blocks = K
 
@@ -39,7 +39,7 @@ class Views(Dataset[dict[str, Any]]):
 
 
 class Images(Dataset[dict[str, Any]]):
-    """Whole images of the same kind, which need not be square."""
+    """Whole images of the same kind, not necessarily square."""
 
     def __init__(self, num: int = 6, channels: int = 3) -> None:
         self.num, self.channels = num, channels
@@ -54,7 +54,7 @@ class Images(Dataset[dict[str, Any]]):
 
 
 class OwnData(L.LightningDataModule):
-    """Somebody's own datamodule: all that the module asks of it is the batch."""
+    """A custom datamodule: the module only requires its batches."""
 
     def train_dataloader(self) -> DataLoader[Any]:
         return DataLoader(Views(), batch_size=B)
@@ -67,7 +67,7 @@ class OwnData(L.LightningDataModule):
 
 
 class Endless(IterableDataset[dict[str, Any]]):
-    """A stream of views, of which nobody knows the length."""
+    """A stream of views of unknown length."""
 
     num_blocks = K
 

@@ -1,4 +1,4 @@
-"""Fixtures that every test may use."""
+"""Fixtures for all tests."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ MAX_WORKERS = 4
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """One a core, up to a few."""
+    """One per core, up to a few."""
     return min(MAX_WORKERS, os.cpu_count() or 1)
 
 
 def pytest_configure() -> None:
-    """Heed Ctrl-C, also where a shell started the tests in the background: what they start would ignore it too."""
+    """Handle Ctrl-C even if a shell started the tests in the background: their child processes would ignore it too."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -44,13 +44,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def corel5k() -> Path:
-    """Corel-5K: real photographs with their words."""
+    """Corel-5K: real images with their words."""
     return _real_images("corel5k")
 
 
 @pytest.fixture(scope="session")
 def coco256() -> Path:
-    """256 photographs of COCO 2017 in COCO's layout."""
+    """256 images of COCO 2017 in COCO's layout."""
     return _real_images("coco256")
 
 
@@ -68,7 +68,7 @@ def _one_thread() -> None:
 
 @pytest.fixture(autouse=True)
 def _lightning_is_heard(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    # Lightning keeps its log to itself where it was imported before pytest listened, as older pytest lets it be.
+    # Lightning's log does not propagate if it was imported before pytest's handler, as with older pytest.
     logger = logging.getLogger("lightning.pytorch")
     monkeypatch.setattr(logger, "propagate", True)
     level = logger.level

@@ -178,7 +178,7 @@ def killed_inside(block: str) -> None:
     assert subprocess.run([sys.executable, "-c", program], timeout=60, check=False).returncode == -9
 
 
-def test_files_that_killed_processes_left_are_removed_and_no_others(tmp_path: Path) -> None:
+def test_leftovers_of_killed_processes_are_removed_and_no_other_files(tmp_path: Path) -> None:
     others = {".hidden", ".a.yaml", "deadbeef", ".last.deadbee.ckpt", "a.deadbeef.ckpt", "folder"}
     (tmp_path / "folder").mkdir()
     for name in others - {"folder"}:
@@ -191,7 +191,7 @@ def test_files_that_killed_processes_left_are_removed_and_no_others(tmp_path: Pa
     assert remove_leftovers(tmp_path / "none") == 0
 
 
-def test_folders_that_killed_processes_left_are_removed_by_the_next(tmp_path: Path) -> None:
+def test_leftover_folders_of_killed_processes_are_removed_by_the_next(tmp_path: Path) -> None:
     killed_inside(f"files_written_aside({str(tmp_path / 'exports')!r})")
     killed_inside(f"folder_written_aside({str(tmp_path / 'packed')!r})")
     (tmp_path / ".packed.mine").mkdir()

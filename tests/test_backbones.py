@@ -106,7 +106,7 @@ def test_a_name_unlike_any_other_gets_no_suggestion() -> None:
 
 @pytest.mark.parametrize("name", ["test_resnet", "torchvision/resnet18"])
 def test_invalid_arguments_are_refused(name: str) -> None:
-    with pytest.raises(ValueError, match="num_classes was given, and a backbone has no classifier"):
+    with pytest.raises(ValueError, match="num_classes was given, but a backbone has no classifier"):
         build_backbone(name, num_classes=10)
     with pytest.raises(TypeError, match=f"Backbone '{name}' does not take 'colour': leave it out"):
         build_backbone(name, colour="red")
@@ -126,7 +126,7 @@ def test_torchvision_networks_without_one_linear_classifier_are_refused() -> Non
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "torchvision/resnet18", "torchvision/resnet50"])
-def test_residual_blocks_of_resnets_begin_as_the_identity(name: str) -> None:
+def test_residual_blocks_of_resnets_start_as_the_identity(name: str) -> None:
     blocks = [block for block in build_backbone(name).modules() if type(block).__name__ in ("BasicBlock", "Bottleneck")]
     assert len(blocks) == (8 if "18" in name else 16)
     for block in blocks:
@@ -210,7 +210,7 @@ def test_pretrained_weights_of_torchvision_are_loaded_for_any_number_of_channels
 
     network = build_backbone("torchvision/shufflenet_v2_x0_5", pretrained=True, in_chans=in_chans).eval()
     published.fc = nn.Identity()
-    gray = images(channels=1)  # the same in every channel, which any first layer with the weights' sum answers alike
+    gray = images(channels=1)  # equal channels: any first layer with the same sum of weights gives the same output
     torch.testing.assert_close(network(gray.expand(-1, in_chans, -1, -1)), published(gray.expand(-1, 3, -1, -1)))
 
 

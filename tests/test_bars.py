@@ -20,7 +20,7 @@ class _Screen(io.StringIO):
 
 
 @pytest.mark.parametrize(("is_terminal", "drawn"), [(False, 2), (True, 12)])
-def test_a_log_gets_the_beginning_and_the_end(is_terminal: bool, drawn: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_gets_the_start_and_the_end(is_terminal: bool, drawn: int, monkeypatch: pytest.MonkeyPatch) -> None:
     screen = _Screen(is_terminal)
     monkeypatch.setattr(sys, "stderr", screen)
     with progress_bar(total=10, desc="features", miniters=1) as bar:
@@ -33,7 +33,7 @@ def test_a_log_gets_the_beginning_and_the_end(is_terminal: bool, drawn: int, mon
     assert "features: 100%" in shown
 
 
-def test_a_bar_of_a_long_name_is_whole_in_80_columns() -> None:
+def test_a_bar_with_a_long_name_fits_in_80_columns() -> None:
     screen = _Screen(True)
     with progress_bar(
         total=2500, desc="features, resnet10t (untrained), train", unit=" images", file=screen, ncols=80
@@ -47,7 +47,7 @@ def test_a_bar_of_a_long_name_is_whole_in_80_columns() -> None:
     assert "left" in line
 
 
-def test_a_bar_without_an_end_counts() -> None:
+def test_a_bar_without_a_total_counts() -> None:
     screen = _Screen(True)
     with progress_bar(total=None, desc="features", unit=" images", file=screen) as bar:
         bar.update(7)

@@ -129,7 +129,7 @@ def test_storage_options_are_refused_as_by_lightning(tmp_path: Path) -> None:
 
 
 class Fails(BoringModel):
-    """Raises in the fourth step, or where a checkpoint is restored."""
+    """Raises in the fourth step, or when a checkpoint is restored."""
 
     def __init__(self, error: BaseException | None = None, restoring: bool = False) -> None:
         super().__init__()
@@ -189,7 +189,7 @@ def test_nothing_is_saved_by_one_of_several_processes(tmp_path: Path) -> None:
     assert isinstance(saver, RunCheckpoint)
     handler = signal.getsignal(signal.SIGTERM)
     saver.on_train_start(failing, BoringModel())
-    signal.signal(signal.SIGTERM, handler)  # which the Trainer puts back
+    signal.signal(signal.SIGTERM, handler)  # the Trainer restores it
     saver.on_exception(failing, BoringModel(), RuntimeError())
     assert file_names(tmp_path) == []
 

@@ -69,8 +69,8 @@ def gathered() -> dict[str, Any]:
 
 @pytest.mark.parametrize("number", [2, 4])
 def test_rows_of_all_processes_are_stacked_in_order_of_rank(number: int, processes: Processes) -> None:
-    for place, result in enumerate(processes.run(gathered, processes=number)):
-        assert result["place"] == (place, number)
+    for index, result in enumerate(processes.run(gathered, processes=number)):
+        assert result["place"] == (index, number)
         assert torch.equal(result["rows"], features())
         assert not result["rows have a gradient"]
         assert torch.equal(result["ids"], IDS)
@@ -80,7 +80,7 @@ def test_rows_of_all_processes_are_stacked_in_order_of_rank(number: int, process
         assert not result["with gradient, where none is taken"]
         assert result["sum"] == number * (number + 1) / 2
         assert not result["sum"].requires_grad
-        assert result["summed"] == place + 1
+        assert result["summed"] == index + 1
 
 
 def gradient_of_weighted_sum(weights: Tensor) -> Tensor:
@@ -126,9 +126,9 @@ def test_losses_and_gradients_of_processes_sum_to_those_of_one_process(
     torch.testing.assert_close(torch.cat(gradients), whole.grad, rtol=1e-9, atol=1e-12)
 
 
-def fails_on(place: int) -> None:
+def fails_on(index: int) -> None:
     dist.barrier()  # so that no process still waits for the failing one
-    if rank() == place:
+    if rank() == index:
         raise RuntimeError("one process alone fails")
 
 

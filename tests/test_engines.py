@@ -1,4 +1,4 @@
-"""The examples of each engine, as far as a CPU goes, and what is left to a checkpoint where FSDP shards the network."""
+"""The examples of each engine, as far as possible on a CPU, and checkpoints of a network sharded by FSDP."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_torchrun_sh_runs_two_nodes(tmp_path: Path) -> None:
 
 
 def fake_srun(folder: Path) -> str:
-    """A PATH with `srun` and `mlssl`, of which the first starts two tasks on two nodes, as SLURM does."""
+    """A PATH with `srun` and `mlssl`; `srun` starts two tasks on two nodes, as SLURM does."""
     folder.mkdir()
     tasks = "\n".join(
         f"env {' '.join(f'{name}={value}' for name, value in filled(SRUN, task, 0).items() if name != 'MASTER_PORT')} "
@@ -115,7 +115,7 @@ def test_slurm_sbatch_runs_two_nodes(tmp_path: Path) -> None:
     assert_whole(folder)
 
 
-def test_the_shell_examples_pass_on_what_they_are_given(tmp_path: Path) -> None:
+def test_the_shell_examples_pass_on_their_arguments(tmp_path: Path) -> None:
     programs = tmp_path / "bin"
     programs.mkdir()
     for name in ("torchrun", "srun"):
@@ -161,11 +161,11 @@ def test_fsdp_is_built_by_the_command_up_to_the_trainer(tmp_path: Path, monkeypa
     assert (strategy._state_dict_type, trainer.world_size, trainer.precision) == ("full", 8, "bf16-true")
     settings = yaml.safe_load((ENGINES / "fsdp.yaml").read_text())
     assert any(isinstance(part, Block) for part in MultiLabelSSLModule("test_vit").backbone.modules())
-    assert settings["model"]["backbone"].startswith("vit_")  # whose blocks are timm's Block
+    assert settings["model"]["backbone"].startswith("vit_")  # its blocks are timm's Block
 
 
 def write_shards(whole: Path, folder: Path) -> None:
-    """Half of every weight by each process, as FSDP writes them, and the rest as Lightning does."""
+    """Half of every weight by each process, as written by FSDP, and the rest as by Lightning."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -203,7 +203,7 @@ def test_a_checkpoint_in_shards_of_two_processes_is_exported_and_becomes_one_fil
 
 
 class Sharded(FullyShardedDataParallel):
-    """What a network looks like to `is_sharded`; FSDP itself refuses to be built on a CPU."""
+    """A network that `is_sharded` takes for a sharded one; FSDP itself cannot be built on a CPU."""
 
     def __init__(self) -> None:
         nn.Module.__init__(self)
@@ -219,7 +219,7 @@ def fully_sharded() -> tuple[bool, bool]:
     return before, is_sharded(network)
 
 
-def test_a_sharded_network_is_known_by_its_parts_or_its_weights(processes: Processes) -> None:
+def test_a_sharded_network_is_detected_by_its_modules_or_weights(processes: Processes) -> None:
     assert not is_sharded(nn.Sequential(nn.Linear(2, 2)))
     assert is_sharded(nn.Sequential(Sharded()))
     assert processes.run(fully_sharded) == [(False, True)] * 2
@@ -227,7 +227,7 @@ def test_a_sharded_network_is_known_by_its_parts_or_its_weights(processes: Proce
 
 @pytest.fixture
 def fit_sharded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A function from callbacks and settings of model and data to a Trainer that takes the network to be sharded."""
+    """A function from callbacks and settings of model and data to a Trainer that treats the network as sharded."""
     callbacks = [f"callbacks.{name}" for name in ("export", "knn", "networks", "representation")]
     for module in ("trainer_optimizer", *callbacks):
         monkeypatch.setattr(f"mlssl.{module}.is_sharded", lambda network: True)
@@ -259,7 +259,7 @@ def fit_sharded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.slow
-def test_what_needs_the_whole_network_leaves_a_sharded_one_alone(
+def test_callbacks_that_need_the_whole_network_skip_a_sharded_one(
     fit_sharded: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_SILENT", "true")
@@ -279,9 +279,11 @@ def test_what_needs_the_whole_network_leaves_a_sharded_one_alone(
     assert "probe/mAP" in trainer.callback_metrics  # from the features of the steps
 
 
-def test_what_cannot_be_right_on_shards_is_refused(fit_sharded: Any) -> None:
+def test_settings_that_are_wrong_on_shards_are_refused(fit_sharded: Any) -> None:
     with pytest.raises(TypeError, match="FSDP shards the network, and no device has all of it: leave probe_train out"):
         fit_sharded(OnlineLinearProbe(), probe_train=synthetic_scenes("train", size=32, count=8))
     for settings in ({"optimizer": "lars"}, {"optimizer": "muon"}, {"decay_norm_and_bias": False}):
-        with pytest.raises(ValueError, match="FSDP gives a device parts of them without their shape: use 'adam', 'ad"):
+        with pytest.raises(
+            ValueError, match="FSDP gives each device parts of them without their shape: use 'adam', 'ad"
+        ):
             fit_sharded(**settings)

@@ -1,4 +1,4 @@
-"""Several devices equal one: loss, every gradient, weights after twenty steps; and what they send."""
+"""Several devices equal one: loss, every gradient, weights after twenty steps; and the data they send."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ SETTINGS: list[dict[str, Any]] = [
 
 
 class Frozen(MultiLabelSSLModule):
-    """Batch norms of random scales whose statistics stay: SyncBatchNorm, which shares them, refuses the processor."""
+    """Batch norms of random scales with fixed statistics: SyncBatchNorm, which shares them, does not support CPUs."""
 
     def __init__(self, backbone: str, **settings: Any) -> None:
         torch.manual_seed(0)
@@ -63,7 +63,7 @@ class Frozen(MultiLabelSSLModule):
 
 
 class Step(nn.Module):
-    """The step as DistributedDataParallel wants it: a network whose call is the loss."""
+    """The step for DistributedDataParallel: a network whose forward pass returns the loss."""
 
     def __init__(self, module: MultiLabelSSLModule) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class Step(nn.Module):
 
 
 def own_share() -> Any:
-    """This process's part of the batch; its ids are in no order and have gaps."""
+    """This process's part of the batch; its ids are unordered and have gaps."""
     share = slice(rank() * IMAGES // world_size(), (rank() + 1) * IMAGES // world_size())
     generator = torch.Generator().manual_seed(1)
     pixels = torch.randint(256, (IMAGES, 2, K, 3, S, S), generator=generator)
@@ -105,21 +105,21 @@ def test_loss_and_every_gradient_are_those_of_one_device(
 ) -> None:
     expected, results = steps(backbone, dtype), processes.run(steps, backbone, dtype, processes=number)
     names = [name for name, _ in Frozen(backbone).named_parameters()]
-    for place, (loss, gradients) in enumerate(expected):
-        mean = torch.stack([result[place][0] for result in results]).mean()
+    for index, (loss, gradients) in enumerate(expected):
+        mean = torch.stack([result[index][0] for result in results]).mean()
         torch.testing.assert_close(mean, loss, rtol=TOLERANCE[dtype], atol=0)
         assert list(gradients) == names
         for name, gradient in gradients.items():
             assert gradient.norm() > 0, name
             for result in results:
-                difference = (result[place][1][name] - gradient).norm() / gradient.norm()
+                difference = (result[index][1][name] - gradient).norm() / gradient.norm()
                 # timm resizes the position embedding in float32, for any dtype of the network.
                 most = max(TOLERANCE[dtype], 2e-8 if name.endswith("pos_embed") else 0)
-                assert difference <= most, f"{name} differs by {difference:.1e} under {SETTINGS[place]}"
+                assert difference <= most, f"{name} differs by {difference:.1e} under {SETTINGS[index]}"
 
 
 def settings_of(name: str) -> dict[str, Any]:
-    """Settings of a recipe's model but for the widths of the heads."""
+    """Settings of a recipe's model except the widths of the heads."""
     settings = recipe(name)["model"]
     return {key: value for key, value in settings.items() if key not in ("projection_dim", "predictor_dim")}
 
@@ -179,7 +179,7 @@ def test_weights_after_20_steps_are_those_of_one_device(
 
 
 def bytes_sent() -> tuple[int, int]:
-    """What this process hands to the others in the forward pass of a step: bytes of embeddings, and of all else."""
+    """Bytes that this process sends in the forward pass of a step: embeddings, and everything else."""
     sizes: list[Tensor] = []
     gather, reduce = dist.all_gather, dist.all_reduce
     dist.all_gather = lambda parts, rows, **of: (sizes.append(rows), gather(parts, rows, **of))[1]
@@ -193,8 +193,8 @@ def bytes_sent() -> tuple[int, int]:
     return embeddings, sum(value.nbytes for value in sizes) - embeddings
 
 
-def test_embeddings_ids_and_boxes_are_all_that_is_sent(processes: Processes) -> None:
-    """docs/reliability.md: 2·A·K·P numbers an image, 64 KB in bfloat16 and 128 KB in float32 at the paper's sizes."""
+def test_only_embeddings_ids_and_boxes_are_sent(processes: Processes) -> None:
+    """docs/reliability.md: 2·A·K·P numbers per image, 64 KB in bfloat16 and 128 KB in float32 at the paper's sizes."""
     for embeddings, others in processes.run(bytes_sent):
         images = IMAGES // 2
         assert embeddings == images * (2 * 2 * K * P * 4)

@@ -41,7 +41,7 @@ RECIPES = ["momentum_target", "own_loss_form", "small_views", "own_augmentations
 
 @pytest.fixture
 def photographs(coco256, tmp_path) -> Path:
-    """A folder of sixteen small photographs."""
+    """A folder of sixteen small images."""
     folder = tmp_path / "photographs"
     folder.mkdir()
     for path in sorted(coco256.rglob("*.jpg"))[:16]:
@@ -62,7 +62,7 @@ def test_every_example_is_run_here():
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The number of training batches")
-def test_the_quickstart_trains_on_a_folder_and_takes_the_backbone_away(photographs, tmp_path, monkeypatch, capsys):
+def test_the_quickstart_trains_on_a_folder_and_exports_the_backbone(photographs, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     _run("quickstart.py", [*SMALL["quickstart.py"], "--folder", str(photographs)], monkeypatch)
     assert "loads into timm and gives features (1, 512)" in capsys.readouterr().out
@@ -71,7 +71,7 @@ def test_the_quickstart_trains_on_a_folder_and_takes_the_backbone_away(photograp
 
 
 @pytest.mark.slow
-def test_the_module_works_in_a_lightning_project_of_ones_own(tmp_path, monkeypatch, capsys):
+def test_the_module_works_in_a_custom_lightning_project(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     _run("own_lightning_project.py", SMALL["own_lightning_project.py"], monkeypatch)
     printed = capsys.readouterr().out
@@ -87,14 +87,14 @@ def test_the_method_runs_in_a_plain_loop_without_lightning(monkeypatch, capsys):
     assert math.isfinite(loss)
 
 
-def test_the_table_of_exports_has_a_number_where_a_format_holds_the_network(monkeypatch, capsys):
+def test_the_table_of_exports_has_a_number_for_each_supported_format(monkeypatch, capsys):
     _run("export_table.py", SMALL["export_table.py"], monkeypatch)
     rows = capsys.readouterr().out.splitlines()[-2:]
     assert rows == ["| test_resnet | 0e+00 | — |", "| test_vit | 0e+00 | — |"]
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_of_ones_own_is_short_and_takes_no_private_name(name):
+def test_a_custom_recipe_is_short_and_uses_no_private_name(name):
     text = (EXAMPLES / f"{name}.py").read_text()
     nodes = list(ast.walk(ast.parse(text)))
     imports = [node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)]
@@ -117,7 +117,7 @@ def test_a_recipe_of_ones_own_is_short_and_takes_no_private_name(name):
         ("overlap_positives", "with positives custom __main__.half_by_overlap"),
     ],
 )
-def test_a_form_a_pipeline_and_positives_of_ones_own_train(name, printed, photographs, tmp_path, monkeypatch, capsys):
+def test_a_custom_form_pipeline_and_positives_train(name, printed, photographs, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NO_ALBUMENTATIONS_UPDATE", "1")
     _run(f"{name}.py", [*SMALL[f"{name}.py"], "--root", str(photographs)], monkeypatch)
@@ -154,7 +154,7 @@ def test_a_momentum_teacher_is_trained_probed_exported_and_resumed(photographs, 
 
 
 @pytest.mark.filterwarnings("ignore:The number of training batches")
-def test_small_views_have_a_term_of_their_own(photographs, tmp_path, monkeypatch):
+def test_small_views_have_a_separate_term(photographs, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = ["fit", "--data.dataset", "folder", "--data.root", str(photographs), *SMALL["small_views.py"]]
     words += ["--model.backbone", "test_resnet", "--model.projection_dim", "32", "--model.predictor_dim", "8"]
@@ -207,7 +207,7 @@ def test_own_images_train_from_a_folder_and_from_a_manifest(source, photographs,
 def test_a_run_is_logged_to_weights_and_biases_offline(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_SILENT", "true")
-    monkeypatch.setenv("WANDB_MODE", "offline")  # undone afterwards, where the logger would leave it behind
+    monkeypatch.setenv("WANDB_MODE", "offline")  # undone afterwards; the logger would leave it set
     _run("log_to_wandb.py", SMALL["log_to_wandb.py"], monkeypatch)
     wandb.teardown()
     assert "the run: " in capsys.readouterr().out
@@ -216,7 +216,7 @@ def test_a_run_is_logged_to_weights_and_biases_offline(tmp_path, monkeypatch, ca
 
 @pytest.fixture
 def tiny_corel(tmp_path) -> Path:
-    """Corel-5K's layout with 48 training and 16 test pictures of two words, one of them in each."""
+    """Corel-5K's layout with 48 training and 16 test images and two words, one per image."""
     root = tmp_path / "corel"
     (root / "labels").mkdir(parents=True)
     (root / "labels" / "words").write_text("sky\nsea\n")

@@ -80,7 +80,7 @@ def in_shards(checkpoint: Path, folder: Path) -> Path:
 
 
 def assert_same_features(network: nn.Module, source: nn.Module, side: int = 64, channels: int = 3) -> None:
-    """In float64, where rounding hides nothing."""
+    """In float64, to avoid rounding."""
     with torch.no_grad():
         found, expected = (one.eval().double()(images(side, channels).double()) for one in (network, source))
     assert expected.abs().max() > 0

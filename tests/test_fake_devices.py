@@ -1,7 +1,7 @@
-"""What would go wrong on a GPU, without one: fake tensors have a device and a shape, and no values.
+"""Detect GPU errors without a GPU: fake tensors have a device and a shape, and no values.
 
-A tensor that is left on another device raises, and so does a shape that depends on values. Whatever waits for the
-device is counted: `.item()`, a branch on a tensor, a copy to the host. Gradients need a context of CUDA, so that steps
+A tensor on another device raises, and so does a shape that depends on values. Operations that wait for the device are
+counted: `.item()`, a branch on a tensor, a copy to the host. Gradients need a context of CUDA, so that steps
 with a backward pass run on fake tensors of the meta device, and everything else on fake tensors of a GPU.
 """
 
@@ -38,7 +38,7 @@ STEPS: dict[str, dict[str, Any]] = {
 
 
 class ToHost(TorchDispatchMode):
-    """Count what is read from the device: reads that wait for it, and copies that do not."""
+    """Count reads from the device that wait for it, and copies that do not."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ def fake_labels(number: int, device: str) -> Tensor:
 
 
 def fake_trainer() -> Any:
-    """What callbacks ask of a Trainer in a step that is logged."""
+    """The parts of a Trainer that callbacks use in a logged step."""
     precision = SimpleNamespace(forward_context=lambda: torch.autocast("cuda", enabled=False), scaler=None)
     strategy = SimpleNamespace(reduce_boolean_decision=lambda decision, **_: decision, model=None)
     return SimpleNamespace(
@@ -101,7 +101,7 @@ def fake_trainer() -> Any:
 
 @pytest.fixture
 def bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let autocast believe that there is a GPU."""
+    """Make autocast assume a GPU."""
     monkeypatch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda *_, **__: True)
 
@@ -111,7 +111,7 @@ def bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("settings", STEPS.values(), ids=STEPS)
-def test_a_step_with_its_gradients_waits_for_nothing(settings: dict[str, Any]) -> None:
+def test_a_step_with_its_gradients_does_not_synchronise(settings: dict[str, Any]) -> None:
     with on_fake("meta", **settings) as (module, batch, to_host):
         outputs = module.training_step(batch, 1)
         outputs["loss"].backward()
@@ -145,7 +145,7 @@ def test_autocast_embeds_in_bfloat16_and_compares_in_float32() -> None:
     ],
     ids=["ids", "statistics"],
 )
-def test_what_is_left_on_the_host_is_found(leave: Callable[..., Any]) -> None:
+def test_tensors_left_on_the_host_are_detected(leave: Callable[..., Any]) -> None:
     with on_fake("cuda") as (module, batch, _), torch.no_grad():
         leave(module, batch)
         with pytest.raises(RuntimeError, match=r"two different devices|same device"):
@@ -153,7 +153,7 @@ def test_what_is_left_on_the_host_is_found(leave: Callable[..., Any]) -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw", "lars", "muon"])
-def test_an_optimizer_steps_without_a_look_at_values(optimizer: str) -> None:
+def test_an_optimizer_steps_without_reading_values(optimizer: str) -> None:
     with on_fake("cuda") as (module, _, to_host), torch.no_grad():
         steps = build_optimizer(optimizer, [{"params": list(module.parameters())}], 0.1)
         for parameter in module.parameters():
@@ -165,7 +165,7 @@ def test_an_optimizer_steps_without_a_look_at_values(optimizer: str) -> None:
 # ---------------------------------------------------------------------- callbacks
 
 
-def test_the_late_look_at_the_loss_is_the_only_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_late_read_of_the_loss_is_the_only_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     event = SimpleNamespace(record=lambda: None, synchronize=lambda: None)
     monkeypatch.setattr("torch.cuda.Event", lambda: event)
     with on_fake("cuda") as (module, batch, to_host):
@@ -228,7 +228,7 @@ def test_neighbours_are_found_on_the_device_of_the_queries() -> None:
 # ---------------------------------------------------------------------- hand-over and export
 
 
-def test_a_batch_goes_to_the_gpu_without_waiting() -> None:
+def test_a_batch_moves_to_the_gpu_without_waiting() -> None:
     with on_fake("cuda") as (module, _, _), CopiesToDevice() as copies:
         moved = module.transfer_batch_to_device(fake_views("cpu"), torch.device("cuda"), 0)
         assert {value.device.type for value in moved.values()} == {"cuda"}
@@ -236,7 +236,7 @@ def test_a_batch_goes_to_the_gpu_without_waiting() -> None:
 
 
 class CopiesToDevice(TorchDispatchMode):
-    """Whether each copy from the host to the device was one that does not wait."""
+    """Whether each copy from the host to the device is non-blocking."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -249,7 +249,7 @@ class CopiesToDevice(TorchDispatchMode):
 
 
 @pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")  # by deepcopy
-def test_an_export_takes_a_copy_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_export_uses_a_copy_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FakeTensorMode, "__deepcopy__", lambda mode, _: mode, raising=False)
     with on_fake("cuda") as (module, _, _):
         monkeypatch.setattr(nn.Module, "to", lambda part, *to, **_: to_fake(part, to[0]) if to else part)

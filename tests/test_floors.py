@@ -1,4 +1,4 @@
-"""The rules of pyproject.toml about imports are kept, and each of them catches what it is for."""
+"""The library follows the import rules of pyproject.toml, and each rule detects a violation."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ LINT = "from importlinter.cli import lint_imports_command; lint_imports_command(
 
 
 def lint(folder: Path) -> str:
-    """What import-linter says of the library in `folder`, under the rules in its pyproject.toml."""
+    """Output of import-linter on the library in `folder`, with the rules of its pyproject.toml."""
     command = [sys.executable, "-c", LINT, "--no-cache"]
     environment = {**os.environ, "PYTHONPATH": str(folder), "COLUMNS": "200", "NO_COLOR": "1"}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
     return done.stdout + done.stderr
 
 
-def test_the_library_keeps_every_rule() -> None:
+def test_the_library_follows_every_rule() -> None:
     assert " 0 broken." in lint(ROOT)
 
 
@@ -52,7 +52,7 @@ def test_the_library_keeps_every_rule() -> None:
         ("module.py", "import pytorch_lightning", "Only the upper", "mlssl.module -> pytorch_lightning"),
     ],
 )
-def test_each_rule_catches_what_it_is_for(file: str, line: str, rule: str, found: str, tmp_path: Path) -> None:
+def test_each_rule_detects_a_violation(file: str, line: str, rule: str, found: str, tmp_path: Path) -> None:
     shutil.copytree(ROOT / "mlssl", tmp_path / "mlssl", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     with (tmp_path / "mlssl" / file).open("a") as source:

@@ -1,4 +1,4 @@
-"""Forms and positives by name, as functions, and as the text that hyper-parameters keep."""
+"""Forms and positives by name, as functions, and as text in hyper-parameters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command that measures a GPU: in small sizes on the processor, its limits, its table."""
+"""The command that measures a GPU: in small sizes on a CPU, its limits, its table."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ def photographs(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_all_is_measured_on_a_processor_too(gpu: Any, photographs: Path) -> None:
+def test_everything_is_measured_on_a_cpu_too(gpu: Any, photographs: Path) -> None:
     found = {name: gpu.measure(name, photographs, tiny=True) for name in gpu.LIMITS_S if name not in APART}
     left_out = {name for name, result in found.items() if "left_out" in result}
-    assert left_out == {"memory", "fsdp", "compiled"}  # which need a GPU
+    assert left_out == {"memory", "fsdp", "compiled"}  # they need a GPU
     assert found["resume"]["identical"]
     assert found["resume"]["from_step"] == 3
     results = {"machine": gpu.machine(), **found}
@@ -58,7 +58,7 @@ def test_two_processes_are_exact(gpu: Any, photographs: Path) -> None:
     assert gpu.measure_apart("exact", photographs, True, limit_s=600)["gradient"] < 1e-9
 
 
-def test_what_takes_too_long_or_fails_costs_only_itself(gpu: Any, tmp_path: Path) -> None:
+def test_a_slow_or_failed_measurement_does_not_stop_the_others(gpu: Any, tmp_path: Path) -> None:
     assert gpu.measure_apart("evaluation", tmp_path, True, limit_s=0.2) == {"failed": "took more than 0 s"}
 
 
@@ -84,7 +84,7 @@ def test_a_run_writes_after_each_measurement(
     assert text.count(gpu.NOT_YET) == len(gpu.ROWS)
 
 
-def test_the_page_holds_the_table_of_the_results(gpu: Any) -> None:
+def test_the_page_contains_the_table_of_the_results(gpu: Any) -> None:
     file = FOLDER / "gpu.json"
     results = json.loads(file.read_text()) if file.exists() else {}
     assert f"{gpu.MARKS[0]}\n{gpu.table(results)}\n{gpu.MARKS[1]}" in (ROOT / "docs" / "performance.md").read_text()

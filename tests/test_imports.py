@@ -1,4 +1,4 @@
-"""Importing the library does nothing but import: no network, no set-up of the process, nothing slow or optional."""
+"""Importing the library has no side effects: no network, no set-up of the process, nothing slow or optional."""
 
 from __future__ import annotations
 
@@ -55,22 +55,22 @@ def python(*arguments: str) -> str:
 
 @pytest.fixture(scope="module")
 def watched() -> list[dict[str, Any]]:
-    """What a fresh process noticed while it imported the library, and then at each of the telltales."""
+    """Observations of a new process while importing the library, and then at each of the violations."""
     results: list[dict[str, Any]] = json.loads(python(WATCH, "import mlssl", *TELLTALES))
     return results
 
 
-def test_import_opens_no_socket_and_leaves_the_process_as_it_was(watched: list[dict[str, Any]]) -> None:
+def test_import_opens_no_socket_and_does_not_change_the_process(watched: list[dict[str, Any]]) -> None:
     assert watched[0]["opened"] == []
     assert watched[0]["changed"] == []
 
 
-def test_import_waits_with_what_is_slow_or_optional(watched: list[dict[str, Any]]) -> None:
+def test_import_loads_no_slow_or_optional_package(watched: list[dict[str, Any]]) -> None:
     imported = {name.partition(".")[0] for name in watched[0]["modules"]}
     assert "mlssl" in imported
     assert not imported & {"albumentations", "timm", "wandb", "matplotlib", "cv2", "sklearn", "pytorch_lightning"}
 
 
-def test_watch_notices_what_it_is_to_notice(watched: list[dict[str, Any]]) -> None:
+def test_the_watch_detects_each_violation(watched: list[dict[str, Any]]) -> None:
     for (statement, expected), noticed in zip(TELLTALES.items(), watched[1:], strict=True):
         assert noticed["opened"] if expected == "opened" else expected in noticed["changed"], statement

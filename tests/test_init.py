@@ -20,13 +20,13 @@ CONTRACT = {
 
 
 def modules_after(statement: str) -> set[str]:
-    """Top-level modules that a fresh process has after a statement."""
+    """Top-level modules of a new process after a statement."""
     program = f"import json, sys\n{statement}\nprint(json.dumps([one.partition('.')[0] for one in sys.modules]))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     return set(json.loads(done.stdout.splitlines()[-1]))
 
 
-def test_every_public_name_is_there() -> None:
+def test_every_public_name_exists() -> None:
     assert set(dir(mlssl)) >= {*CONTRACT, "__version__"}
     for name in CONTRACT:
         found = getattr(mlssl, name)

@@ -33,7 +33,7 @@ def test_rates_rise_with_depth_as_in_timms_groups(name: str) -> None:
     }
     names = {parameter_name: expected[id(value)] for parameter_name, value in with_head.named_parameters()}
     scales = rate_scales(depth_of_parameters(build_backbone(name)), 0.5)
-    # timm puts the last norm in a layer with the head or of its own; each layer below has half the rate of the next.
+    # timm puts the last norm in the head's layer or a separate one; each layer below has half the rate of the next.
     factors = {names[parameter] / scale for parameter, scale in scales.items() if parameter in names}
     assert len(factors) == 1
     assert max(scales.values()) == 0.5
@@ -67,7 +67,7 @@ def first_rates(tmp_path: Path, **settings: Any) -> list[float]:
     return learning_rates(tmp_path, module, max_steps=1)[0]
 
 
-def test_each_layer_has_its_rate_and_the_heads_the_whole(tmp_path: Path) -> None:
+def test_each_layer_has_its_rate_and_the_heads_the_full_rate(tmp_path: Path) -> None:
     rates = first_rates(tmp_path, layer_decay=0.5, backbone_lr_scale=0.1)
     assert rates[-2:] == [0.4, 0.4]
     layers = max(depth_of_parameters(build_backbone("test_resnet")).values()) + 1
@@ -125,8 +125,8 @@ def test_in_a_plain_loop_stages_frozen_for_the_whole_run_keep_their_statistics()
         ("test_resnet", {"layer_decay": 1.5}, "layer_decay=1.5 was given"),
         ("test_resnet", {"frozen_stages": -1}, "frozen_stages=-1 was given: pass a number of at least 0"),
         ("test_resnet", {"backbone_lr_scale": -0.1}, "backbone_lr_scale=-0.1 was given"),
-        ("test_resnet", {"frozen_epochs": 2}, "frozen_epochs=2 was given, and no stage is frozen: pass frozen_stages"),
-        ("test_resnet", {"frozen_stages": 9}, "frozen_stages=9 was given, and ResNet has 5: pass fewer"),
+        ("test_resnet", {"frozen_epochs": 2}, "frozen_epochs=2 was given, but no stage is frozen: pass frozen_stages"),
+        ("test_resnet", {"frozen_stages": 9}, "frozen_stages=9 was given, but ResNet has 5: pass fewer"),
         ("torchvision/resnet18", {"layer_decay": 0.5}, "ResNet does not define its layers: pass a timm backbone"),
         (own_network(), {"frozen_stages": 1}, "Sequential does not define its layers"),
     ],
@@ -136,7 +136,7 @@ def test_invalid_layer_settings_are_refused(backbone: str | nn.Module, settings:
         small(backbone, **settings)
 
 
-def test_the_config_adapts_a_published_file_and_holds_its_first_stages(
+def test_the_config_adapts_a_published_file_with_frozen_first_stages(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -41,7 +41,7 @@ with locked(sys.argv[1], "it", wait=False):
 
 @contextmanager
 def holder(path: Path, how: str = "alone") -> Iterator[subprocess.Popen[str]]:
-    """A process that holds the lock until its standard input is closed."""
+    """A process that keeps the lock until its standard input is closed."""
     words = [sys.executable, "-c", HOLDS, str(path), str(Path(mlssl.locks.__file__).parent), how]
     with subprocess.Popen(
         words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
@@ -83,7 +83,7 @@ def test_the_second_waits_and_names_the_first(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("how", ["alone", "forks"])
-def test_the_lock_of_a_process_that_was_killed_is_free(how: str, tmp_path: Path) -> None:
+def test_the_lock_of_a_killed_process_is_free(how: str, tmp_path: Path) -> None:
     path = tmp_path / ".lock"
     with holder(path, how) as process:
         process.kill()
@@ -110,7 +110,9 @@ def test_a_lock_file_without_content_causes_no_other_error(tmp_path: Path) -> No
             pass
 
 
-def test_a_lock_that_was_removed_meanwhile_is_taken_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_file_that_was_removed_meanwhile_is_created_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path, flock, times = tmp_path / ".lock", fcntl.flock, []
 
     def removed_first(descriptor: int, operation: int) -> None:

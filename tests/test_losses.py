@@ -51,7 +51,7 @@ def slow_loss(
     positives: str = "same_image",
     weight: Callable[[int, int], float] = lambda i, j: 1.0,
 ) -> Tensor:
-    """docs/method.md word for word: one anchor, one pair at a time; `weight` is that of pairs of one image."""
+    """docs/method.md literally: one anchor, one pair at a time; `weight` is that of pairs of one image."""
     if keys is None or key_image_ids is None:
         keys, key_image_ids = anchors, image_ids
         self_index = torch.arange(len(anchors)) if self_index is None else self_index
@@ -259,7 +259,7 @@ def of_negatives_alone(logits: Tensor, weights: Tensor) -> Tensor:
 
 
 def all_but_the_third_key(cosines: Tensor, same_image: Tensor, *boxes: Tensor | None) -> Tensor:
-    """Booleans, that are True of the anchor itself too."""
+    """Booleans, which are True for the anchor itself too."""
     return (torch.arange(cosines.shape[1]) != 2).expand_as(cosines)
 
 
@@ -283,7 +283,7 @@ def test_form_and_positives_are_any_functions() -> None:
     assert_close(value_and_gradients(loss, features), value_and_gradients(reference, features), 1e-9)
 
 
-def test_functions_of_the_library_are_what_their_names_say() -> None:
+def test_named_functions_of_the_library_match_their_names() -> None:
     features, ids = drawn(6), torch.tensor([0, 0, 1, 1, 1, 2])
     for form, name in ((log_of_sum, "log_of_sum"), (mean_of_logs, "mean_of_logs")):
         torch.testing.assert_close(
@@ -324,7 +324,7 @@ def test_boxes_reach_positives_chunk_by_chunk() -> None:
     assert torch.equal(torch.cat([boxes for boxes, _ in seen]), BOXES)
 
 
-def test_a_form_whose_gradient_is_nan_without_a_positive_leaves_no_nan_behind() -> None:
+def test_a_form_with_a_nan_gradient_without_a_positive_gives_no_nan() -> None:
     """An excluded anchor gets finite logits and valid weights in the form."""
     features, ids = drawn(5), torch.tensor([0, 0, 1, 1, 2])
     with torch.autograd.set_detect_anomaly(True):
@@ -358,8 +358,8 @@ def test_no_cosines_are_stored_for_the_backward_pass(settings: dict[str, Any]) -
 
 
 @every_form
-def test_no_tensor_holds_the_cosines_of_more_than_one_chunk(settings: dict[str, Any]) -> None:
-    """So that memory grows with R and M, and not with R × M."""
+def test_no_tensor_contains_the_cosines_of_more_than_one_chunk(settings: dict[str, Any]) -> None:
+    """Memory grows with R and M, not with R × M."""
 
     class Largest(TorchDispatchMode):
         numel = 0
@@ -395,7 +395,7 @@ def test_backward_pass_may_run_twice() -> None:
 @every_form
 @pytest.mark.parametrize("temperature", [0.01, 0.02, 1.0])
 def test_low_and_high_temperatures_give_the_slow_loops_value(temperature: float, settings: dict[str, Any]) -> None:
-    """In float32, whose exponentials overflow below τ = 1/88."""
+    """In float32, where exponentials overflow below τ = 1/88."""
     features, ids = drawn(9), torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 3])
     reference = value_and_gradients(slow_loss(features, ids, temperature=temperature, **settings), features)
     single = features.detach().float().requires_grad_()
@@ -436,7 +436,7 @@ def test_autocast_does_not_round_the_similarities() -> None:
 
 
 @every_form
-def test_sum_and_count_are_what_the_mean_divides(settings: dict[str, Any]) -> None:
+def test_the_mean_is_sum_divided_by_count(settings: dict[str, Any]) -> None:
     features, ids = drawn(6), torch.tensor([0, 0, 1, 1, 1, 2])
     mean = image_aware_contrastive_loss(features, ids, **settings)
     total, count = image_aware_contrastive_loss(features, ids, **settings, reduction="sum_and_count")
@@ -445,7 +445,7 @@ def test_sum_and_count_are_what_the_mean_divides(settings: dict[str, Any]) -> No
 
 @every_form
 def test_sums_and_counts_of_uneven_shards_add_up_to_the_whole(settings: dict[str, Any]) -> None:
-    """What the module does over devices: docs/method.md adds sums and counts, and does not average means."""
+    """The reduction over devices: docs/method.md adds sums and counts, and does not average means."""
     features, ids = drawn(9), torch.tensor([0, 1, 2, 3, 3, 3, 4, 4, 2])  # the first shard has nearly no positive
     own_index = torch.arange(9)
     arguments = {**settings, "reduction": "sum_and_count"}
@@ -566,9 +566,7 @@ def test_cosines_of_plus_and_minus_one_stay_finite_at_a_low_temperature(
 
 @every_form
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
-def test_a_feature_of_zeros_has_cosine_zero_with_all_and_no_gradient(
-    dtype: torch.dtype, settings: dict[str, Any]
-) -> None:
+def test_a_zero_feature_has_cosine_zero_with_all_and_no_gradient(dtype: torch.dtype, settings: dict[str, Any]) -> None:
     features = drawn(6, dtype=dtype).detach().abs()
     features[1] = 0
     features.requires_grad_()
@@ -612,7 +610,7 @@ def test_pair_term_of_half_precision_input_is_computed_in_float32() -> None:
     assert loss.item() == pytest.approx(-exact.item(), rel=1e-5)
 
 
-def test_pair_term_gives_no_gradient_to_a_stopped_side_and_to_a_feature_of_zeros() -> None:
+def test_pair_term_gives_no_gradient_to_a_stopped_side_and_to_a_zero_feature() -> None:
     p, z = drawn(4).detach(), drawn(4, seed=1)
     p[2] = 0
     p.requires_grad_()
@@ -694,7 +692,7 @@ KEYS = {"keys": torch.ones(5, 4), "key_image_ids": torch.zeros(5)}
         ({"reduction": "sum"}, "reduction='sum' is unknown: pass 'mean' or 'sum_and_count'"),
         (
             {"positives": by_overlap(1)},
-            r"by_overlap\(1.0\) compares the boxes of two views, and no boxes were given: pass ",
+            r"by_overlap\(1.0\) compares the boxes of two views, but no boxes were given: pass ",
         ),
         (
             {"form": lambda logits, weights: logits},
@@ -733,9 +731,7 @@ BAD_VALUES: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("given", "message"), BAD_VALUES)
-def test_bad_values_are_refused_on_the_cpu_and_elsewhere_only_where_they_are_checked(
-    given: dict[str, Any], message: str
-) -> None:
+def test_bad_values_are_refused_on_the_cpu_and_on_request_elsewhere(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         image_aware_contrastive_loss(torch.ones(2, 4), torch.zeros(2), **given)
     settings = {name: value for name, value in given.items() if name != "boxes"}

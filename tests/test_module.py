@@ -103,8 +103,8 @@ def test_settings_reach_their_parts() -> None:
         ({"optimizer": "adahessian"}, "optimizer='adahessian' needs second derivatives"),
         ({"views_at_a_time": 1}, "views_at_a_time=1 was given: pass a number of at least 2"),
         ({"chunk_size": 0}, "chunk_size=0 was given"),
-        ({"mean": [0.5, 0.5]}, r"mean=\[0.5, 0.5\] and std=.* do not fit: pass one number per channel in each"),
-        ({"std": [0.0, 0.2, 0.2]}, "do not fit: pass one number per channel in each, std above 0"),
+        ({"mean": [0.5, 0.5]}, r"mean=\[0.5, 0.5\] and std=.* do not match: pass one number per channel in each"),
+        ({"std": [0.0, 0.2, 0.2]}, "do not match: pass one number per channel in each, std above 0"),
     ],
 )
 def test_bad_settings_are_refused_when_the_module_is_built(settings: dict[str, Any], message: str) -> None:
@@ -185,7 +185,7 @@ def test_branches_together_share_their_batch_statistics() -> None:
 
 
 def test_branches_together_give_the_step_of_one_pass() -> None:
-    """With statistics that stay, one pass over both branches is two passes."""
+    """With fixed statistics, one pass over both branches equals two passes."""
     batch = view_batch()
     outputs = []
     for together in (False, True):
@@ -244,7 +244,7 @@ def test_blank_images_leave_the_weights_finite(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("channels_last", [True, False])
-def test_images_are_normalised_from_bytes_and_from_fractions_alike(channels_last: bool) -> None:
+def test_images_are_normalised_equally_from_bytes_and_fractions(channels_last: bool) -> None:
     module = small(mean=[0.1, 0.2, 0.3], std=[0.5, 0.6, 0.7], channels_last=channels_last).eval()
     pixels = Views()[0]["views"][0]
     normalised = module.normalize(pixels)
@@ -315,14 +315,14 @@ def test_whole_images_that_break_the_contract_are_refused_with_the_contract() ->
 
 
 def test_step_of_one_image_is_refused() -> None:
-    with pytest.raises(ValueError, match="A step has 1 image over all devices, and no other image to compare it with"):
+    with pytest.raises(ValueError, match="A step has 1 image over all devices, but no other image to compare it with"):
         small().training_step(view_batch(1), 0)
 
 
 def test_one_branch_has_no_pair_and_needs_custom_terms() -> None:
     batch = view_batch()
     batch["views"] = batch["views"][:, :1]
-    with pytest.raises(ValueError, match="The batch has 1 branch, and the pair term compares one branch with another"):
+    with pytest.raises(ValueError, match="The batch has 1 branch, but the pair term compares one branch with another"):
         small().training_step(batch, 0)
 
     class Alone(MultiLabelSSLModule):
@@ -337,7 +337,7 @@ def test_one_branch_has_no_pair_and_needs_custom_terms() -> None:
 
 def test_local_views_that_no_term_uses_are_refused() -> None:
     batch = view_batch(local_views=torch.zeros(B, 2, 3, 16, 16, dtype=torch.uint8))
-    with pytest.raises(ValueError, match="The batch has local views, and the loss of MultiLabelSSLModule uses none"):
+    with pytest.raises(ValueError, match="The batch has local views, but the loss of MultiLabelSSLModule uses none"):
         small().training_step(batch, 0)
 
     class WithLocalViews(MultiLabelSSLModule):
@@ -433,7 +433,7 @@ def test_overlap_of_boxes_weighs_the_positives() -> None:
     module, batch = small(positives="by_overlap(1.0)").eval(), view_batch(boxes=boxes)
     loss = module.training_step(batch, 0)["loss"]
     p0, p1 = (module.embed(batch["views"][:, a].flatten(0, 1)) for a in range(A))
-    view_ids = torch.arange(B * K).repeat(2)  # as if every block were an image of its own
+    view_ids = torch.arange(B * K).repeat(2)  # as if every block were a separate image
     sets = [torch.cat([p0.predictions, p1.projections]), torch.cat([p1.predictions, p0.projections])]
     aware = sum(image_aware_contrastive_loss(one, view_ids) for one in sets) / 2
     pair = negative_cosine_similarity(p0.predictions, p1.projections)

@@ -111,7 +111,7 @@ def test_every_parameter_is_in_the_optimizer_once_and_learns(optimizer: str, tmp
 
 def test_views_per_step_are_required_if_the_loader_does_not_define_them(tmp_path: Path) -> None:
     loader = DataLoader([Views()[index] for index in range(4)], batch_size=2)
-    with pytest.raises(ValueError, match=r"train loader \(DataLoader\) does not say how many views a step has"):
+    with pytest.raises(ValueError, match=r"train loader \(DataLoader\) does not define how many views a step has"):
         trainer(tmp_path).fit(small(), loader)
     rates = learning_rates(tmp_path, small(views_per_step=512), loader)
     assert rates[0][0] == pytest.approx(0.1)
@@ -121,9 +121,7 @@ def test_an_endless_stream_needs_max_steps(tmp_path: Path) -> None:
     loader = DataLoader(Endless(), batch_size=2)
     with pytest.raises(ValueError, match="this run has no end: pass max_epochs or max_steps to the Trainer"):
         trainer(tmp_path).fit(small(), loader)
-    with pytest.raises(
-        ValueError, match=r"warmup_epochs=1 was given, and the train loader does not say how long an epo"
-    ):
+    with pytest.raises(ValueError, match=r"warmup_epochs=1 was given, but the train loader has no len"):
         trainer(tmp_path, max_steps=2).fit(small(warmup_epochs=1), loader)
     assert len(learning_rates(tmp_path, small(), loader, max_steps=3)) == 3
 
@@ -177,7 +175,7 @@ def test_run_of_no_epochs_ends_at_once(tmp_path: Path) -> None:
 
 
 class Poisoned(Views):
-    """The images of a run that goes wrong at its fourth step: the weights are spoilt there."""
+    """The images of a run that fails at its fourth step, where the weights become NaN."""
 
     def __init__(self, module: MultiLabelSSLModule) -> None:
         super().__init__(4 * 2)
@@ -211,7 +209,7 @@ def test_a_step_does_not_synchronise_with_the_device(settings: dict[str, Any]) -
     """A tensor on the meta device has no values: reading one, or a shape that depends on one, raises."""
     module = small(**settings).to("meta")
     batch = {name: value.to("meta") for name, value in view_batch().items()}
-    module.training_step(batch, 2)["loss"].backward()  # the first step of an epoch, which checks its batch, is another
+    module.training_step(batch, 2)["loss"].backward()  # not the first step of an epoch, which checks its batch
     assert all(p.grad is not None for p in module.parameters())
     with pytest.raises(RuntimeError, match="meta"):
         module.training_step(batch, 2)["loss"].item()

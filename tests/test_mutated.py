@@ -1,4 +1,4 @@
-"""Annotation files and images changed at random: read, or refused in the library's own words, and never a crash."""
+"""Randomly changed annotation files and images: read, or refused with a message of the library, and never a crash."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ FORMATS = ["jpeg", "png", "gif", "bmp", "tiff", "webp"]
 
 
 def with_other_bytes(content: bytes, dice: random.Random) -> bytes:
-    """Change, leave out, repeat or add a few bytes."""
+    """Change, remove, repeat or add a few bytes."""
     changed = bytearray(content)
     for _ in range(dice.randint(1, 6)):
         start = dice.randrange(len(changed) + 1)
@@ -46,7 +46,7 @@ def with_other_bytes(content: bytes, dice: random.Random) -> bytes:
 
 
 def with_other_values(content: Any, dice: random.Random) -> Any:
-    """Put junk in one place of nested lists and mappings, or take the place away."""
+    """Replace one value in nested lists and mappings with junk, or remove it."""
     keys = list(content) if isinstance(content, dict) else list(range(len(content)))
     if not keys:
         return dice.choice(JUNK)
@@ -61,7 +61,7 @@ def with_other_values(content: Any, dice: random.Random) -> Any:
 
 
 def check(read: Callable[[], Any], mention: Path) -> bool:
-    """Whether it was read; an error has to be one that readers document, in a sentence that names the place."""
+    """Whether it was read; an error must be a documented one, in a sentence that names the location."""
     try:
         read()
     except (ValueError, FileNotFoundError) as error:
@@ -76,7 +76,7 @@ def check(read: Callable[[], Any], mention: Path) -> bool:
 def test_mutated_coco_annotations(number: int, tmp_path: Path) -> None:
     for name in ("annotations", "val2017"):
         (tmp_path / name).mkdir()
-    images = [{"id": 7 * place, "file_name": f"{place}.jpg", "width": 9, "height": 9} for place in range(5)]
+    images = [{"id": 7 * index, "file_name": f"{index}.jpg", "width": 9, "height": 9} for index in range(5)]
     for image in images:
         (tmp_path / "val2017" / str(image["file_name"])).touch()
     boxes = [
@@ -137,10 +137,10 @@ def test_mutated_voc_lists_and_annotations(number: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", INPUTS)
 def test_mutated_manifests(number: int, tmp_path: Path) -> None:
-    for place in range(4):
-        (tmp_path / f"{place}.jpg").touch()
-    lines = [{"path": f"{place}.jpg", "labels": ["sky"] * (place % 2), "unknown": ["sea"]} for place in range(4)]
-    table = "path,labels,unknown\n" + "".join(f"{place}.jpg,{'sky|sun' * (place % 2)},sea\n" for place in range(4))
+    for index in range(4):
+        (tmp_path / f"{index}.jpg").touch()
+    lines = [{"path": f"{index}.jpg", "labels": ["sky"] * (index % 2), "unknown": ["sea"]} for index in range(4)]
+    table = "path,labels,unknown\n" + "".join(f"{index}.jpg,{'sky|sun' * (index % 2)},sea\n" for index in range(4))
     read = 0
     for seed in range(number):
         dice = random.Random(seed)
@@ -158,15 +158,15 @@ def test_mutated_manifests(number: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", INPUTS)
 def test_mutated_tasks_of_label_studio(number: int, tmp_path: Path) -> None:
-    for place in range(4):
-        (tmp_path / f"{place}.jpg").touch()
+    for index in range(4):
+        (tmp_path / f"{index}.jpg").touch()
     results = [{"from_name": "a", "type": "choices", "value": {"choices": ["sky", "sea"]}}]
     tasks = [
-        {"id": place, "data": {"image": f"/data/upload/1/{place}.jpg"}, "annotations": [{"result": results}] * place}
-        for place in range(4)
+        {"id": index, "data": {"image": f"/data/upload/1/{index}.jpg"}, "annotations": [{"result": results}] * index}
+        for index in range(4)
     ]
     least = [
-        {"id": place, "image": f"{place}.jpg", "a": {"choices": ["sky"]}, "annotation_id": 1} for place in range(4)
+        {"id": index, "image": f"{index}.jpg", "a": {"choices": ["sky"]}, "annotation_id": 1} for index in range(4)
     ]
     path, read = tmp_path / "tasks.json", 0
     for seed in range(number):
@@ -182,10 +182,10 @@ def test_mutated_tasks_of_label_studio(number: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", INPUTS)
 def test_mutated_xml_of_cvat(number: int, tmp_path: Path) -> None:
-    for place in range(4):
-        (tmp_path / f"{place}.jpg").touch()
+    for index in range(4):
+        (tmp_path / f"{index}.jpg").touch()
     label = "<meta><task><labels><label><name>sky</name></label></labels></task></meta>"
-    images = "".join(f'<image id="{place}" name="{place}.jpg"><box label="sky"/></image>' for place in range(4))
+    images = "".join(f'<image id="{index}" name="{index}.jpg"><box label="sky"/></image>' for index in range(4))
     whole = f'<?xml version="1.0" encoding="utf-8"?><annotations>{label}{images}</annotations>'.encode()
     path, read = tmp_path / "annotations.xml", 0
     for seed in range(number):
@@ -196,11 +196,11 @@ def test_mutated_xml_of_cvat(number: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", INPUTS)
 def test_mutated_items_of_a_data_set(number: int) -> None:
-    """Items are objects of anything's making: refused with what is wrong, at once or when the image is asked for."""
+    """Items may be any objects: invalid ones are refused with a reason, at once or when the image is read."""
     read = 0
     for seed in range(number):
         dice = random.Random(seed)
-        items: Any = [{"image": np.full((6, 8, 3), place, np.uint8), "target": [place % 3]} for place in range(4)]
+        items: Any = [{"image": np.full((6, 8, 3), index, np.uint8), "target": [index % 3]} for index in range(4)]
         for item in dice.sample(items, dice.randint(0, 2)):
             key = dice.choice(["image", "target"])
             item[key] = dice.choice([*JUNK, np.zeros(3), np.zeros((2, 2, 3)), [7], [0, 0], [[0]], (1, 2), "sky"])
@@ -244,29 +244,29 @@ def test_mutated_images(number: int, tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore")  # Pillow's remarks on what it can still read
 @pytest.mark.parametrize("number", INPUTS)
 def test_mutated_shards(number: int, tmp_path: Path) -> None:
-    for place in range(4):
-        pixels = np.random.default_rng(place).integers(256, size=(24, 30, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(tmp_path / f"{place}.{('jpg', 'png')[place % 2]}")
+    for index in range(4):
+        pixels = np.random.default_rng(index).integers(256, size=(24, 30, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{index}.{('jpg', 'png')[index % 2]}")
     names = sorted(path.name for path in tmp_path.iterdir())
     records = Records(names, [[1, 0], [0, -1], [0, 0], [1, 1]], ["sky", "sea"], root=tmp_path)
     pack_shards({"train": records}, tmp_path / "packed")
-    index, archive = (tmp_path / "packed" / "train" / name for name in ("index.jsonl", "000000.tar"))
-    lines, tar = index.read_bytes().splitlines(), archive.read_bytes()
+    listing, archive = (tmp_path / "packed" / "train" / name for name in ("index.jsonl", "000000.tar"))
+    lines, tar = listing.read_bytes().splitlines(), archive.read_bytes()
 
     def decode() -> None:
         found = read_shards(tmp_path / "packed")
-        for place in range(len(found)):
-            assert found.image(place).shape[2:] == (3,)
+        for index in range(len(found)):
+            assert found.image(index).shape[2:] == (3,)
 
     read = 0
     for seed in range(number):
         dice = random.Random(seed)
-        changed, place = list(lines), dice.randrange(len(lines))
+        changed, index = list(lines), dice.randrange(len(lines))
         if seed % 3 == 0:
-            changed[place] = json.dumps(with_other_values(json.loads(lines[place]), dice)).encode()
+            changed[index] = json.dumps(with_other_values(json.loads(lines[index]), dice)).encode()
         elif seed % 3 == 1:
             changed = with_other_bytes(b"\n".join(lines), dice).splitlines()
-        index.write_bytes(b"\n".join(changed))
+        listing.write_bytes(b"\n".join(changed))
         archive.write_bytes(with_other_bytes(tar, dice) if seed % 3 == 2 else tar)
         read += check(decode, tmp_path)
     assert 0 < read < number, "all were read, or none: the changes test nothing"

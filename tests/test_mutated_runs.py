@@ -1,4 +1,4 @@
-"""Files of a run and of exports, changed at random: read, or refused in the library's own words."""
+"""Randomly changed files of runs and exports: read, or refused with a message of the library."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ VALUES: list[Any] = [
 
 
 def changed_bytes(content: bytes, random_: random.Random) -> bytes:
-    """Some bytes replaced, removed, repeated, or the rest cut off."""
+    """Some bytes replaced, removed, repeated, or the rest truncated."""
     start, length = random_.randrange(len(content)), random_.randrange(1, 20)
     end = start + length
     kind = random_.randrange(4)
@@ -66,7 +66,7 @@ def changed_value(value: Any, random_: random.Random) -> Any:
 
 
 def outcomes(read: Any, inputs: Any) -> set[str]:
-    """What comes of each: "read", or the kind of error."""
+    """Outcome of each: "read", or the kind of error."""
     found, said = set(), []
     for one in inputs:
         try:
@@ -135,7 +135,7 @@ def test_checkpoints(number: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", NUMBERS)
 def test_exports(number: int, tmp_path: Path) -> None:
-    """Values in the header of an export, which are JSON in text, and bytes of the file."""
+    """Values in the header of an export, JSON as text, and bytes of the file."""
     random_, path = random.Random(0), tmp_path / "a.safetensors"
     export_backbone(small(), path)
     whole = path.read_bytes()

@@ -1,4 +1,4 @@
-"""Several machines: what SLURM and torchrun tell the processes, and two "nodes" on this one."""
+"""Several machines: the variables of SLURM and torchrun, and two "nodes" on this machine."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STEPS = 6
 
 
 def train(folder: Path, nodes: int) -> None:
-    """Train on this node's share and leave the weights in `folder`."""
+    """Train on this node's share and save the weights in `folder`."""
     torch.set_num_threads(1)
     module = Frozen("test_resnet")
     images = synthetic_scenes("train", size=32, count=8)

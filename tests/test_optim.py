@@ -36,7 +36,7 @@ def test_cosine_never_rises() -> None:
     assert values == sorted(values, reverse=True)
 
 
-def test_warm_up_rises_in_equal_steps_to_the_peak_and_never_stands_at_zero() -> None:
+def test_warm_up_rises_in_equal_steps_to_the_peak_and_is_never_zero() -> None:
     factor = cosine_with_warmup(20, warmup_steps=4)
     assert [factor(step) for step in range(5)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert factor(12) == pytest.approx(0.5)  # half of the way between 4 and 20
@@ -48,7 +48,7 @@ def test_run_of_one_step_trains_at_the_peak() -> None:
 
 
 @pytest.mark.parametrize(("total", "warm_up"), [(10, 10), (10, 11), (10, -1), (0, 0)])
-def test_warm_up_that_leaves_nothing_of_the_run_is_refused(total: int, warm_up: int) -> None:
+def test_warm_up_as_long_as_the_run_is_refused(total: int, warm_up: int) -> None:
     with pytest.raises(ValueError, match=f"warm-up of {warm_up} steps in a run of {total}: pass a warm-up"):
         cosine_with_warmup(total, warm_up)
 
@@ -64,7 +64,7 @@ def test_all_parameters_decay_by_default(network: nn.Module) -> None:
     assert [id(p) for p in group["params"]] == [id(p) for p in network.parameters()]
 
 
-def test_norms_and_biases_do_not_decay_where_asked(network: nn.Sequential) -> None:
+def test_norms_and_biases_do_not_decay_on_request(network: nn.Sequential) -> None:
     decayed, spared = parameter_groups(
         [*network.parameters(), *nn.PReLU().parameters()], 1e-4, decay_norm_and_bias=False
     )
@@ -109,7 +109,7 @@ def test_each_optimizer_takes_the_groups_and_makes_a_step(
 def test_muon_is_not_emulated_in_bfloat16(
     has_bfloat16: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a processor without bfloat16 one step of a ResNet-18 would take minutes."""
+    """On a CPU without bfloat16 one step of a ResNet-18 would take minutes."""
     from timm.optim import muon
 
     monkeypatch.setattr("mlssl.optim.processor_has_bfloat16", lambda: has_bfloat16)
@@ -143,7 +143,7 @@ def test_momentum_of_the_recipe_is_the_default(network: nn.Sequential) -> None:
 
 
 def test_sgd_is_torch_s_without_nesterov(network: nn.Sequential) -> None:
-    """timm's optimizer of that name has Nesterov's momentum, the paper's has not."""
+    """timm's optimizer of that name has Nesterov momentum, the paper's does not."""
     (group,) = build_optimizer("sgd", parameter_groups(network.parameters(), 0.0), lr=0.1).param_groups
     assert not group["nesterov"]
 
@@ -153,7 +153,7 @@ def test_sgd_is_torch_s_without_nesterov(network: nn.Sequential) -> None:
     [
         ("adamm", {}, r"optimizer='adamm' is unknown: did you mean 'adam\w*'\? Or pass 'sgd', a name of timm"),
         ("", {}, "optimizer='' is unknown: pass 'sgd', a name of timm"),
-        ("adahessian", {}, "needs second derivatives, and the image-aware loss has none"),
+        ("adahessian", {}, "needs second derivatives, but the image-aware loss has none"),
         ("sgd", {"beta": 1}, r"'sgd' does not take optimizer_kwargs=\{'beta': 1\} .*pass arguments of its constructor"),
         ("muon", {"momentum": 3.0}, r"'muon' does not take optimizer_kwargs=\{'momentum': 3.0\}"),
         ("adamw", {"lr": 1.0}, r"'adamw' does not take optimizer_kwargs=\{'lr': 1.0\}.*other than lr and weight_decay"),
@@ -165,9 +165,9 @@ def test_an_optimizer_that_cannot_be_built_is_refused(name: str, arguments: dict
 
 
 @pytest.mark.parametrize(("name", "decays_all"), [("lars", True), ("muon", True), ("sgd", False)])
-def test_what_looks_at_whole_weights_is_refused_on_shards(name: str, decays_all: bool) -> None:
+def test_optimizers_that_need_whole_weights_are_refused_on_shards(name: str, decays_all: bool) -> None:
     check_optimizer(name, {}, decay_norm_and_bias=decays_all)
-    with pytest.raises(ValueError, match=f"'{name}' with decay_norm_and_bias={decays_all} looks at whole weights"):
+    with pytest.raises(ValueError, match=f"'{name}' with decay_norm_and_bias={decays_all} needs whole weights"):
         check_optimizer(name, {}, is_sharded=True, decay_norm_and_bias=decays_all)
     check_optimizer("adamw", {}, is_sharded=True)
 

@@ -1,4 +1,4 @@
-"""One of two processes is killed: the other ends soon, in one sentence that names the rank."""
+"""One of two processes is killed: the other ends soon, with one sentence that names the rank."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ GLOO = RuntimeError("[../third_party/gloo/gloo/transport/tcp/pair.cc:553] Connec
 
 
 def number_of_rank_1(parent: int) -> int | None:
-    """The process of this rank among the descendants of another."""
+    """The process with this rank among the descendants of another."""
     children = [int(one) for one in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
     for child in children:
         if b"\0LOCAL_RANK=1\0" in b"\0" + Path(f"/proc/{child}/environ").read_bytes():
@@ -66,7 +66,7 @@ def test_the_others_end_and_name_the_rank(starter: str, tmp_path: Path) -> None:
 
 @pytest.fixture
 def ended_process() -> Iterator[Process]:
-    """One that has ended and that nobody has waited for, as a killed process of a launcher."""
+    """A process that has ended without being waited for, like a killed process of a launcher."""
     child = subprocess.Popen([sys.executable, "-c", ""])
     while other_processes._is_running(child.pid):
         time.sleep(0.05)
@@ -74,7 +74,7 @@ def ended_process() -> Iterator[Process]:
     child.wait()
 
 
-def test_errors_of_a_group_name_who_is_gone(ended_process: Process, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_of_a_collective_name_the_ended_process(ended_process: Process, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(other_processes, "GRACE_SECONDS", 0.0)
     callback = OtherProcesses()
     assert callback.describe_ended(GLOO) is None  # of a single process
@@ -92,7 +92,7 @@ def test_errors_of_a_group_name_who_is_gone(ended_process: Process, monkeypatch:
 
 @pytest.mark.slow
 def test_a_process_that_waits_in_a_collective_is_ended(ended_process: Process) -> None:
-    """Nothing interrupts it: it prints the sentence and is gone."""
+    """It cannot be interrupted: it prints the sentence and ends."""
     program = (
         "import threading, time\n"
         "from mlssl.commands import other_processes as other\n"

@@ -1,4 +1,4 @@
-"""Out of memory in an evaluation: it goes on with fewer images at a time, and gives the same features."""
+"""Out of memory in an evaluation: it continues with fewer images at a time, with the same features."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ERRORS: list[Callable[[], Exception]] = [
 
 
 class Limited(nn.Module):
-    """Means of the channels, of no more than `most` images at a time."""
+    """Means of the channels, for at most `most` images at a time."""
 
     def __init__(self, most: int, error: Callable[[], Exception] = ERRORS[0]) -> None:
         super().__init__()
@@ -42,9 +42,9 @@ class Limited(nn.Module):
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: str(error())[:24])
-def test_a_batch_that_does_not_fit_is_taken_in_parts(error: Callable[[], Exception]) -> None:
+def test_a_batch_that_does_not_fit_is_processed_in_parts(error: Callable[[], Exception]) -> None:
     network, in_parts, images = Limited(3, error), InParts(), torch.rand(8, 3, 2, 2)
-    with pytest.warns(UserWarning, match=r"suffice for 8 images of 3 × 2 × 2 at a time: going on with 2, which"):
+    with pytest.warns(UserWarning, match=r"suffice for 8 images of 3 × 2 × 2 at a time: continuing with 2, which"):
         first = in_parts(network, images)
     assert torch.equal(first, images.mean((2, 3)))
     assert network.tried == [8, 4, 2, 2, 2, 2]
@@ -52,24 +52,24 @@ def test_a_batch_that_does_not_fit_is_taken_in_parts(error: Callable[[], Excepti
     assert network.tried[6:] == [2, 2, 1]
 
 
-def test_where_not_even_one_image_fits_it_is_said() -> None:
+def test_an_image_that_does_not_fit_is_reported() -> None:
     with pytest.raises(ValueError, match="Memory does not suffice for a single image of 3 × 2 × 2: use a smaller size"):
         InParts()(Limited(0), torch.rand(2, 3, 2, 2))
 
 
-def test_other_errors_are_left_alone() -> None:
+def test_other_errors_are_not_changed() -> None:
     with pytest.raises(RuntimeError, match="something else"):
         InParts()(Limited(0, lambda: RuntimeError("something else")), torch.rand(2, 3, 2, 2))
     assert not is_out_of_memory(ValueError("out of memory"))
 
 
-def test_torch_says_so_in_these_words() -> None:
+def test_torch_uses_these_messages() -> None:
     with pytest.raises((RuntimeError, MemoryError)) as caught:
         torch.empty(2**55, dtype=torch.float64)
     assert is_out_of_memory(caught.value)
 
 
-def test_features_of_a_set_and_of_a_step_are_those_of_whole_batches() -> None:
+def test_features_of_a_set_and_of_a_step_equal_those_of_whole_batches() -> None:
     batch: Any = {"image": torch.randint(256, (6, 3, 8, 8), dtype=torch.uint8), "image_ids": torch.arange(6)}
     whole, limited = small(Limited(6)).eval(), small(Limited(2)).eval()
     expected = extract_features(whole, [batch]).features

@@ -1,4 +1,4 @@
-"""The pictures of the documentation are those that its script draws, and each is shown somewhere."""
+"""The pictures of the documentation are those drawn by its script, and each is shown on a page."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def drawn(tmp_path_factory) -> Path:
     return folder
 
 
-def test_the_script_draws_every_picture_that_is_kept(drawn):
+def test_the_script_draws_every_committed_picture(drawn):
     assert {path.name for path in drawn.iterdir()} == {path.name for path in STATIC.glob("*.png")}
     for path in STATIC.glob("*.png"):
         kept, new = (np.asarray(Image.open(one).convert("RGB"), dtype=float) for one in (path, drawn / path.name))
@@ -38,7 +38,7 @@ def test_every_picture_is_shown_and_described():
         assert f"![](_static/{path.name})" not in text
 
 
-def test_the_table_of_time_to_quality_says_what_its_picture_shows():
+def test_the_table_of_time_to_quality_matches_its_picture():
     drawn = json.loads((STATIC / "time_to_quality.json").read_text())
     page = (ROOT / "docs" / "performance.md").read_text()
     lines = re.findall(r"^\| ([012]) \| (ours|the author's) \| (.+) \|$", page, re.MULTILINE)

@@ -1,4 +1,4 @@
-"""Private internals of torch, Lightning and timm still do what the library needs them for."""
+"""Private internals of torch, Lightning and timm still behave as the library requires."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from mlssl.private import (
 
 
 def kill_a_worker(batches: Any) -> None:
-    """Returns once it is dead, unless a signal handler raises before."""
+    """Returns after its death, unless a signal handler raises before."""
     worker = workers_of(batches)[0]
     worker.kill()
     os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)  # do not reap: torch asks for it
@@ -47,7 +47,7 @@ def test_workers_of_a_loader_are_its_processes() -> None:
 
 @pytest.fixture
 def torch_hears_of_workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Torch sets its handler once per process, and Lightning puts the former one back after a fit."""
+    """Torch sets its handler once per process, and Lightning restores the previous one after a fit."""
     before = signal.getsignal(signal.SIGCHLD)
     monkeypatch.setattr(signal_handling, "_SIGCHLD_handler_set", False)
     yield
@@ -55,7 +55,7 @@ def torch_hears_of_workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("torch_hears_of_workers")
-def test_torch_raises_the_death_of_a_worker_in_the_main_thread_unless_it_is_left_out() -> None:
+def test_torch_raises_the_death_of_a_worker_in_the_main_thread_unless_deregistered() -> None:
     with pytest.raises(RuntimeError, match=r"DataLoader worker \(pid \d+\) is killed by signal: Killed"):
         kill_a_worker(iter(DataLoader(range(8), num_workers=1)))
     batches = iter(DataLoader(range(8), num_workers=1))
@@ -64,13 +64,13 @@ def test_torch_raises_the_death_of_a_worker_in_the_main_thread_unless_it_is_left
     leave_out_of_torchs_sigchld_handler(iter(DataLoader(range(8))))  # has no workers
 
 
-def test_every_batch_norm_is_known() -> None:
+def test_every_batch_norm_is_recognised() -> None:
     layers = (nn.BatchNorm1d(2), nn.BatchNorm2d(2), nn.BatchNorm3d(2), nn.SyncBatchNorm(2), nn.LazyBatchNorm2d())
     assert all(isinstance(layer, BatchNorm) for layer in layers)
     assert not isinstance(nn.GroupNorm(1, 2), BatchNorm)
 
 
-def test_a_compiled_network_holds_the_one_that_was_compiled() -> None:
+def test_a_compiled_network_contains_the_original_network() -> None:
     network = nn.Linear(1, 1)
     compiled: Any = torch.compile(network)
     assert compiled is not network
@@ -78,7 +78,7 @@ def test_a_compiled_network_holds_the_one_that_was_compiled() -> None:
     assert uncompiled(network) is network
 
 
-def test_torch_says_whether_the_processor_has_bfloat16() -> None:
+def test_torch_reports_whether_the_cpu_has_bfloat16() -> None:
     assert callable(torch.cpu._is_avx512_bf16_supported)
     assert callable(torch.cpu._is_amx_tile_supported)
     with open("/proc/cpuinfo") as file:  # noqa: PTH123
@@ -88,7 +88,7 @@ def test_torch_says_whether_the_processor_has_bfloat16() -> None:
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-14)])
 def test_muon_orthogonalises_in_the_precision_of_the_weights(dtype: torch.dtype, tolerance: float) -> None:
-    """timm calls one function by its name in one module, in bfloat16 unless it is told otherwise."""
+    """timm calls one function by its name in one module, in bfloat16 by default."""
     from timm.optim import Muon, muon
 
     given, updates = muon.zeropower_via_newtonschulz, []
@@ -123,7 +123,7 @@ class OneWeight(L.LightningModule):
         return torch.optim.SGD(self.parameters(), 0.1)
 
 
-def test_the_trainer_counts_the_batches_that_it_stepped_on(tmp_path: Path) -> None:
+def test_the_trainer_counts_completed_batches(tmp_path: Path) -> None:
     module = OneWeight()
     assert trainer_of(module) is None
     trainer = L.Trainer(
@@ -144,7 +144,7 @@ def test_the_trainer_counts_the_batches_that_it_stepped_on(tmp_path: Path) -> No
     assert counts == [3, 2]
 
 
-def test_the_trainer_asks_in_one_place_whether_it_counts_steps_or_epochs(tmp_path: Path) -> None:
+def test_the_trainer_decides_in_one_place_whether_it_counts_steps_or_epochs(tmp_path: Path) -> None:
     trainer = L.Trainer(accelerator="cpu", max_steps=3, logger=False, default_root_dir=tmp_path)
     assert trainer.fit_loop._iteration_based_training()
     resume_max_steps_as_max_epochs(trainer.fit_loop)

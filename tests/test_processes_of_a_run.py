@@ -1,4 +1,4 @@
-"""One run of several processes: one folder, written by the first alone, whoever started them and whenever they came."""
+"""One run of several processes: one folder, written only by the first, with any launcher and any start times."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def filled(variables: dict[str, str], number: int, port: int) -> dict[str, str]:
 
 
 def folders_made(variables: dict[str, str], port: int, parent: Path, seconds: int) -> list[str]:
-    """Two folders, by a clock that is `seconds` further on each process after the first."""
+    """Two folders, with a clock that is `seconds` ahead in each process after the first."""
 
     class Clock(datetime):
         @classmethod
@@ -75,7 +75,7 @@ def folders_made(variables: dict[str, str], port: int, parent: Path, seconds: in
 
 @pytest.mark.parametrize("seconds", [0, 7])
 @pytest.mark.parametrize("variables", [TORCHRUN, SRUN], ids=["torchrun", "srun"])
-def test_all_processes_have_the_folder_of_the_first(
+def test_all_processes_use_the_folder_of_the_first(
     variables: dict[str, str], seconds: int, tmp_path: Path, processes: Processes
 ) -> None:
     (tmp_path / "fit-20300101-000000").mkdir()  # of an earlier run
@@ -84,23 +84,23 @@ def test_all_processes_have_the_folder_of_the_first(
     assert len(list(tmp_path.iterdir())) == 3
 
 
-def test_a_first_process_that_says_nothing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_first_process_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     port = free_port()
     for name, value in filled(TORCHRUN, 1, port).items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(mlssl.runs, "_LONGEST_WAIT", timedelta(seconds=1))
-    with pytest.raises(OSError, match=rf"first process of the run, at 127.0.0.1:{port}, did not tell .* its folder"):
+    monkeypatch.setattr(mlssl.runs, "_MAX_WAIT", timedelta(seconds=1))
+    with pytest.raises(OSError, match=rf"first process of the run, at 127.0.0.1:{port}, did not send its folder to"):
         new_run_folder(tmp_path)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_script_without_srun_in_a_job_of_several_tasks_waits_for_nobody(
+def test_a_script_without_srun_in_a_job_of_several_tasks_does_not_wait(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in filled(SRUN, 0, free_port()).items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("SLURM_STEP_NUM_TASKS")
-    monkeypatch.setattr(mlssl.runs, "_told_by_the_first", None)
+    monkeypatch.setattr(mlssl.runs, "_from_first_process", None)
     assert new_run_folder(tmp_path).is_dir()
 
 
@@ -128,7 +128,7 @@ def by_torchrun(words: list[str], port: int = 0, node: int = 0, nodes: int = 1, 
 
 
 def ended_well(*running: subprocess.Popen[str]) -> list[str]:
-    """What they printed."""
+    """Their output."""
     printed = []
     for process in running:
         try:
@@ -155,7 +155,7 @@ def assert_whole(folder: Path) -> None:
 
 
 @pytest.mark.thorough
-def test_a_run_by_torchrun_is_one_run_in_weights_and_biases_and_goes_on_as_one(tmp_path: Path) -> None:
+def test_a_run_by_torchrun_is_one_run_in_weights_and_biases_and_resumes_as_one(tmp_path: Path) -> None:
     logger = ["--trainer.logger", "WandbLogger", "--trainer.logger.offline", "true"]
     words = ["fit", *SMALL, "--trainer.devices", "2", *logger]
     ended_well(started(by_torchrun(words), tmp_path))
@@ -173,8 +173,8 @@ def test_a_run_by_torchrun_is_one_run_in_weights_and_biases_and_goes_on_as_one(t
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("starter", ["torchrun", "srun"])
-def test_two_nodes_are_one_run_whose_files_the_first_writes(starter: str, tmp_path: Path) -> None:
-    """Each node works in a folder of its own, as if they shared no disk."""
+def test_two_nodes_are_one_run_with_files_written_by_the_first(starter: str, tmp_path: Path) -> None:
+    """Each node works in a separate folder, as without a shared disk."""
     words = ["fit", *SMALL, "--trainer.devices", "1", "--trainer.num_nodes", "2"]
     port, running = free_port(), []
     for node in (0, 1):
@@ -213,7 +213,7 @@ def test_a_file_that_is_removed_ends_all_processes_and_is_named_with_its_rank(tm
 
 
 @pytest.mark.thorough
-def test_a_run_by_torchrun_that_is_asked_to_end_saves_and_goes_on(tmp_path: Path) -> None:
+def test_a_run_by_torchrun_saves_on_sigterm_and_resumes(tmp_path: Path) -> None:
     words = ["fit", *SMALL, "--trainer.devices", "2", "--trainer.max_epochs", "1000"]
     running = started(by_torchrun(words), tmp_path)
     try:

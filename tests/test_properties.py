@@ -1,4 +1,4 @@
-"""What holds for every input: grid and views, the loss in its forms and at its extremes, and what readers give back."""
+"""Properties for every input: grid and views, the loss in its forms and at its extremes, and readers."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_views_show_parts_of_their_block_and_local_views_parts_of_the_image(
 
 @st.composite
 def feature_sets(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
-    """Anchors (R, P) in float64 and ids (R,) of up to 8 images, however uneven; equal and opposite lines are likely."""
+    """Anchors (R, P) in float64 and ids (R,) of up to 8 images, unevenly many; equal and opposite rows are likely."""
     rows, width = draw(st.integers(2, 12)), draw(st.integers(1, 4))
     element = st.sampled_from([-1.0, 0.0, 1.0]) | st.floats(-1e3, 1e3, allow_subnormal=False)
     lines = draw(st.lists(st.lists(element, min_size=width, max_size=width), min_size=rows, max_size=rows))
@@ -131,7 +131,7 @@ def test_loss_and_gradient_are_finite_at_every_extreme(
     assert leaf.grad is not None
     assert loss.isfinite()
     assert -1 - 1e-6 <= pair <= 1 + 1e-6
-    assert leaf.grad.float().isfinite().all() or dtype == torch.float16  # whose largest number is 65,504
+    assert leaf.grad.float().isfinite().all() or dtype == torch.float16  # its largest number is 65,504
 
 
 NAMES = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="/\0\\:"), min_size=1, max_size=20)
@@ -139,7 +139,7 @@ NAMES = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters=
 
 @PROPERTY
 @given(names=st.lists(NAMES.filter(lambda name: name not in (".", "..")), min_size=1, max_size=20))
-def test_records_give_every_name_back(names: list[str]) -> None:
+def test_records_return_every_name(names: list[str]) -> None:
     records = Records(names, root="root")
     assert [records.path(index) for index in range(len(names))] == [Path("root") / name for name in names]
 
@@ -149,7 +149,7 @@ def test_records_give_every_name_back(names: list[str]) -> None:
     shown=st.lists(st.sets(st.integers(1, 6)), min_size=1, max_size=8),
     seed=st.integers(0, 99),
 )
-def test_coco_gives_back_what_was_written_whatever_the_order(shown: list[set[int]], seed: int) -> None:
+def test_coco_reads_back_the_written_data_in_any_order(shown: list[set[int]], seed: int) -> None:
     shuffled = np.random.default_rng(seed).permutation
     images = [{"id": 100 - number, "file_name": f"{number}.jpg"} for number in range(len(shown))]
     categories = [{"id": number, "name": f"class {number}"} for number in shuffled(range(1, 7)).tolist()]
@@ -182,7 +182,7 @@ LABELS = st.sampled_from([1, 0, -1])
 
 @st.composite
 def labelled_images(draw: st.DrawFn) -> tuple[list[str], list[list[int]]]:
-    """Names of L classes in alphabetical order, and labels of images, of which one at least names each class."""
+    """Names of L classes in alphabetical order, and labels of images, at least one per class."""
     names = sorted(draw(st.sets(CLASS_NAMES, min_size=1, max_size=4)))
     rows = draw(st.lists(st.lists(LABELS, min_size=len(names), max_size=len(names)), min_size=1, max_size=5))
     return names, [[1] * len(names), *rows]
@@ -190,7 +190,7 @@ def labelled_images(draw: st.DrawFn) -> tuple[list[str], list[list[int]]]:
 
 @PROPERTY
 @given(labelled=labelled_images(), kind=st.sampled_from(["csv", "jsonl"]))
-def test_a_manifest_gives_back_what_was_written(labelled: tuple[list[str], list[list[int]]], kind: str) -> None:
+def test_a_manifest_reads_back_the_written_data(labelled: tuple[list[str], list[list[int]]], kind: str) -> None:
     names, rows = labelled
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"train.{kind}"
@@ -216,8 +216,8 @@ def test_a_manifest_gives_back_what_was_written(labelled: tuple[list[str], list[
 
 @PROPERTY
 @given(shown=st.lists(st.dictionaries(st.sampled_from(VOC_CLASSES), st.lists(st.booleans(), min_size=1)), min_size=1))
-def test_voc_gives_back_what_was_written(shown: list[dict[str, list[bool]]]) -> None:
-    """Of each image: class → whether each of its objects is difficult."""
+def test_voc_reads_back_the_written_data(shown: list[dict[str, list[bool]]]) -> None:
+    """For each image: class → whether each of its objects is difficult."""
     with tempfile.TemporaryDirectory() as root:
         folder = Path(root) / "VOC2012"
         for below in ("ImageSets/Main", "Annotations", "JPEGImages"):
@@ -240,7 +240,7 @@ def test_voc_gives_back_what_was_written(shown: list[dict[str, list[bool]]]) -> 
 
 @PROPERTY
 @given(targets=st.lists(st.sets(st.integers(0, 5)), min_size=1, max_size=6), multi_hot=st.booleans())
-def test_a_wrapped_data_set_gives_back_its_targets_and_pixels(targets: list[set[int]], multi_hot: bool) -> None:
+def test_a_wrapped_data_set_returns_its_targets_and_pixels(targets: list[set[int]], multi_hot: bool) -> None:
     rows = [[int(column in shown) for column in range(6)] for shown in targets]
     pixels = [np.full((3, 2 + number, 3), number, np.uint8) for number in range(len(rows))]
     given_targets = rows if multi_hot else [sorted(shown) for shown in targets]

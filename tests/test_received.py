@@ -48,9 +48,9 @@ data: {dataset: synthetic, batch_size: 8, size: 32, eval_size: 32, num_workers: 
 
 @pytest.fixture(autouse=True)
 def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A folder of its own, without a network."""
+    """An empty working folder, without network access."""
 
-    before = set(threading.enumerate())  # which may still try what an earlier test asked for
+    before = set(threading.enumerate())  # an earlier test's threads may still be running
 
     def refused(*_: object) -> None:
         if threading.current_thread() not in before - {threading.main_thread()}:
@@ -99,7 +99,7 @@ COMMANDS = [
 
 
 def error_of(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line of a command that ends with exit code 2."""
+    """The error line of a command that ends with exit code 2."""
     given = [*TRAINER, *DATA] if words[0] in ("fit", "validate", "test") else []
     assert main([*words, *given]) == 2
     (line,) = [one for one in capsys.readouterr().err.splitlines() if one.startswith("mlssl: error:")]
@@ -138,7 +138,7 @@ def test_start_from_accepts_weights_only() -> None:
 
 
 class Layered(MultiLabelSSLModule):
-    """Takes a layer, which a parser makes of its import path."""
+    """Takes a layer, which a parser would build from its import path."""
 
     def __init__(self, layer: nn.Module | None = None, **settings: Any) -> None:
         super().__init__("test_resnet", projection_dim=16, predictor_dim=4)
@@ -188,7 +188,7 @@ def test_a_received_checkpoint_downloads_nothing(changes: dict[str, Any], capsys
     path = received(changes) / "checkpoints" / "last.ckpt"
     for words in COMMANDS[2:3] + COMMANDS[5:7]:
         line = error_of(words, capsys)
-        assert "which may cause a download, and nothing was downloaded: if you trust it, pass backbone" in line
+        assert "which may cause a download, so nothing was downloaded: if you trust it, pass backbone" in line
     with pytest.raises(ValueError, match=r"last\.ckpt asks for backbone.* which may cause a download"):
         MultiLabelSSLModule.load_from_checkpoint(path)
     assert "Only the log is shown, because" in write_report(Path("theirs")).read_text()
@@ -221,7 +221,7 @@ def test_a_received_export_downloads_nothing_and_names_no_code(name: str) -> Non
 
 
 @pytest.mark.slow
-def test_the_report_fetches_only_what_its_user_trusts() -> None:
+def test_the_report_downloads_only_with_trust() -> None:
     run = received()
     text = write_report(run, max_images=8).read_text()
     assert "only the log is shown" not in text
@@ -268,7 +268,7 @@ def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(whole_run: Path) -> Path:
-    """A copy of it."""
+    """A copy of that run."""
     import shutil
 
     return Path(shutil.copytree(whole_run, "run"))

@@ -54,7 +54,7 @@ def words(name: str, tiles: Path, tmp_path: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_trial_is_a_row_that_goes_on_where_it_stopped_and_is_not_run_twice(
+def test_a_trial_is_a_row_that_resumes_and_is_not_run_twice(
     recipes: Any, tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail_in_the_third_step(self: Any, trainer: Any, *_: Any) -> None:
@@ -98,7 +98,7 @@ def test_what_an_image_costs(recipes: Any) -> None:
     assert recipes.views_per_image(crops, has_teacher=False) == pytest.approx(2 + 6 * (40 / 64) ** 2)
 
 
-def test_folds_are_the_same_and_hold_each_image_once(recipes: Any) -> None:
+def test_folds_are_the_same_and_contain_each_image_once(recipes: Any) -> None:
     folds = importlib.import_module("recipes_score").folds
     first, second = folds(23), folds(23)
     assert [len(one) for one in first] == [5, 5, 5, 5, 3]
@@ -155,7 +155,7 @@ def test_a_peer_has_a_finite_loss_and_a_gradient_for_its_backbone(recipes: Any, 
     assert len(peers.COLOURS[name]) == 2
 
 
-def test_the_page_holds_the_table_of_the_rows(recipes: Any, tmp_path: Path) -> None:
+def test_the_page_contains_the_table_of_the_rows(recipes: Any, tmp_path: Path) -> None:
     page = importlib.import_module("recipes_page")
     rows = recipes.rows_of(FOLDER / "recipes.jsonl")
     text = (ROOT / "docs" / "which_recipe.md").read_text()

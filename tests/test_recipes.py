@@ -1,4 +1,4 @@
-"""Recipes: the paper's is what all defaults are, `mlssl` changes six numbers, and a file has the same layout."""
+"""Recipes: `paper` equals all defaults, `mlssl` changes six numbers, and a file has the same layout."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_mlssl_is_the_paper_with_softer_colours_and_muon() -> None:
     MultiLabelDataModule(**own["data"])
 
 
-def test_each_call_gives_settings_of_its_own() -> None:
+def test_each_call_returns_new_settings() -> None:
     first = recipe("paper")
     first["model"]["base_lr"] = 1
     first["callbacks"].append("mine")
@@ -60,9 +60,9 @@ def test_a_file_has_the_same_layout(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[1]", "mine.yaml holds a list: a recipe is a mapping with data, model, callbacks"),
-        ("modell: {}", "mine.yaml holds 'modell': a recipe has data, model, callbacks alone"),
-        ("trainer: {}\nseed: 1", "mine.yaml holds 'trainer', 'seed': a recipe has"),
+        ("[1]", "mine.yaml contains a list: a recipe is a mapping with data, model, callbacks"),
+        ("modell: {}", "mine.yaml contains 'modell': a recipe has only data, model, callbacks"),
+        ("trainer: {}\nseed: 1", "mine.yaml contains 'trainer', 'seed': a recipe has"),
         ("data: [1]", "data of .*mine.yaml is a list: pass a mapping of arguments"),
         ("callbacks: {}\nmodel: 3", "model of .*mine.yaml is a int: pass a mapping"),
         ("callbacks: [OnlineKNN]", "callbacks of .*mine.yaml is not a list of mappings with class_path and init_args"),
@@ -79,7 +79,7 @@ def test_a_file_of_another_layout_is_refused(text: str, message: str, tmp_path: 
         recipe(str(tmp_path / "mine.yaml"))
 
 
-def test_an_unknown_name_is_answered_with_the_nearest() -> None:
+def test_an_unknown_recipe_gets_the_nearest_suggested() -> None:
     with pytest.raises(ValueError, match="recipe 'papre' is unknown: did you mean 'paper'"):
         recipe("papre")
     with pytest.raises(ValueError, match=r"recipe 'zzz' is unknown: there are paper, mlssl, or pass a file"):

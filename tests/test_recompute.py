@@ -17,7 +17,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:You are trying to `self.log")
 
 
 class InParts(MultiLabelSSLModule):
-    """The plain statement: every part of the views through the network on its own, with everything kept."""
+    """Reference: each part of the views through the network separately, with all activations stored."""
 
     parts = 3
 
@@ -38,14 +38,14 @@ def after_a_step(kind: type[MultiLabelSSLModule], **settings: Any) -> dict[str, 
     return {"loss": loss.detach()} | gradients | {f"now {name}": value for name, value in module.named_buffers()}
 
 
-def test_a_step_in_parts_is_that_of_the_parts_kept_in_memory() -> None:
-    """12 views of a branch, at most 5 at a time: statistics of each of 3 parts, and the same dropout twice."""
+def test_a_step_in_parts_equals_that_of_the_parts_kept_in_memory() -> None:
+    """12 views of a branch, at most 5 at a time: separate statistics of 3 parts, and the same dropout twice."""
     expected, found = after_a_step(InParts), after_a_step(MultiLabelSSLModule, views_at_a_time=5)
     assert len(found) > 50
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
 
-def test_a_step_in_parts_is_that_of_the_large_batch_where_statistics_are_frozen() -> None:
+def test_a_step_in_parts_equals_that_of_the_large_batch_with_frozen_statistics() -> None:
     results = []
     for at_a_time in (None, 5):
         module = Frozen("test_resnet", views_at_a_time=at_a_time).double().train()
@@ -55,7 +55,7 @@ def test_a_step_in_parts_is_that_of_the_large_batch_where_statistics_are_frozen(
     torch.testing.assert_close(results[1], results[0], rtol=1e-9, atol=1e-12)
 
 
-def test_only_embeddings_are_kept_until_the_backward_pass() -> None:
+def test_only_embeddings_are_stored_until_the_backward_pass() -> None:
     kept = []
     network = nn.Sequential(nn.Linear(4, 100), nn.ReLU(), nn.Linear(100, 100), nn.ReLU(), nn.Linear(100, 2))
 
@@ -80,6 +80,6 @@ def test_only_embeddings_are_kept_until_the_backward_pass() -> None:
     assert max(kept) < sum(with_everything) / 10
 
 
-def test_less_than_two_views_at_a_time_are_refused() -> None:
+def test_fewer_than_two_views_at_a_time_are_refused() -> None:
     with pytest.raises(ValueError, match="views_at_a_time=1 was given: pass a number of at least 2"):
         MultiLabelSSLModule("test_resnet", views_at_a_time=1)

@@ -1,4 +1,4 @@
-"""Secrets in a command line are hidden, and what is no secret stays."""
+"""Secrets in a command line are hidden, and other values are not."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_secret_is_hidden(words: list[str]) -> None:
         ["--token", "--other", "x"],
     ],
 )
-def test_what_is_no_secret_stays(words: list[str]) -> None:
+def test_other_values_are_not_hidden(words: list[str]) -> None:
     assert "***" not in redacted(words)
 
 

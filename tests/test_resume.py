@@ -1,4 +1,4 @@
-"""Runs that are killed and go on: the same weights, bit for bit, and the same log as a run that nobody disturbed."""
+"""Runs that are killed and resumed: the same weights, bit for bit, and the same log as an undisturbed run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def in_a_process(
     number: signal.Signals = signal.SIGKILL,
     whom: _killed.Whom = "itself",
 ) -> int:
-    """Exit code of a fresh process that trained; the negative of a signal that ended it."""
+    """Exit code of a new process that trains; negative for the signal that ended it."""
     folder.mkdir(exist_ok=True)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["mlssl", "mlssl.callbacks"])
@@ -36,7 +36,7 @@ def in_a_process(
 
 
 Undisturbed = Callable[[int], Path]
-"""Epochs -> folder of a run of as many that nobody disturbed."""
+"""Epochs -> folder of an undisturbed run of that length."""
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
 
 
 def compare(disturbed: Path, undisturbed: Path, epochs: int) -> None:
-    """Both runs end with the same bits and log the same."""
+    """Both runs end with the same bits and the same log."""
     found, expected = ((folder / "hash").read_text() for folder in (disturbed, undisturbed))
     print(f"undisturbed:\n{expected}disturbed:\n{found}", end="")
     assert found == expected
@@ -76,10 +76,8 @@ def test_a_run_that_is_killed_and_resumed_ends_with_the_same_bits(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("whom", ["itself", "all"])
-def test_a_run_that_is_asked_to_end_saves_the_step_it_is_in(
-    whom: _killed.Whom, tmp_path: Path, undisturbed: Undisturbed
-) -> None:
-    """Where the signal comes to the workers too, as `timeout` and schedulers send it, there is no next batch."""
+def test_a_run_saves_its_current_step_on_sigterm(whom: _killed.Whom, tmp_path: Path, undisturbed: Undisturbed) -> None:
+    """If the signal reaches the workers too, as from `timeout` and schedulers, there is no next batch."""
     disturbed = tmp_path / "disturbed"
     assert in_a_process(disturbed, 2, 1, signal.SIGTERM, whom) == 0
     assert (disturbed / "last.ckpt").exists()
@@ -90,10 +88,10 @@ def test_a_run_that_is_asked_to_end_saves_the_step_it_is_in(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("whom", ["a worker", "the next pass"])
-def test_a_run_whose_worker_dies_saves_a_whole_step(
+def test_a_run_with_a_dead_worker_saves_a_complete_step(
     whom: _killed.Whom, tmp_path: Path, undisturbed: Undisturbed
 ) -> None:
-    """It is seen where its next batch is asked for, in the same epoch or at the start of the next one."""
+    """It is noticed when its next batch is due, in the same epoch or at the start of the next one."""
     disturbed = tmp_path / "disturbed"
     assert in_a_process(disturbed, 2, 5, whom=whom) == 1
     assert not (disturbed / "hash").exists(), "it ran to its end"

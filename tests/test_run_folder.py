@@ -1,4 +1,4 @@
-"""The content of a run folder, and folders that are not."""
+"""The content of a run folder, and folders that are not runs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_the_last_checkpoint_is_last_or_the_latest(tmp_path: Path) -> None:
 def test_a_folder_that_is_not_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no folder .*: pass the folder of a run"):
         read_config(tmp_path / "none")
-    with pytest.raises(FileNotFoundError, match=r"no config\.yaml in .*: pass the folder of a run"):
+    with pytest.raises(FileNotFoundError, match=r"no config\.yaml in .*: pass a run folder written by mlssl fit"):
         read_config(tmp_path)
     (tmp_path / "config.yaml").write_text("model: {}")
     with pytest.raises(ValueError, match=r"config\.yaml' is not the config of a run"):
@@ -46,7 +46,7 @@ def test_a_folder_that_is_not_a_run_is_refused(tmp_path: Path) -> None:
 def test_a_truncated_last_row_is_dropped_and_reported(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
     path.write_bytes(b"epoch,loss,step\r\n0,1.0,0\r\n0,2.0,1\r\n0,3.")
-    with pytest.warns(UserWarning, match=r"metrics\.csv, line 4: the last row was cut off, and is left out"):
+    with pytest.warns(UserWarning, match=r"metrics\.csv, line 4: the last row is truncated, and is left out"):
         assert [row["step"] for row in read_rows(path)] == ["0", "1"]
 
 

@@ -1,4 +1,4 @@
-"""What a run was made with: read from this machine, written whole, and refused where it is damaged."""
+"""The record of a run: read from this machine, written atomically, and refused if damaged."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_a_record_of_a_gigabyte_is_not_read(tmp_path: Path) -> None:
         read_record(tmp_path)
 
 
-def test_what_a_later_version_adds_is_left_out(tmp_path: Path) -> None:
+def test_entries_of_a_later_version_are_left_out(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(GOOD + ', "weather": "fine"}]}')
     assert read_record(tmp_path)[0].command == "a"
 
@@ -102,7 +102,7 @@ def test_what_a_later_version_adds_is_left_out(tmp_path: Path) -> None:
         (["/env/bin/python", "train.py", "--api_key", "x"], "python train.py --api_key '***'"),
     ],
 )
-def test_the_command_is_what_was_typed(process: list[str], command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_is_the_typed_one(process: list[str], command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "orig_argv", process)
     assert command_of_process() == command.replace("'***'", "***")
 
@@ -115,7 +115,7 @@ def test_words_from_a_program_are_the_command(monkeypatch: pytest.MonkeyPatch) -
     assert command_of_process(["fit", "--name", "a"]) == "python sweep.py"
 
 
-def test_versions_are_those_that_are_installed() -> None:
+def test_versions_are_the_installed_ones() -> None:
     found = versions_of(("torch", "no-such-package"))
     assert found == {"python": ".".join(map(str, sys.version_info[:3])), "torch": found["torch"]}
     assert found["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
@@ -148,7 +148,7 @@ def test_hardware_of_this_machine() -> None:
     assert found["memory_bytes"] is None or found["memory_bytes"] > 1e8
 
 
-def test_a_processor_without_a_name_is_called_by_its_kind(tmp_path: Path) -> None:
+def test_a_processor_without_a_name_gets_its_architecture(tmp_path: Path) -> None:
     assert _processor(tmp_path / "none")
     (tmp_path / "cpuinfo").write_text("processor : 0\nmodel name\t: EPYC 9\n")
     assert _processor(tmp_path / "cpuinfo") == "EPYC 9"

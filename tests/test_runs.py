@@ -1,4 +1,4 @@
-"""A run's folder and what the Trainer is given when its user says nothing."""
+"""A run's folder, and the defaults of its Trainer."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_a_run_folder_is_new_and_named_by_the_run_and_the_time(tmp_path):
     assert re.fullmatch(r"coco-\d{8}-\d{6}", folder.name)
 
 
-def test_runs_of_one_second_get_folders_of_their_own(tmp_path):
+def test_runs_in_the_same_second_get_separate_folders(tmp_path):
     folders = {new_run_folder(tmp_path) for _ in range(5)}
     assert len(folders) == 5
 
@@ -42,7 +42,7 @@ def test_the_other_processes_of_a_run_get_the_folder_of_the_first(tmp_path, monk
     assert new_run_folder(tmp_path) == first
 
 
-def test_the_first_process_is_known_by_the_variables_of_what_started_it(monkeypatch):
+def test_the_first_process_is_known_from_the_launchers_variables(monkeypatch):
     for name in ("RANK", "NODE_RANK", "OMPI_COMM_WORLD_RANK"):
         monkeypatch.delenv(name, raising=False)
     assert is_first_process()
@@ -52,7 +52,7 @@ def test_the_first_process_is_known_by_the_variables_of_what_started_it(monkeypa
             assert not is_first_process()
 
 
-def test_a_folder_that_cannot_be_made_is_an_error(tmp_path):
+def test_a_folder_that_cannot_be_created_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
         new_run_folder(tmp_path / "file")
@@ -78,7 +78,7 @@ def test_missing_settings_are_added(tmp_path):
     assert [type(plugin) for plugin in settings["plugins"]] == [AtomicCheckpointIO]
 
 
-def test_a_probe_of_another_network_leaves_that_of_the_backbone(tmp_path):
+def test_a_probe_of_another_network_does_not_replace_that_of_the_backbone(tmp_path):
     other = OnlineLinearProbe()
     other.network = "teacher"
     callbacks = run_settings(tmp_path, {"callbacks": [other]})["callbacks"]
@@ -88,7 +88,7 @@ def test_a_probe_of_another_network_leaves_that_of_the_backbone(tmp_path):
 @pytest.mark.parametrize(
     ("gpu", "accelerator", "added"), [(False, None, True), (True, "cpu", True), (True, None, False)]
 )
-def test_small_maps_are_products_on_a_processor_alone(tmp_path, monkeypatch, gpu, accelerator, added):
+def test_small_maps_are_products_only_on_a_cpu(tmp_path, monkeypatch, gpu, accelerator, added):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
@@ -97,7 +97,7 @@ def test_small_maps_are_products_on_a_processor_alone(tmp_path, monkeypatch, gpu
     assert any(isinstance(callback, SmallMaps) for callback in callbacks) == added
 
 
-def test_what_the_user_gave_stays_and_metrics_csv_is_written_beside_it(tmp_path):
+def test_the_users_settings_are_kept_and_metrics_csv_is_added(tmp_path):
     probe, saver, board = OnlineLinearProbe(lr=0.1), ModelCheckpoint(), WandbLogger(save_dir=tmp_path, offline=True)
     given = {"callbacks": [probe, saver], "logger": board, "precision": "32-true", "log_every_n_steps": 7}
     settings = run_settings(tmp_path, given)
@@ -110,7 +110,7 @@ def test_what_the_user_gave_stays_and_metrics_csv_is_written_beside_it(tmp_path)
 
 
 @pytest.mark.parametrize("logger", [None, True, False])
-def test_metrics_csv_is_written_whatever_the_logger(tmp_path, logger):
+def test_metrics_csv_is_written_with_any_logger(tmp_path, logger):
     assert [type(one) for one in run_settings(tmp_path, {"logger": logger})["logger"]] == [MetricsFile]
 
 
@@ -131,7 +131,7 @@ def test_a_short_run_is_logged_too(tmp_path, given, steps):
     assert run_settings(tmp_path, given)["log_every_n_steps"] == steps
 
 
-def test_no_checkpoint_is_saved_where_checkpointing_is_off(tmp_path):
+def test_no_checkpoint_is_saved_if_checkpointing_is_off(tmp_path):
     callbacks = run_settings(tmp_path, {"enable_checkpointing": False})["callbacks"]
     assert not any(isinstance(callback, ModelCheckpoint) for callback in callbacks)
 
@@ -140,7 +140,7 @@ def test_no_checkpoint_is_saved_where_checkpointing_is_off(tmp_path):
     ("avx512_bf16", "amx", "precision"),
     [(True, False, "bf16-mixed"), (False, True, "bf16-mixed"), (False, False, "32-true")],
 )
-def test_bfloat16_is_chosen_where_the_processor_has_it(monkeypatch, avx512_bf16, amx, precision):
+def test_bfloat16_is_chosen_if_the_cpu_has_it(monkeypatch, avx512_bf16, amx, precision):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16, raising=False)
@@ -148,7 +148,7 @@ def test_bfloat16_is_chosen_where_the_processor_has_it(monkeypatch, avx512_bf16,
     assert default_precision() == precision
 
 
-def test_a_gpu_that_is_not_asked_for_does_not_choose_the_precision(monkeypatch):
+def test_an_unused_gpu_does_not_affect_the_precision(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False, raising=False)
@@ -158,16 +158,16 @@ def test_a_gpu_that_is_not_asked_for_does_not_choose_the_precision(monkeypatch):
 
 
 @pytest.mark.parametrize(("supported", "precision"), [(True, "bf16-mixed"), (False, "32-true")])
-def test_bfloat16_is_chosen_where_the_gpu_has_it(monkeypatch, supported, precision):
+def test_bfloat16_is_chosen_if_the_gpu_has_it(monkeypatch, supported, precision):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: supported)
     assert default_precision() == precision
 
 
-# ---------------------------------------------------------------------- what a run goes on from
+# ---------------------------------------------------------------------- what a run resumes from
 
 
-def test_a_saver_of_the_user_saves_in_addition_and_leaves_last_ckpt_to_the_run(tmp_path):
+def test_a_checkpoint_callback_of_the_user_saves_in_addition_and_does_not_write_last_ckpt(tmp_path):
     best = ModelCheckpoint(monitor="probe/mAP", mode="max", save_last=True)
     elsewhere = ModelCheckpoint(dirpath=tmp_path / "elsewhere", save_last=True, every_n_train_steps=5)
     savers = [
@@ -186,9 +186,7 @@ def test_a_saver_of_the_user_saves_in_addition_and_leaves_last_ckpt_to_the_run(t
 
 
 @pytest.mark.parametrize(("settings", "count"), [({}, 1), ({"every_n_epochs": 1}, 1), ({"every_n_train_steps": 5}, 2)])
-def test_a_run_checkpoint_of_the_user_stands_for_the_librarys_where_it_saves_at_the_same_times(
-    tmp_path, settings, count
-):
+def test_a_run_checkpoint_of_the_user_replaces_the_librarys_if_it_saves_at_the_same_times(tmp_path, settings, count):
     own = RunCheckpoint(save_last=True, **settings)
     callbacks = run_settings(tmp_path, {"callbacks": [own]})["callbacks"]
     assert len([one for one in callbacks if isinstance(one, RunCheckpoint)]) == count
@@ -197,12 +195,12 @@ def test_a_run_checkpoint_of_the_user_stands_for_the_librarys_where_it_saves_at_
 @pytest.mark.parametrize(
     "settings", [{}, {"save_last": True, "save_weights_only": True}, {"save_last": True, "dirpath": "elsewhere"}]
 )
-def test_a_run_checkpoint_that_saves_nothing_to_go_on_from_is_refused(tmp_path, settings):
-    with pytest.raises(ValueError, match=r"A RunCheckpoint with save_last=.* was given, and a run goes on from the"):
+def test_a_run_checkpoint_that_saves_nothing_to_resume_from_is_refused(tmp_path, settings):
+    with pytest.raises(ValueError, match=r"A RunCheckpoint with save_last=.* was given, but a run resumes from the"):
         run_settings(tmp_path, {"callbacks": [RunCheckpoint(**settings)]})
 
 
-def test_a_run_has_one_bar_for_all_of_it_unless_the_user_has_another_or_none(tmp_path: Path) -> None:
+def test_a_run_has_one_bar_unless_the_user_has_another_or_none(tmp_path: Path) -> None:
     def bars(**settings: Any) -> list[type]:
         callbacks = run_settings(tmp_path, settings)["callbacks"]
         return [type(callback) for callback in callbacks if isinstance(callback, ProgressBar)]

@@ -1,4 +1,4 @@
-"""SIGTERM to one of several processes: all end before the same step, saved, and go on as if nothing had been."""
+"""SIGTERM to one of several processes: all save, end before the same step, and resume as if uninterrupted."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from mlssl.module import MultiLabelSSLModule
 
 
 def trained(folder: Path, signalled: int | None, workers: int) -> str | None:
-    """Two epochs on this process's share, on from folder/last.ckpt if there is one; a hash, or None of an ended run.
+    """Two epochs on this process's share, from folder/last.ckpt if it exists; returns a hash, or None if ended.
 
-    SIGTERM reaches one process alone, and its loader's workers, in the middle of step `signalled`.
+    SIGTERM reaches only one process, and its loader's workers, in the middle of step `signalled`.
     """
 
     class Signalled(MultiLabelSSLModule):
@@ -71,7 +71,7 @@ def trained(folder: Path, signalled: int | None, workers: int) -> str | None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("step", "workers"), [(1, 0), (3, 0), (1, 1)])
-def test_processes_of_which_one_is_asked_to_end_save_the_same_step(
+def test_all_processes_save_the_same_step_if_one_gets_sigterm(
     step: int, workers: int, tmp_path: Path, processes: Processes
 ) -> None:
     """Step 3 is the last of an epoch: its validation comes first."""

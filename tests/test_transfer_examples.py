@@ -111,7 +111,7 @@ def test_a_detector_learns_drawn_scenes_from_an_exported_file(
     monkeypatch.setattr(sys, "path", [str(EXAMPLES / "detection"), *sys.path])
     from detectors import Pyramid
 
-    monkeypatch.setattr(Pyramid.__init__, "__defaults__", (32,))  # channels instead of 256, which take minutes
+    monkeypatch.setattr(Pyramid.__init__, "__defaults__", (32,))  # channels; 256 take minutes
     files = ", ".join({"scratch": "scratch", "ours": weights}[row] for row in rows)
     run("detection/train.py", [*words, "--weights", f"[{files}]", "--out", str(tmp_path / "out")], monkeypatch)
     table = capsys.readouterr().out.splitlines()[-2 - len(rows) :]
@@ -127,7 +127,7 @@ def test_a_detector_learns_drawn_scenes_from_an_exported_file(
 
 
 @pytest.mark.slow
-def test_a_detector_trains_on_photographs_of_coco(coco256, tmp_path, monkeypatch, capsys) -> None:
+def test_a_detector_trains_on_images_of_coco(coco256, tmp_path, monkeypatch, capsys) -> None:
     (tmp_path / "annotations").mkdir()
     for split in ("train2017", "val2017"):
         content = json.loads((coco256 / "annotations" / f"instances_{split}.json").read_text())
@@ -197,13 +197,13 @@ def test_voc_is_read_from_its_layout_with_difficult_objects_ignored(tmp_path, mo
         (["--train_splits", "[a, b]"], ValueError, "COCO has one split at a time"),
     ],
 )
-def test_wrong_input_of_the_detector_is_said(words, error, message, drawn, tmp_path, monkeypatch) -> None:
+def test_wrong_input_of_the_detector_is_reported(words, error, message, drawn, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(error, match=message):
         run("detection/train.py", ["--root", str(drawn), *TINY, *words], monkeypatch)
 
 
-def test_a_loss_that_is_no_number_stops_the_detector_and_says_what_to_change(monkeypatch) -> None:
+def test_a_loss_that_is_not_finite_stops_the_detector_with_advice(monkeypatch) -> None:
     monkeypatch.setattr(sys, "path", [str(EXAMPLES / "detection"), *sys.path])
     from train import DetectorTraining
 
@@ -225,7 +225,7 @@ def test_a_schedule_names_arguments_of_the_example_and_the_literatures_numbers(n
 
 @pytest.fixture
 def probing(monkeypatch):
-    """The names in the example of the segmentation probe."""
+    """Names in the example of the segmentation probe."""
     monkeypatch.setattr(sys, "path", [str(EXAMPLES / "detection"), *sys.path])
     return runpy.run_path(str(EXAMPLES / "detection" / "segmentation_probe.py"))
 
@@ -239,7 +239,7 @@ def test_masks_of_coco_have_small_objects_on_top_and_void_crowds(drawn, probing)
         if index == 0:
             expected[:, 32:] = 255
         expected[top : top + height, left : left + width] = (2, 1)[kind]
-        # A polygon through the corners of pixels holds their edges as pycocotools rounds them.
+        # A polygon through pixel corners contains their edges, as rounded by pycocotools.
         assert (masks.mask(index, 64, 64) != expected).mean() < 0.02
     assert not masks.mask(3, 64, 64).any()
 
@@ -281,7 +281,7 @@ def test_masks_of_voc_are_the_numbers_of_its_palette(tmp_path, probing) -> None:
         masks.mask(0, 2, 3)
 
 
-def test_the_miou_of_a_segmentation_probe_is_the_one_by_hand(probing) -> None:
+def test_the_miou_of_a_segmentation_probe_equals_a_manual_computation(probing) -> None:
     probe = probing["SegmentationProbe"](open_backbone("test_resnet"), 4, 0.1)
     found = torch.tensor([[0, 0, 1, 1], [2, 2, 1, 0]])
     masks = torch.tensor([[[0, 0, 1, 0], [2, 1, 255, 255]]])
@@ -305,7 +305,7 @@ def test_a_segmentation_probe_finds_drawn_squares_and_bars(drawn, weights, tmp_p
     assert float(score) > 35, "the background alone has an IoU of nine tenths, and a mean of three tenths"
 
 
-def test_wrong_input_of_the_segmentation_probe_is_said(drawn, tmp_path, monkeypatch) -> None:
+def test_wrong_input_of_the_segmentation_probe_is_reported(drawn, tmp_path, monkeypatch) -> None:
     content = json.loads((drawn / "annotations" / "instances_val2017.json").read_text())
     content["categories"].append({"id": 99, "name": "other"})
     (tmp_path / "annotations").mkdir()
@@ -377,7 +377,7 @@ def test_fine_tuning_saves_the_best_for_tagging_and_for_timm_and_repeats_no_run(
         (["--val_split", ""], ValueError, "an evaluation needs labelled training and test images"),
     ],
 )
-def test_wrong_input_of_fine_tuning_is_said_before_the_first_run(
+def test_wrong_input_of_fine_tuning_is_reported_before_the_first_run(
     words, error, message, squares_and_bars, tmp_path, monkeypatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -387,7 +387,9 @@ def test_wrong_input_of_fine_tuning_is_said_before_the_first_run(
 
 
 @pytest.mark.parametrize("example", ["fine_tune.py", "detection/detectors.py"])
-def test_a_published_file_with_its_classifier_is_a_row_that_trains_all_of_it(example: str, tmp_path: Path) -> None:
+def test_a_published_file_with_its_classifier_is_a_row_that_trains_the_whole_network(
+    example: str, tmp_path: Path
+) -> None:
     published = timm.create_model("test_resnet", num_classes=7)
     torch.save(published.state_dict(), tmp_path / "published.pth")
     names = runpy.run_path(str(EXAMPLES / example))

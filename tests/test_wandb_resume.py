@@ -1,4 +1,4 @@
-"""A run that is killed and goes on is one run in Weights & Biases too, with the history that an undisturbed one has."""
+"""A killed and resumed run is one run in Weights & Biases too, with the history of an undisturbed one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STEPS, DEATH = 3, 5
 """Steps of an epoch, and the step in which the process is killed."""
 
 WRITTEN = 20
-"""Seconds after which wandb's service has written to its file what it was told; a kill loses the last few."""
+"""Seconds after which wandb's service has written its data to a file; a kill loses the last few."""
 
 WORDS = [
     *("fit", *SMALL, "--trainer.max_epochs", "3", "--trainer.logger", "WandbLogger"),
@@ -40,7 +40,7 @@ def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def fit_and_die(folder: Path, environment: dict[str, str]) -> None:
-    """In a process of its own: train in `folder` until it is killed."""
+    """In a separate process: train in `folder` until it is killed."""
     import torch
 
     os.environ.update(environment)
@@ -59,7 +59,7 @@ def fit_and_die(folder: Path, environment: dict[str, str]) -> None:
 
 
 def history(path: Path) -> dict[tuple[str, int], Any]:
-    """What a file holds under each name and step, without times and without names of files."""
+    """The content of a file by name and step, without times and file names."""
     found = {}
     for record in records_of(path):
         if record.WhichOneof("record_type") == "history":
@@ -71,12 +71,12 @@ def history(path: Path) -> dict[tuple[str, int], Any]:
 
 
 def parts_of(run: Path) -> list[Path]:
-    """Files of a run in the order in which they were begun."""
+    """Files of a run in the order of creation."""
     return sorted(run.glob("wandb/offline-run-*/run-*.wandb"))
 
 
 @pytest.mark.thorough
-def test_a_run_that_was_killed_goes_on_under_its_id_with_the_same_history(tmp_path: Path) -> None:
+def test_a_killed_run_resumes_under_its_id_with_the_same_history(tmp_path: Path) -> None:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["mlssl", "mlssl.callbacks"])
     names = ("MLSSL_RUN_FOLDER", "PL_GLOBAL_SEED", "PL_SEED_WORKERS", "WANDB_SILENT", "WANDB_MODE", "HOME")
@@ -101,7 +101,7 @@ def test_a_run_that_was_killed_goes_on_under_its_id_with_the_same_history(tmp_pa
     assert len(ids) >= 2
     assert len(set(ids)) == 1
     assert ids[0] in parts_of(killed)[0].name
-    # It was killed in the second epoch, and goes on from the end of the first.
+    # It was killed in the second epoch, and resumes from the end of the first.
     assert {step for name, step in first if name == "train/loss"} == {0, 1, 2, 3, 4}
     assert {step for name, step in second if name == "train/loss"} == {3, 4, 5, 6, 7, 8}
     assert {step for name, step in whole if name == "train/loss"} == set(range(3 * STEPS))

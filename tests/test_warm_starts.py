@@ -51,9 +51,9 @@ def test_a_torchvision_file_starts_a_torchvision_backbone(kind: str, with_classi
 
 
 @pytest.mark.parametrize("name", ["torchvision/shufflenet_v2_x0_5", "test_resnet"])
-def test_a_file_that_is_missing_or_of_another_network_is_said(name: str, tmp_path: Path) -> None:
+def test_a_missing_file_or_one_of_another_network_is_reported(name: str, tmp_path: Path) -> None:
     with pytest.raises(
-        FileNotFoundError, match=r"There are no weights at .*gone\.pth: give a \.safetensors or \.pth file"
+        FileNotFoundError, match=r"There are no weights at .*gone\.pth: pass a \.safetensors or \.pth file"
     ):
         build_backbone(name, checkpoint_path=str(tmp_path / "gone.pth"))
     torch.save({"other": torch.zeros(1)}, tmp_path / "other.pth")
@@ -63,7 +63,7 @@ def test_a_file_that_is_missing_or_of_another_network_is_said(name: str, tmp_pat
             build_backbone(name, checkpoint_path=str(tmp_path / f"other.{kind}"))
 
 
-def test_a_file_with_a_classifier_says_how_timm_reads_it(tmp_path: Path) -> None:
+def test_a_file_with_a_classifier_explains_how_timm_reads_it(tmp_path: Path) -> None:
     import timm
 
     torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "published.pth")
@@ -101,7 +101,7 @@ def checkpoint(tmp_path: Path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch")
-def test_the_command_goes_on_from_a_run_on_new_data_with_a_new_schedule(checkpoint, tmp_path, monkeypatch) -> None:
+def test_the_command_starts_from_a_run_on_new_data_with_a_new_schedule(checkpoint, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     words = ["fit", *SMALL, "--model.backbone", "test_resnet", "--start_from", str(checkpoint)]
     assert main([*words, "--data.rows", "1"]) == 0
@@ -112,7 +112,7 @@ def test_the_command_goes_on_from_a_run_on_new_data_with_a_new_schedule(checkpoi
     (path,) = (tmp_path / "runs").glob("*/checkpoints/last.ckpt")
     whole = torch.load(path, weights_only=True)
     assert (whole["epoch"], whole["global_step"]) == (0, 1)
-    checkpoint.unlink()  # a run that goes on reads its own
+    checkpoint.unlink()  # a resumed run reads its own
     assert main(["fit", "--resume", str(path.parents[1]), "--trainer.max_steps", "2"]) == 0
     assert torch.load(path, weights_only=True)["global_step"] == 2
 
@@ -150,7 +150,7 @@ def test_in_python_a_checkpoint_is_loaded_and_fitted_to_new_data(checkpoint, tmp
 
 
 @pytest.mark.parametrize("others", [[], ["--data.val_split", "test"]], ids=["views", "whole images"])
-def test_a_size_that_a_transformer_of_fixed_size_does_not_take_is_said_before_the_first_step(
+def test_an_image_size_not_supported_by_a_transformer_is_reported_before_the_first_step(
     others, tmp_path, monkeypatch, capsys
 ) -> None:
     monkeypatch.chdir(tmp_path)

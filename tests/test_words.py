@@ -1,4 +1,4 @@
-"""Names that matplotlib takes for formulas, and names of files that are not UTF-8, in figures, tables and pages."""
+"""Names that matplotlib would read as formulas, and file names that are not UTF-8, in figures, tables and pages."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_every_figure_is_drawn_with_any_name(name: str, tmp_path: Path) -> None:
     assert "<html" in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
-def test_plain_words_stay_as_they_are() -> None:
+def test_plain_words_do_not_change() -> None:
     for words in ("sky", "caf\u00e9", "a_b^c", "\u732b"):
         assert plain(words) == words
 

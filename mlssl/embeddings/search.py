@@ -24,7 +24,7 @@ PIECE = 2**14
 class Nearest(NamedTuple):
     """Indices of the embeddings, nearest first, and their cosines."""
 
-    places: list[int]
+    indices: list[int]
     cosines: list[float]
 
 

@@ -21,7 +21,7 @@ from mlssl.report.facts import as_text, facts_of
 from mlssl.report.measure import features_of, some_images, usable_pooling
 from mlssl.report.networks import network_at_end
 from mlssl.report.page import Page, Plot, Table, write_page
-from mlssl.report.run import plain_settings, reason_not_to_look, words_of_images, workers
+from mlssl.report.run import plain_settings, reason_not_to_measure, words_of_images, workers
 from mlssl.run_folder import Log, last_checkpoint, read_config, read_log
 from mlssl.weights.checkpoints import check_content, load_checkpoint
 
@@ -173,12 +173,12 @@ def _quality(
     """Linear probes of all runs on the same images, with intervals, and all pairwise differences."""
     first = next(iter(runs.values()))
     for run in runs.values():
-        reasons = reason_not_to_look(run.config, run.content, run.checkpoint, trust)
+        reasons = reason_not_to_measure(run.config, run.content, run.checkpoint, trust)
         if reasons:
             return [], [f"{run.folder.name}: {reasons[0]}"]
         other = [name for name in _OF_IMAGES if run.config["data"].get(name) != first.config["data"].get(name)]
         if other:
-            return [], [f"The runs differ in data.{other[0]}, so they are not scored on the same images here."]
+            return [], [f"The runs differ in data.{other[0]}, so they cannot be scored on the same images."]
     settings, _ = plain_settings(first.config["data"])
     seed = int(first.config["seed_everything"])
     data = MultiLabelDataModule(**settings, seed=seed)

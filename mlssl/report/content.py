@@ -35,7 +35,7 @@ MAX_LABELS = 6  # per image; more do not fit in a caption
 START, END = "start of the run", "end of the run"
 
 
-class Looked(NamedTuple):
+class Measurements(NamedTuple):
     """Measurements of a run's network, and their images."""
 
     start: Snapshot
@@ -53,7 +53,7 @@ def build_page(
     folder: Path,
     config: dict[str, Any],
     log: dict[str, Log],
-    looked: Looked | None,
+    measurements: Measurements | None,
     notes: Sequence[str] = (),
 ) -> Page:
     """Build the page.
@@ -62,24 +62,25 @@ def build_page(
         folder: Run folder, with the images of its views.
         config: Settings of the run, as in its config.yaml.
         log: Metric → logged values.
-        looked: Measurements of the network; None shows only the log.
+        measurements: Measurements of the network; None shows only the log.
         notes: Sentences on how the network was measured.
     """
     settings: dict[str, Any] = {
         "title": folder.resolve().name,
-        "facts": facts_of(folder, config, log) | (images_of(looked.all_train, looked.all_val) if looked else {}),
+        "facts": facts_of(folder, config, log)
+        | (images_of(measurements.all_train, measurements.all_val) if measurements else {}),
         "curves": _curves(log),
         "view_grids": _view_grids(folder),
         "version": version("mlssl"),
     }
     waits = waits_for_data(*(_median(log, name) for name in ("time/data", "time/step", "throughput/images_per_s")))
     dataset = config["data"].get("dataset") or config.get("data_class")
-    if looked is None:
+    if measurements is None:
         return Page(subtitle=f"on {dataset}", verdicts=[waits], quality=_quality(log, {}), notes=notes, **settings)
-    start, end = looked.start, looked.end
+    start, end = measurements.start, measurements.end
     steps = steps_taken(log)
     return Page(
-        subtitle=f"{backbone_name(config)} on {len(looked.all_train):,} images of {dataset}",
+        subtitle=f"{backbone_name(config)} on {len(measurements.all_train):,} images of {dataset}",
         verdicts=[
             is_learning(_map_of(start), _map_of(end), _gap(start), _gap(end), steps),
             has_collapsed(end.spread, end.view_rank, end.num_views, steps),
@@ -89,7 +90,7 @@ def build_page(
         geometry=_geometry(start, end, len(end.images)),
         neighbors=_neighbors(end, end.images),
         feature_map=_feature_map(end, end.images),
-        notes=[*_notes(looked), *notes],
+        notes=[*_notes(measurements), *notes],
         **settings,
     )
 
@@ -275,8 +276,8 @@ def _view_grids(folder: Path) -> list[tuple[str, str]]:
     return grids
 
 
-def _notes(looked: Looked) -> list[str]:
-    start, end = looked.start, looked.end
+def _notes(measurements: Measurements) -> list[str]:
+    start, end = measurements.start, measurements.end
     if start.probe is None or end.probe is None:
         return [
             "There is no probe, because the training or the val set has no labels. The neighbours below show the "
@@ -284,8 +285,8 @@ def _notes(looked: Looked) -> list[str]:
         ]
     strengths = f"{start.probe.strength:.2g} at the start, {end.probe.strength:.2g} at the end"
     return [
-        f"The probe was trained on {len(looked.train):,} of {len(looked.all_train):,} training images and scored on "
-        f"{len(end.images):,} val images, over the {end.probe.num_classes} classes present in them; "
+        f"The probe was trained on {len(measurements.train):,} of {len(measurements.all_train):,} training images "
+        f"and scored on {len(end.images):,} val images, over the {end.probe.num_classes} classes present in them; "
         f"its regularisation was chosen on a fifth of the training images ({strengths})."
     ]
 

@@ -17,7 +17,7 @@ from mlssl.choices import Pooling
 from mlssl.data.datamodule import MultiLabelDataModule
 from mlssl.evaluation.frozen import POOLING
 from mlssl.received import WEIGHTS_TO_READ, is_remote, leaves_of
-from mlssl.report.content import Looked, build_page
+from mlssl.report.content import Measurements, build_page
 from mlssl.report.measure import measure, some_images, usable_pooling
 from mlssl.report.networks import network_at_end, network_at_start
 from mlssl.report.page import write_page
@@ -67,16 +67,16 @@ def write_report(
     config, checkpoint = read_config(folder), last_checkpoint(folder)
     content = load_checkpoint(checkpoint)
     check_content(content, checkpoint)
-    looked, notes = None, reason_not_to_look(config, content, checkpoint, trust)
+    measurements, notes = None, reason_not_to_measure(config, content, checkpoint, trust)
     if not notes:
         how = {"num_workers": num_workers, "progress": progress, "eval_size": eval_size, "pooling": pooling}
-        looked, notes = _look(config, content, checkpoint, max_images, trust, how)
+        measurements, notes = _measure(config, content, checkpoint, max_images, trust, how)
     path = Path(output) if output is not None else folder / "report.html"
-    write_page(build_page(folder, config, read_log(folder), looked, notes), path)
+    write_page(build_page(folder, config, read_log(folder), measurements, notes), path)
     return path
 
 
-def reason_not_to_look(
+def reason_not_to_measure(
     config: Mapping[str, Any], content: Mapping[str, Any], checkpoint: Path, trust: bool
 ) -> list[str]:
     """Why the network or the images are not accessible without importing what the run names; empty if they are."""
@@ -96,14 +96,14 @@ def reason_not_to_look(
     return []
 
 
-def _look(
+def _measure(
     config: Mapping[str, Any],
     content: Mapping[str, Any],
     checkpoint: Path,
     max_images: int,
     trust: bool,
     how: Mapping[str, Any],
-) -> tuple[Looked, list[str]]:
+) -> tuple[Measurements, list[str]]:
     seed = int(config["seed_everything"])
     end = network_at_end(content, checkpoint)
     of_library = _of_library(config, "model_class")
@@ -126,7 +126,7 @@ def _look(
         )
     if not of_library:
         notes.append(
-            "The start of the run is a new network of this architecture, built under the run's seed: "
+            "The start of the run is a new network of this architecture, built with the run's seed: "
             f"{config['model_class']} is not imported, and may have started from other weights."
         )
     if not end.has_projector:
@@ -149,7 +149,7 @@ def _look(
         measure(one.to(device), train, val, data.views, size, **measured, progress=name)
         for one, name in zip((start, end), names, strict=True)
     )
-    return Looked(first, last, data.train_records, data.val_records, train), notes
+    return Measurements(first, last, data.train_records, data.val_records, train), notes
 
 
 def workers(data: MultiLabelDataModule, num_workers: int | None) -> int:

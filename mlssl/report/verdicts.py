@@ -13,7 +13,7 @@ MIN_GAP = 0.1
 """Minimum difference between mean cosines within and between images, for runs without labels."""
 
 WAITING, SOME_WAITING = 0.5, 0.2
-"""Shares of a step's time spent waiting for data: above half the run is data-bound, below a fifth it is not."""
+"""Fractions of a step's time spent waiting for data: above half the run is data-bound, below a fifth it is not."""
 
 
 MIN_STEPS = 100
@@ -52,7 +52,7 @@ def is_learning(start: float | None, end: float | None, start_gap: float, end_ga
         if end - start > MIN_GAIN:
             return Verdict(question, "good", "Yes.", reason)
         if end - start > 0:
-            return Verdict(question, "unsure", "Hardly.", reason + " Train longer, or look at the views.")
+            return Verdict(question, "unsure", "Hardly.", reason + " Train longer, or check the views.")
         return Verdict(question, "bad", "No.", reason + " Check the views, the learning rate and the overlap.")
     reason = (
         f"Without labels, views are compared: within an image their mean cosine is higher than between images by "
@@ -83,7 +83,7 @@ def has_collapsed(spread: float, rank: float, num_views: int, steps: int) -> Ver
     if steps < MIN_STEPS:
         return Verdict("Has it collapsed?", "unsure", TOO_EARLY, reason + _taken(steps))
     if spread < 0.5:
-        return Verdict("Has it collapsed?", "unsure", "Not yet.", reason + " The spread is low: watch it.")
+        return Verdict("Has it collapsed?", "unsure", "Not yet.", reason + " The spread is low: monitor it.")
     return Verdict("Has it collapsed?", "good", "No.", reason)
 
 

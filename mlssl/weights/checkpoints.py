@@ -205,7 +205,7 @@ def check_received_backbone(name: object, arguments: object, mean: object, std: 
     if not isinstance(arguments, Mapping) or not all(isinstance(key, str) for key in arguments):
         raise ValueError(
             f"The arguments of the backbone in {path} are {arguments!r:.80}, not a mapping from names: the file was "
-            "changed or is damaged, give another."
+            "changed or is damaged, pass another."
         )
     check_names_no_code(arguments, path)
     check_downloads_nothing({"backbone": name, "backbone_kwargs": arguments}, path)

@@ -38,9 +38,9 @@ class Constant(nn.Module):
 def test_cosines_are_those_of_a_loop_over_all_pairs() -> None:
     z = random_z(3, 2, 4, 5)
     pairs: dict[str, list[float]] = {"same_block": [], "same_image": [], "other_image": []}
-    places = [(b, a, k) for b in range(3) for a in range(2) for k in range(4)]
-    for one in places:
-        for other in places:
+    indices = [(b, a, k) for b in range(3) for a in range(2) for k in range(4)]
+    for one in indices:
+        for other in indices:
             if one != other:
                 kind = "other_image" if one[0] != other[0] else "same_block" if one[2] == other[2] else "same_image"
                 pairs[kind].append(torch.cosine_similarity(z[one], z[other], dim=0).item())

@@ -201,7 +201,7 @@ def test_a_part_of_the_validation_set_is_enough(make_model: Make, make_data: Mak
     assert 0 < trainer.callback_metrics["probe/classes"] < 12
 
 
-# ---------------------------------------------------------------------- a labelled set of its own
+# ---------------------------------------------------------------------- a separate labelled set
 
 
 def test_it_learns_from_the_labelled_set_if_there_is_one(make_model: Make, make_data: Make, make_trainer: Make) -> None:

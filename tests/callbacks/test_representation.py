@@ -91,9 +91,9 @@ def test_an_offline_run_contains_cosines_classes_neighbours_and_a_map(offline):
     neighbors = _table(folder, history["representation/neighbors"][0])
     assert neighbors["columns"] == ["image", "labels", *(f"nearest {n}" for n in range(1, 6))]
     assert len(neighbors["data"]) == 9
-    places = _table(folder, history["representation/map"][0])
-    assert len(places["data"]) == 9
-    assert places["data"][0][0] == "000000"
+    table = _table(folder, history["representation/map"][0])
+    assert len(table["data"]) == 9
+    assert table["data"][0][0] == "000000"
     for name in ("similarity/figure", "representation/classes_figure", "representation/map_figure"):
         assert (folder / "files" / history[name][0]["path"]).is_file()
     assert history["representation/rank"][0] >= 1

@@ -21,7 +21,7 @@ from mlssl.callbacks.small_maps import SmallMapProducts, SmallMaps
 TAKEN = {
     "a ResNet's last stage": ((3, 8, 2, 2), (6, 8, 3, 3), {"padding": 1}),
     "its first block": ((3, 8, 4, 4), (6, 8, 3, 3), {"stride": 2, "padding": 1}),
-    "one place": ((3, 8, 1, 1), (6, 8, 3, 3), {"padding": 1}),
+    "one pixel": ((3, 8, 1, 1), (6, 8, 3, 3), {"padding": 1}),
     "an even kernel": ((3, 8, 4, 4), (6, 8, 2, 2), {"stride": 2}),
     "a line": ((3, 8, 1, 4), (6, 8, 1, 3), {"padding": (0, 1)}),
     "another stride and padding on each side": ((3, 4, 5, 7), (2, 4, 3, 5), {"stride": (2, 4), "padding": (0, 2)}),
@@ -30,11 +30,11 @@ TAKEN = {
     "a number each": ((3, 8, 2, 2), (6, 8, 3, 3), {"stride": (1,), "padding": (1,)}),
 }
 LEFT_ALONE = {
-    "more places": ((3, 8, 5, 5), (6, 8, 3, 3), {"padding": 1}),
+    "more pixels": ((3, 8, 5, 5), (6, 8, 3, 3), {"padding": 1}),
     "groups": ((3, 8, 2, 2), (8, 1, 3, 3), {"padding": 1, "groups": 8}),
     "dilation": ((3, 8, 4, 4), (6, 8, 2, 2), {"dilation": 2}),
     "padding by a word": ((3, 8, 2, 2), (6, 8, 3, 3), {"padding": "same"}),
-    "a kernel of one place": ((3, 8, 2, 2), (6, 8, 1, 1), {}),
+    "a kernel of one pixel": ((3, 8, 2, 2), (6, 8, 1, 1), {}),
     "more padding than kernel": ((3, 8, 1, 1), (6, 8, 2, 2), {"padding": 2, "stride": 3}),
     "one image without a batch": ((8, 2, 2), (6, 8, 3, 3), {"padding": 1}),
 }

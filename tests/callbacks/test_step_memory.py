@@ -55,11 +55,13 @@ def test_two_small_steps_predict_the_memory_of_a_large_one(tmp_path: Path) -> No
                 parameter.grad = torch.zeros_like(parameter)
             taken = step_memory._step_bytes(trainer, module, batch)
         found["whole"] = step_memory._SCRATCH * max(taken) + 2 * weights  # gradients and momenta
-        found["told"] = needed.of(16) - step_memory._waiting_bytes(trainer.datamodule, workers_of(trainer), False) * 16
+        found["estimated"] = (
+            needed.of(16) - step_memory._waiting_bytes(trainer.datamodule, workers_of(trainer), False) * 16
+        )
         found["fits"] = needed.images_in(needed.of(16)), needed.images_in(needed.of(16) - 1)
 
     fit(tmp_path, At(compare), batch_size=16)
-    assert found["told"] == pytest.approx(found["whole"], rel=0.05)
+    assert found["estimated"] == pytest.approx(found["whole"], rel=0.05)
     assert found["fits"] == (16, 15)
 
 

@@ -124,7 +124,9 @@ def test_a_config_names_the_class_and_another_one_is_refused(package: str, capsy
     for refused in (["--config", config], ["--resume", str(folder)]):
         assert main(["fit", *refused, "--model", "mlssl.MultiLabelSSLModule"]) == 2
         line = capsys.readouterr().err.strip().splitlines()[-1]
-        assert f"--model is for the class mlssl.MultiLabelSSLModule, and {config} for {package}.MyModule: give" in line
+        assert (
+            f"--model is for the class mlssl.MultiLabelSSLModule, but {config} is for {package}.MyModule: pass" in line
+        )
     assert main(["fit", "--config", config, "--name", "same", "--model", f"{package}.MyModule"]) == 0
 
 

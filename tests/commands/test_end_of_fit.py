@@ -35,7 +35,7 @@ def sets(labelled: bool = True) -> dict[str, Any]:
     train, val = synthetic_scenes("train", size=32, count=40), synthetic_scenes("test", size=32, count=40)
     if labelled:
         return {"train": train, "val": val}
-    return {"train": Records([train.path(place) for place in range(40)], decode=train.decode)}
+    return {"train": Records([train.path(index) for index in range(40)], decode=train.decode)}
 
 
 def test_the_end_prints_scores_time_folder_and_next_commands(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ class Model(L.LightningModule):
         self.width = width
 
 
-class Told(OpenCLI):
+class Recorder(OpenCLI):
     """Records its calls, and trains nothing."""
 
     def read_checkpoint(self) -> None:
@@ -40,19 +40,19 @@ class Told(OpenCLI):
         """Nothing."""
 
 
-def told(*words: str) -> Told:
-    return Told(Model, Data, save_config_callback=None, seed_everything_default=False, args=["fit", *words])
+def recorder(*words: str) -> Recorder:
+    return Recorder(Model, Data, save_config_callback=None, seed_everything_default=False, args=["fit", *words])
 
 
 def test_there_is_a_parser_per_command_and_one_of_the_given_command() -> None:
-    cli = told()
+    cli = recorder()
     assert cli.command_parsers.keys() == {"fit", "validate", "test"}
     assert all(isinstance(one, LightningArgumentParser) for one in cli.command_parsers.values())
     assert cli.command_parser is cli.command_parsers["fit"]
 
 
 def test_get_returns_built_objects() -> None:
-    cli = told("--trainer.max_epochs", "3")
+    cli = recorder("--trainer.max_epochs", "3")
     assert isinstance(cli.built("model"), Model)
     assert cli.built("nothing", 7) == 7
     assert cli.settings.trainer.max_epochs == 3
@@ -60,7 +60,7 @@ def test_get_returns_built_objects() -> None:
 
 def test_parse_ckpt_path_reads_the_checkpoint_and_its_changes_are_built(tmp_path: Path) -> None:
     (tmp_path / "a.ckpt").write_text("what LightningCLI itself would fail at")
-    cli = told("--ckpt_path", str(tmp_path / "a.ckpt"))
+    cli = recorder("--ckpt_path", str(tmp_path / "a.ckpt"))
     assert cli.read == str(tmp_path / "a.ckpt")
     assert cli.model.width == 5
 

@@ -249,11 +249,11 @@ def steps_of_last(folder: Path) -> int:
 
 @pytest.mark.slow
 def test_a_moved_copied_or_linked_run_resumes_from_its_newest_checkpoint(run: Path) -> None:
-    places = [shutil.copytree(run, Path("copied")), run.rename("moved"), Path("linked")]
-    places[2].symlink_to("moved")
+    folders = [shutil.copytree(run, Path("copied")), run.rename("moved"), Path("linked")]
+    folders[2].symlink_to("moved")
     logged = {name: [row["step"] for row in rows(Path(name))] for name in ("moved", "copied")}
-    for epochs, place in ((2, Path("moved")), (3, Path("linked")), (4, Path("moved").resolve())):
-        assert main(["fit", "--resume", str(place), "--trainer.max_epochs", str(epochs)]) == 0
+    for epochs, path in ((2, Path("moved")), (3, Path("linked")), (4, Path("moved").resolve())):
+        assert main(["fit", "--resume", str(path), "--trainer.max_epochs", str(epochs)]) == 0
         assert sorted(file.name for file in Path("moved/checkpoints").iterdir()) == [
             f"epoch={epochs - 1}-step={3 * epochs}.ckpt",
             "last.ckpt",
@@ -293,7 +293,7 @@ def test_an_extended_run_continues_as_one_that_was_as_long_from_the_start(
     logging.getLogger("lightning.pytorch").setLevel(logging.INFO)
     assert main(["fit", "--resume", str(cut), *after]) == 0
     total = len(expected)
-    assert f"The run was {first} steps long and is {total} now: from step {first} on its learning rates" in caplog.text
+    assert f"The run was {first} steps long and is now {total}: from step {first} its learning rates" in caplog.text
     assert [one[:3] for one in seen] == [one[:3] for one in expected]
     assert seen[first:] == expected[first:]
     steps = [[(row["step"], row["epoch"]) for row in rows(run) if "train/loss" in row] for run in (whole, cut)]
@@ -436,8 +436,8 @@ def test_a_path_where_no_folder_can_be_created_is_reported(capsys: pytest.Captur
     Path("file").write_text("")
     assert main(["fit", *SMALL, "--runs", "file/runs"]) == 2
     line = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "cannot be made for the run" in line
-    assert "pass another place, --runs FOLDER, or see to its permissions" in line
+    assert "cannot be created for the run" in line
+    assert "pass another folder, --runs FOLDER, or check its permissions" in line
 
 
 @pytest.mark.skipif(not hasattr(os, "seteuid"), reason="permissions of this kind are those of POSIX")
@@ -453,7 +453,7 @@ def test_a_path_without_permission_is_reported(capsys: pytest.CaptureFixture[str
             if root:
                 os.seteuid(0)
             Path(locked).chmod(0o755)
-    assert "cannot be made for the run (Permission denied): pass another place" in capsys.readouterr().err
+    assert "cannot be created for the run (Permission denied): pass another folder" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -65,11 +65,11 @@ def test_every_argument_is_explained(capsys):
         with pytest.raises(SystemExit):
             main([command, "--help"])
         lines = capsys.readouterr().out.splitlines()
-        options = [place for place, line in enumerate(lines) if line.startswith("  ") and line.strip().startswith("-")]
-        for place in options:
-            own = lines[place].split("  ")
-            following = lines[place + 1] if place + 1 < len(lines) else ""
-            assert len([part for part in own if part.strip()]) > 1 or following.startswith(" " * 10), lines[place]
+        options = [index for index, line in enumerate(lines) if line.startswith("  ") and line.strip().startswith("-")]
+        for index in options:
+            own = lines[index].split("  ")
+            following = lines[index + 1] if index + 1 < len(lines) else ""
+            assert len([part for part in own if part.strip()]) > 1 or following.startswith(" " * 10), lines[index]
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_the_screen_of_a_run_ended_by_ctrl_c(tmp_path):
     drawn = terminal.drawn
     (checkpoint,) = Path("runs").glob("stopped-*/checkpoints/last.ckpt")
     assert process.returncode == 130
-    bars = [place for place, line in enumerate(drawn) if line.startswith(("epoch", "val")) and " left" in line]
+    bars = [index for index, line in enumerate(drawn) if line.startswith(("epoch", "val")) and " left" in line]
     names = ["train", "val", "step", "epoch", "run", "network", "devices", "folder"]
     block = [line for line in drawn[: bars[0] + 20] if line.partition(" ")[0] in names and " left" not in line]
     assert [line.partition(" ")[0] for line in block] == names

@@ -255,13 +255,13 @@ def test_12_bits_in_16_are_named_three_times_and_scaled_by_an_option(
     x_rays: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mlssl.data.decoding._warned_about", set())
-    with pytest.warns(FewBitsWarning) as told:
+    with pytest.warns(FewBitsWarning) as caught:
         few = [decode_rgb(path) for path in sorted(x_rays.iterdir())]
-    assert len(told) == 3
+    assert len(caught) == 3
     assert re.search(
         r"'.*0\.png' has no value above 4095 of 65535, which leaves 16 of 256 grays: if the images have 12 bits, "
         r"pass white=4095 \(--data.white 4095\)",
-        str(told[0].message),
+        str(caught[0].message),
     )
     assert few[0].max() == 15
     data = MultiLabelDataModule("folder", x_rays, batch_size=2, size=16, white=4095, num_workers=0)

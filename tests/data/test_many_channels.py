@@ -110,7 +110,7 @@ def test_mismatched_channels_are_reported_before_training(tmp_path: Path) -> Non
         wrong.image(0)
     model = MultiLabelSSLModule("test_resnet", projection_dim=16, predictor_dim=8)
     with pytest.raises(
-        ValueError, match=r"The images have 4 channels, and the backbone takes 3: pass backbone_kwargs="
+        ValueError, match=r"The images have 4 channels, but the backbone takes 3: pass backbone_kwargs="
     ):
         model(torch.zeros(1, 4, 32, 32))
 

@@ -74,10 +74,10 @@ def test_a_name_that_leaves_the_folder_is_refused(
     read: Callable[[Path, str], Records], name: str, tmp_path: Path
 ) -> None:
     root = tmp_path / "data"
-    for place in (root / "a", root / "val2017" / "a"):
-        place.mkdir(parents=True)
-    for place in (tmp_path, root):  # where the names lead from the root, and from a folder of images in it
-        Image.new("RGB", (8, 8)).save(place / "secret.jpg")
+    for folder in (root / "a", root / "val2017" / "a"):
+        folder.mkdir(parents=True)
+    for folder in (tmp_path, root):  # where the names lead from the root, and from a folder of images in it
+        Image.new("RGB", (8, 8)).save(folder / "secret.jpg")
     name = name.format(outside=tmp_path)
     refusal = "expected an image number" if read is corel5k else "expected a path inside the image folder"
     if name == ".." and read not in (voc, corel5k):
@@ -88,9 +88,9 @@ def test_a_name_that_leaves_the_folder_is_refused(
 
 def test_a_folder_contains_its_files_and_linked_files(tmp_path: Path) -> None:
     root, elsewhere = tmp_path / "data", tmp_path / "elsewhere"
-    for place in (root, elsewhere):
-        place.mkdir()
-        Image.new("RGB", (8, 8)).save(place / f"{place.name}.jpg")
+    for folder in (root, elsewhere):
+        folder.mkdir()
+        Image.new("RGB", (8, 8)).save(folder / f"{folder.name}.jpg")
     assert [path.name for path in all_of(read_folder(root))] == ["data.jpg"]
     (root / "link").symlink_to(elsewhere)
     assert [path.name for path in all_of(read_folder(root))] == ["data.jpg", "elsewhere.jpg"]

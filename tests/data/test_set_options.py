@@ -32,7 +32,7 @@ def coco(path: Path, categories: list[str], shown: list[list[str]], start: int =
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {
         "images": [{"id": start + row, "file_name": f"{start + row}.jpg"} for row in range(len(shown))],
-        "categories": [{"id": place, "name": name} for place, name in enumerate(categories)],
+        "categories": [{"id": index, "name": name} for index, name in enumerate(categories)],
         "annotations": [
             {"image_id": start + row, "category_id": categories.index(name)}
             for row, names in enumerate(shown)

@@ -130,8 +130,8 @@ def test_parquet_without_pyarrow_is_refused(tmp_path: Path, monkeypatch: pytest.
 
 def batches(count: int, size: int = 2) -> Iterator[tuple[list[int], Tensor]]:
     for start in range(0, count, size):
-        places = list(range(start, min(start + size, count)))
-        yield places, torch.tensor(places, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 4, 4)
+        indices = list(range(start, min(start + size, count)))
+        yield indices, torch.tensor(indices, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 4, 4)
 
 
 class Mean(nn.Module):
@@ -142,7 +142,7 @@ class Mean(nn.Module):
 @pytest.mark.parametrize("devices", [("cpu",), ("cpu", "cpu", "cpu")])
 def test_rows_come_in_order_on_any_number_of_devices(devices: tuple[str, ...]) -> None:
     found = list(streamed(Mean(), batches(7), devices))
-    assert [place for places, _ in found for place in places] == list(range(7))
+    assert [index for indices, _ in found for index in indices] == list(range(7))
     assert torch.cat([rows for _, rows in found])[:, 0].tolist() == list(range(7))
 
 
@@ -177,7 +177,7 @@ def test_images_are_named_relative_to_their_root_and_bad_ones_are_recorded(tmp_p
     records = Records(["bad.png", "a/x.png"], root=tmp_path, image_ids=[7, 5])
     images = Images(records, (32, 32), 1)
     network = FeatureRows(open_backbone("test_resnet"), "avgmax")
-    ((places, rows),) = list(streamed(network, images, ("cpu",)))
-    assert (places, [images.name(place) for place in places], images.bad()) == ([1], ["a/x.png"], ["bad.png"])
+    ((indices, rows),) = list(streamed(network, images, ("cpu",)))
+    assert (indices, [images.name(index) for index in indices], images.bad()) == ([1], ["a/x.png"], ["bad.png"])
     assert rows.shape == (1, 96)
     assert Images(Records(["/else/x.png"]), (32, 32)).name(0) == "/else/x.png"

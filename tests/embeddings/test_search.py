@@ -20,13 +20,13 @@ def test_the_nearest_rows_are_those_of_a_comparison_with_each(monkeypatch: pytes
     monkeypatch.setattr(search, "PIECE", 7)
     rows, query = torch.randn(50, 6), torch.randn(6)
     expected = sorted(
-        ((F.cosine_similarity(row, query, dim=0).item(), place) for place, row in enumerate(rows)), reverse=True
+        ((F.cosine_similarity(row, query, dim=0).item(), index) for index, row in enumerate(rows)), reverse=True
     )
     found = nearest_rows(query, rows, 5)
-    assert found.places == [place for _, place in expected[:5]]
+    assert found.indices == [index for _, index in expected[:5]]
     assert found.cosines == pytest.approx([cosine for cosine, _ in expected[:5]], abs=1e-5)
-    assert nearest_rows(query, rows, 5, expected[0][1]).places == [place for _, place in expected[1:6]]
-    assert len(nearest_rows(query, rows, 99, 3).places) == 49
+    assert nearest_rows(query, rows, 5, expected[0][1]).indices == [index for _, index in expected[1:6]]
+    assert len(nearest_rows(query, rows, 99, 3).indices) == 49
 
 
 @pytest.mark.parametrize(

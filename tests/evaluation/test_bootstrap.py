@@ -1,4 +1,4 @@
-"""The bootstrap: against resamples made one by one, coverage, and the difference of two backbones."""
+"""The bootstrap: equality with single resamples, coverage, and the difference of two backbones."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def scored(count: int = 60, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     return scores, targets
 
 
-def test_interval_is_that_of_resamples_made_one_by_one() -> None:
+def test_the_interval_equals_that_of_single_resamples() -> None:
     scores, targets = scored()
     generator = torch.Generator().manual_seed(5)
     drawn = torch.randint(60, (200, 60), generator=generator)
@@ -29,7 +29,7 @@ def test_interval_is_that_of_resamples_made_one_by_one() -> None:
     assert bootstrap_interval(scores, targets, num_resamples=200, confidence=0.9, seed=5) == pytest.approx(expected)
 
 
-def test_interval_holds_the_mean_shrinks_with_images_and_repeats() -> None:
+def test_the_interval_contains_the_mean_shrinks_with_images_and_repeats() -> None:
     widths = []
     for count in (50, 800):
         scores, targets = scored(count)
@@ -40,7 +40,7 @@ def test_interval_holds_the_mean_shrinks_with_images_and_repeats() -> None:
     assert 2.5 < widths[0] / widths[1] < 6, "as the root of 16"
 
 
-def test_interval_of_rare_classes_holds_what_other_images_give() -> None:
+def test_the_interval_of_rare_classes_contains_the_scores_on_other_images() -> None:
     generator = torch.Generator().manual_seed(0)
 
     def test_set() -> tuple[torch.Tensor, torch.Tensor]:
@@ -67,7 +67,7 @@ def test_interval_without_a_positive_is_nan_and_bad_numbers_are_refused() -> Non
         bootstrap_interval(scores[:, 0], targets[:, 0])
 
 
-def test_a_paired_difference_is_that_of_the_same_resamples_and_narrower_than_unpaired() -> None:
+def test_a_paired_difference_uses_the_same_resamples_and_is_narrower_than_unpaired() -> None:
     scores, targets = scored(300)
     better = scores + 0.5 * targets
     means = [resample(one, targets, num_resamples=200, seed=3).means for one in (scores, better)]
@@ -92,7 +92,7 @@ def test_resamples_without_any_class_are_left_out() -> None:
     assert interval_of(means, 1.0) == (1.0, 1.0)
 
 
-def test_the_interval_of_a_class_is_that_of_the_class_alone() -> None:
+def test_the_interval_of_a_class_does_not_depend_on_others() -> None:
     scores, targets = scored()
     found = resample(scores, targets, num_resamples=200, seed=5).class_intervals
     assert found[4].isnan().all(), "a class without a positive"

@@ -1,4 +1,4 @@
-"""Features on disk: the same numbers, a pass that goes on where it stopped, and caches that are not taken."""
+"""Features on disk: equal to those in memory, passes that resume, and caches that are refused."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ COUNT = 23
 
 
 class Images(Dataset[dict[str, Any]]):
-    """Images that depend on their ids alone; counts what is read, and may fail at one."""
+    """Images that depend only on their ids; counts reads, and may fail at one."""
 
     def __init__(self, count: int = COUNT, labels: int = 3, seed: int = 0, fails_at: int | None = None) -> None:
         self.count, self.labels, self.seed, self.fails_at = count, labels, seed, fails_at
@@ -76,7 +76,7 @@ def assert_same(left: Features, right: Features) -> None:
 
 @pytest.mark.parametrize("labels", [3, 0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_features_on_disk_are_those_in_memory(
+def test_features_on_disk_equal_those_in_memory(
     dtype: torch.dtype, labels: int, model: SimpleNamespace, tmp_path: Path
 ) -> None:
     images = Images(labels=labels)
@@ -89,7 +89,7 @@ def test_features_on_disk_are_those_in_memory(
     assert_same(extract_features(model, loader(images), dtype=dtype, cache=tmp_path / "cache"), in_memory)
 
 
-def test_a_pass_that_is_done_is_not_repeated(model: SimpleNamespace, tmp_path: Path) -> None:
+def test_a_finished_pass_is_not_repeated(model: SimpleNamespace, tmp_path: Path) -> None:
     images = Images()
     first = extract_features(model, loader(images), cache=tmp_path)
     images.read.clear()
@@ -99,7 +99,7 @@ def test_a_pass_that_is_done_is_not_repeated(model: SimpleNamespace, tmp_path: P
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_pass_that_failed_goes_on(workers: int, model: SimpleNamespace, tmp_path: Path) -> None:
+def test_a_failed_pass_resumes(workers: int, model: SimpleNamespace, tmp_path: Path) -> None:
     with pytest.raises(OSError, match="the disk went away"):
         extract_features(model, loader(Images(fails_at=13), num_workers=workers), cache=tmp_path)
     with (tmp_path / "features.npy").open("ab") as file:
@@ -129,7 +129,7 @@ extract_features(made_model(), loader(Slow()), cache=sys.argv[1])
 
 
 @pytest.mark.slow
-def test_a_pass_that_was_killed_goes_on(model: SimpleNamespace, tmp_path: Path) -> None:
+def test_a_killed_pass_resumes(model: SimpleNamespace, tmp_path: Path) -> None:
     words = [sys.executable, "-c", KILLED, str(tmp_path / "cache"), str(Path(__file__).parent)]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -141,7 +141,7 @@ def test_a_pass_that_was_killed_goes_on(model: SimpleNamespace, tmp_path: Path) 
     assert_same(resumed, extract_features(model, loader(Images())))
 
 
-def test_bar_starts_where_the_pass_goes_on(
+def test_the_bar_starts_where_the_pass_resumes(
     model: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(OSError, match="went away"):
@@ -152,7 +152,7 @@ def test_bar_starts_where_the_pass_goes_on(
     assert "100%" in printed
 
 
-def test_other_features_are_not_taken(model: SimpleNamespace, tmp_path: Path) -> None:
+def test_other_features_are_not_used(model: SimpleNamespace, tmp_path: Path) -> None:
     extract_features(model, loader(Images()), cache=tmp_path)
     with pytest.raises(ValueError, match="extracted with num_images 23, but now it is 24: pass another folder"):
         extract_features(model, loader(Images(24)), cache=tmp_path)
@@ -165,7 +165,7 @@ def test_other_features_are_not_taken(model: SimpleNamespace, tmp_path: Path) ->
         extract_features(model, loader(Images()), cache=tmp_path)
 
 
-def test_the_same_images_under_labels_in_another_order_are_not_taken(model: SimpleNamespace, tmp_path: Path) -> None:
+def test_features_with_labels_in_another_order_are_not_used(model: SimpleNamespace, tmp_path: Path) -> None:
     for name, gray in (("0.png", 10), ("1.png", 200)):
         Image.new("L", (8, 8), gray).save(tmp_path / name)
     records = Records(["0.png", "1.png"], [[1, 0], [0, 1]], ["sky", "sea"], root=tmp_path)
@@ -179,7 +179,7 @@ def test_the_same_images_under_labels_in_another_order_are_not_taken(model: Simp
         taken(records.with_classes([1, 0]))
 
 
-def test_labels_that_come_or_go_in_between_are_found(model: SimpleNamespace, tmp_path: Path) -> None:
+def test_labels_that_appear_or_disappear_are_detected(model: SimpleNamespace, tmp_path: Path) -> None:
     with pytest.raises(OSError, match="went away"):
         extract_features(model, loader(Images(fails_at=13)), cache=tmp_path)
     with pytest.raises(ValueError, match="the labels have changed"):
@@ -211,7 +211,7 @@ def test_a_loader_without_a_fixed_order_is_refused(model: SimpleNamespace, tmp_p
     assert not list(tmp_path.iterdir())
 
 
-def test_features_beyond_half_precision_and_other_numbers_are_refused(model: SimpleNamespace) -> None:
+def test_features_beyond_half_precision_and_other_dtypes_are_refused(model: SimpleNamespace) -> None:
     with pytest.raises(TypeError, match=r"dtype=torch\.int8 was given"):
         extract_features(model, loader(Images()), dtype=torch.int8)
     model.backbone[1].bias = nn.Parameter(torch.full((5,), 1e6))
@@ -219,7 +219,7 @@ def test_features_beyond_half_precision_and_other_numbers_are_refused(model: Sim
         extract_features(model, loader(Images()), dtype=torch.float16)
 
 
-def test_an_image_that_comes_twice_is_kept_once(model: SimpleNamespace, tmp_path: Path) -> None:
+def test_a_repeated_image_is_kept_once(model: SimpleNamespace, tmp_path: Path) -> None:
     class Twice(Images):
         def __getitem__(self, index: int) -> dict[str, Any]:
             return super().__getitem__(index % 20)
@@ -247,7 +247,7 @@ print(len(images.read), flush=True)
 
 
 @pytest.mark.slow
-def test_a_second_process_waits_for_the_first_and_takes_its_features(model: SimpleNamespace, tmp_path: Path) -> None:
+def test_a_second_process_waits_for_the_first_and_uses_its_features(model: SimpleNamespace, tmp_path: Path) -> None:
     words = [sys.executable, "-c", TWO, str(tmp_path / "cache"), str(Path(__file__).parent)]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as first:
         assert first.stdout is not None
@@ -262,14 +262,14 @@ def test_a_second_process_waits_for_the_first_and_takes_its_features(model: Simp
 
 
 @pytest.mark.parametrize("limit", [0, 40, 120, 200, 300, 1000])
-def test_a_pass_that_filled_the_disk_goes_on_when_there_is_room(
+def test_a_pass_that_filled_the_disk_resumes_when_there_is_space(
     limit: int, model: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever is written first: a header, rows, or how far they are."""
+    """The first write: a header, rows, or the progress."""
     opened = Path.open
 
     class Limited:
-        """A file on a disk of so many bytes."""
+        """A file on a disk of the given size."""
 
         def __init__(self, file: Any) -> None:
             self.file = file
@@ -312,7 +312,7 @@ def test_a_pass_that_filled_the_disk_goes_on_when_there_is_room(
     assert_same(features, extract_features(model, loader(Images())))
 
 
-def test_a_cache_that_is_whole_is_read_where_nothing_can_be_written(
+def test_a_complete_cache_is_read_without_write_permission(
     model: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = extract_features(model, loader(Images()), cache=tmp_path)
@@ -325,7 +325,7 @@ def test_a_cache_that_is_whole_is_read_where_nothing_can_be_written(
     assert_same(extract_features(model, loader(Images()), cache=tmp_path), first)
 
 
-def test_a_cache_that_cannot_be_made_is_said(
+def test_a_cache_that_cannot_be_created_is_reported(
     model: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")

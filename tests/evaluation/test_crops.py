@@ -1,4 +1,4 @@
-"""Crops to train on are drawn as torchvision draws them, and those to test on are fixed."""
+"""Training crops are sampled as in torchvision, and test crops are fixed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def noise(folder: Path, count: int) -> Records:
     return Records(names, [[1]] * count, ["noise"], root=folder)
 
 
-def test_crops_depend_on_seed_epoch_and_index_alone(tmp_path: Path) -> None:
+def test_crops_depend_only_on_seed_epoch_and_index(tmp_path: Path) -> None:
     records = noise(tmp_path, 3)
     crops = Crops(records, 24, 32, augment=True)
     state = np.random.get_state()[1].tolist(), torch.random.get_rng_state()  # noqa: NPY002
@@ -36,7 +36,7 @@ def test_crops_depend_on_seed_epoch_and_index_alone(tmp_path: Path) -> None:
     assert torch.equal(torch.random.get_rng_state(), state[1])
 
 
-def test_test_images_are_resized_and_cropped_as_the_protocol_says(tmp_path: Path) -> None:
+def test_test_images_are_resized_and_cropped_as_in_the_protocol(tmp_path: Path) -> None:
     pixels = np.zeros((40, 100, 3), dtype=np.uint8)
     pixels[:, 30:70] = 255  # what a centre crop of a square keeps
     Image.fromarray(pixels).save(tmp_path / "wide.png")
@@ -48,7 +48,7 @@ def test_test_images_are_resized_and_cropped_as_the_protocol_says(tmp_path: Path
     assert 0.3 < (whole == 255).float().mean() < 0.45
 
 
-def test_random_crops_lie_inside_with_the_areas_and_aspects_of_the_recipe() -> None:
+def test_random_crops_are_inside_with_the_areas_and_aspects_of_the_recipe() -> None:
     generator = np.random.default_rng(0)
     areas = []
     for _ in range(2000):

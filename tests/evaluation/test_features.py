@@ -1,4 +1,4 @@
-"""Feature extraction leaves the model as it was, and gives each image once."""
+"""Feature extraction does not change the model, and returns each image once."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def model() -> SimpleNamespace:
 
 
 def batch(ids: list[int], side: int = 8, **extra: Any) -> dict[str, Tensor]:
-    """Images whose pixels depend on their ids alone."""
+    """Images whose pixels depend only on their ids."""
     images = [torch.randint(0, 256, (3, side, side), generator=torch.Generator().manual_seed(i)) for i in ids]
     return {"image": torch.stack(images).to(torch.uint8), "image_ids": torch.tensor(ids), **extra}
 
@@ -48,7 +48,7 @@ def labels(ids: list[int]) -> Tensor:
     return torch.tensor([[i % 2, i % 3 - 1] for i in ids], dtype=torch.int8)
 
 
-def test_gives_what_the_network_gives_in_eval_mode(model: SimpleNamespace) -> None:
+def test_features_equal_those_of_the_network_in_eval_mode(model: SimpleNamespace) -> None:
     ids = [[3, 1], [7, 4], [5]]
     result = extract_features(model, [batch(i, labels=labels(i)) for i in ids])
     model.backbone.eval()
@@ -62,7 +62,7 @@ def test_gives_what_the_network_gives_in_eval_mode(model: SimpleNamespace) -> No
     assert torch.equal(result.labels, labels([3, 1, 7, 4, 5]))
 
 
-def test_model_is_as_before(model: SimpleNamespace) -> None:
+def test_the_model_does_not_change(model: SimpleNamespace) -> None:
     model.backbone.train()
     model.backbone.norm.eval()  # as in a partly frozen network
     before = {name: value.clone() for name, value in model.backbone.state_dict().items()}
@@ -72,7 +72,7 @@ def test_model_is_as_before(model: SimpleNamespace) -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.backbone.state_dict().items())
 
 
-def test_flags_come_back_after_an_error(model: SimpleNamespace) -> None:
+def test_flags_are_restored_after_an_error(model: SimpleNamespace) -> None:
     with pytest.raises(RuntimeError, match="to have 3 channels"), eval_mode(model.backbone):
         model.backbone(torch.zeros(1, 5, 8, 8))
     assert model.backbone.training
@@ -80,7 +80,7 @@ def test_flags_come_back_after_an_error(model: SimpleNamespace) -> None:
     assert torch.is_grad_enabled()
 
 
-def test_an_image_that_comes_twice_is_kept_once(model: SimpleNamespace) -> None:
+def test_a_repeated_image_is_kept_once(model: SimpleNamespace) -> None:
     groups = [[3, 1], [2, 3], [1, 9]]
     result = extract_features(model, [batch(ids, labels=labels(ids)) for ids in groups])
     once = extract_features(model, [batch([3, 1, 2, 9], labels=labels([3, 1, 2, 9]))])
@@ -101,7 +101,7 @@ def test_bool_labels_become_int8(model: SimpleNamespace) -> None:
     assert result.labels.dtype == torch.int8
 
 
-def test_autocast_around_it_changes_nothing(model: SimpleNamespace) -> None:
+def test_an_outer_autocast_changes_nothing(model: SimpleNamespace) -> None:
     plain = extract_features(model, [batch([1, 2])])
     with torch.autocast("cpu", dtype=torch.bfloat16):
         under_autocast = extract_features(model, [batch([1, 2])])
@@ -144,7 +144,7 @@ def test_progress_bar_counts_images(model: SimpleNamespace, capsys: pytest.Captu
 
 
 class Restless(nn.Module):
-    """A network that counts its calls whatever its mode."""
+    """A network that counts its calls in any mode."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -155,18 +155,18 @@ class Restless(nn.Module):
         return images.mean((2, 3))
 
 
-def test_refuses_a_network_that_changes_in_eval_mode() -> None:
+def test_a_network_that_changes_in_eval_mode_is_refused() -> None:
     with pytest.raises(RuntimeError, match="buffer calls changed"):
         extract_features(SimpleNamespace(backbone=Restless(), normalize=normalize), [batch([1])])
 
 
-def test_says_that_a_transformer_of_fixed_size_does_not_take_the_images() -> None:
+def test_a_transformer_of_another_fixed_size_is_reported() -> None:
     network = timm.create_model("test_vit", num_classes=0)
     with pytest.raises(ValueError, match=r"takes no images of 8 × 8 pixels .*: choose a size that it takes"):
         extract_features(SimpleNamespace(backbone=network, normalize=normalize), [batch([1])], pooling="max")
 
 
-def test_refuses_other_models_and_batches(model: SimpleNamespace) -> None:
+def test_other_models_and_batches_are_refused(model: SimpleNamespace) -> None:
     with pytest.raises(TypeError, match="Network has no `backbone` network"):
         extract_features(Network(), [batch([1])])
     with pytest.raises(ValueError, match="returned no batch"):

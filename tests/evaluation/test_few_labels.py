@@ -1,4 +1,4 @@
-"""The probe with few labels: fixed nested subsets, no choice where there is too little to choose on."""
+"""The probe with few labels: fixed nested subsets, and no choice of strength on too few images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def made(num_images: int, seed: int) -> Features:
     causes = torch.randn(12, 6, generator=world)
     generator = torch.Generator().manual_seed(seed)
     features = torch.randn(num_images, 12, generator=generator)
-    shift = torch.tensor([0.0, 0, 0, 0, 4, 9])  # rare classes, which a small subset misses
+    shift = torch.tensor([0.0, 0, 0, 0, 4, 9])  # rare classes, missing in a small subset
     return Features(features, (features @ causes > shift).to(torch.int8), torch.arange(num_images))
 
 
@@ -35,7 +35,7 @@ def test_whole_training_set_is_the_linear_probe_and_fewer_labels_are_worse() -> 
     assert few.spread == pytest.approx(torch.tensor(few.mAPs).std().item(), rel=1e-4)
 
 
-def test_strength_is_fixed_below_a_tenth_and_chosen_from_there_on() -> None:
+def test_strength_is_fixed_below_a_tenth_of_the_labels_and_chosen_above() -> None:
     train, test = made(500, 0), made(100, 1)
     below, at = few_labels_probe(train, test, (0.098, 0.1), num_subsets=2)
     assert below.strengths == (FIXED_STRENGTH, FIXED_STRENGTH)
@@ -57,7 +57,7 @@ def test_classes_seen_are_counted() -> None:
     assert min(few.classes_seen) < 6
 
 
-def test_subsets_depend_on_the_seed_alone_and_are_nested(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_subsets_depend_only_on_the_seed_and_are_nested(monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[list[int]] = []
 
     def watched(train: Features, test: Features, **settings: object) -> object:
@@ -76,7 +76,7 @@ def test_subsets_depend_on_the_seed_alone_and_are_nested(monkeypatch: pytest.Mon
     assert taken[8] not in taken[:2]
 
 
-def test_refuses_shares_that_are_none() -> None:
+def test_invalid_fractions_are_refused() -> None:
     train, test = made(50, 0), made(50, 1)
     for fraction in (0.0, 1.1, 0.02, math.nan):
         with pytest.raises(ValueError, match=f"fraction {fraction} of 50 training images was given"):

@@ -1,4 +1,4 @@
-"""Features of both sets of an evaluation: those of `extract_features`, in folders of their own where they are kept."""
+"""Features of both sets of an evaluation: those of `extract_features`, cached in separate folders."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mlssl.evaluation.frozen import frozen_sets
 from mlssl.weights.sources import open_backbone
 
 
-def test_both_sets_are_those_of_extract_features(tmp_path: Path) -> None:
+def test_both_sets_equal_those_of_extract_features(tmp_path: Path) -> None:
     model = open_backbone("test_resnet")
     data = MultiLabelDataModule("synthetic", eval_size=32, num_workers=0)
     data.setup()

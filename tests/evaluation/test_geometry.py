@@ -1,4 +1,4 @@
-"""Cosines by kind against a slow loop, ranks and maps of sets whose shape is known."""
+"""Cosines by kind against a slow loop, ranks and maps of sets with known shape."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from mlssl.evaluation.geometry import effective_rank, feature_spectrum, map_2d, pair_cosines, spread
 
 
-def test_cosines_are_those_of_a_slow_loop():
+def test_cosines_equal_those_of_a_slow_loop():
     z = torch.randn(3, 2, 2, 5, generator=torch.Generator().manual_seed(0))
     expected: dict[str, list[float]] = {"same_block": [], "same_image": [], "other_image": []}
     views = [(i, a, k) for i in range(3) for a in range(2) for k in range(2)]
@@ -31,7 +31,7 @@ def test_a_measure_without_pairs_is_left_out():
     assert pair_cosines(torch.randn(1, 2, 1, 4)).keys() == {"same_block"}
 
 
-def test_rank_counts_directions_and_zeros_are_one():
+def test_rank_counts_directions_and_is_one_for_zeros():
     assert effective_rank(torch.ones(7)).item() == pytest.approx(7)
     assert effective_rank(torch.tensor([3.0, 0, 0])).item() == pytest.approx(1)
     assert effective_rank(torch.zeros(4)).item() == pytest.approx(1)
@@ -44,7 +44,7 @@ def test_spread_is_one_on_the_sphere_and_zero_at_a_point():
     )
 
 
-def test_the_spectrum_ignores_what_all_images_share():
+def test_the_spectrum_ignores_the_mean_of_all_images():
     features = torch.randn(20, 6, generator=torch.Generator().manual_seed(0))
     assert torch.allclose(feature_spectrum(features), feature_spectrum(features + 100), atol=1e-3)
     assert feature_spectrum(torch.ones(5, 3)).max().item() == 0

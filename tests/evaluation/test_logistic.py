@@ -1,4 +1,4 @@
-"""The solver: weighted positives, features that are read anew in every pass, labels in groups; and the bootstrap."""
+"""The solver: weighted positives, features read again in every pass, and labels in groups."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def made(count: int, seed: int, labels: int = 4, width: int = 10) -> Features:
 
 
 @pytest.mark.parametrize("pos_weight", [0.25, 2.0, "balanced"])
-def test_weighted_positives_are_those_of_scikit_learn(pos_weight: float | str) -> None:
+def test_weighted_positives_match_scikit_learn(pos_weight: float | str) -> None:
     data = made(300, 0)
     assert data.labels is not None
     solution = logistic_regression(data.features, data.labels, [0.01], pos_weight=pos_weight)  # type: ignore[arg-type]
@@ -35,7 +35,7 @@ def test_weighted_positives_are_those_of_scikit_learn(pos_weight: float | str) -
         target = data.labels[:, label].numpy()
         positives = target.sum()
         weight = (300 - positives) / positives if pos_weight == "balanced" else pos_weight
-        total = positives * weight + 300 - positives  # scikit-learn sums the loss, where ours is a mean
+        total = positives * weight + 300 - positives  # scikit-learn's loss is a sum, ours is a mean
         reference = LogisticRegression(
             C=1 / (0.01 * total), class_weight={0: 1, 1: weight}, tol=1e-8, max_iter=10_000
         ).fit(inputs, target)
@@ -43,7 +43,9 @@ def test_weighted_positives_are_those_of_scikit_learn(pos_weight: float | str) -
         assert np.abs(ours - reference.predict_proba(inputs)[:, 1]).max() < 1e-3
 
 
-def test_features_read_anew_in_every_pass_give_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_features_read_again_in_every_pass_give_the_same_solution(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     train, test = made(200, 0), made(100, 1)
     held = linear_probe(train, test, num_resamples=0)
     np.save(tmp_path / "features.npy", train.features.numpy())
@@ -55,7 +57,7 @@ def test_features_read_anew_in_every_pass_give_the_same(monkeypatch: pytest.Monk
     torch.testing.assert_close(anew.scores, held.scores, rtol=1e-3, atol=1e-3)
 
 
-def test_labels_in_groups_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_labels_in_groups_give_the_same_solution(monkeypatch: pytest.MonkeyPatch) -> None:
     train, test = made(200, 0), made(100, 1)
     together = linear_probe(train, test, num_resamples=0)
     monkeypatch.setattr(logistic, "LOGIT_BYTES", 1)
@@ -71,7 +73,7 @@ def test_half_precision_features_are_close() -> None:
     assert linear_probe(*halves, num_resamples=0).mAP == pytest.approx(linear_probe(train, test).mAP, abs=5e-3)
 
 
-def test_lines_of_some_rows_are_standardised_by_these() -> None:
+def test_a_selection_of_rows_is_standardised_by_its_own_statistics() -> None:
     data = made(50, 0)
     rows = torch.arange(5, 45, 2)
     lines = torch.cat([piece for _, piece in StandardisedRows(data.features, rows)])
@@ -79,7 +81,7 @@ def test_lines_of_some_rows_are_standardised_by_these() -> None:
     torch.testing.assert_close(lines.std(0, correction=0), torch.ones(10), rtol=0, atol=1e-5)
 
 
-def test_a_label_without_positives_in_training_is_counted_and_scores_all_alike() -> None:
+def test_a_label_without_training_positives_is_counted_and_scores_all_images_equally() -> None:
     train, test = made(100, 0), made(80, 1)
     labels = train.labels.clone()  # type: ignore[union-attr]
     labels[:, 2] = 0
@@ -91,7 +93,7 @@ def test_a_label_without_positives_in_training_is_counted_and_scores_all_alike()
     assert result.average_precision[2].item() == pytest.approx(share)
 
 
-def test_refuses_a_weight_that_is_none() -> None:
+def test_an_invalid_weight_is_refused() -> None:
     data = made(20, 0)
     for weight in (0.0, -1.0, float("inf"), float("nan")):
         with pytest.raises(ValueError, match=f"pos_weight={weight} was given: pass a number above 0, or 'balanced'"):

@@ -52,7 +52,7 @@ def test_order_of_the_images_does_not_matter() -> None:
     torch.testing.assert_close(moved, average_precision(scores, targets), rtol=1e-12, atol=0)  # another order of sums
 
 
-def test_unknown_targets_count_for_nothing() -> None:
+def test_unknown_targets_are_ignored() -> None:
     generator = torch.Generator().manual_seed(1)
     scores, targets = torch.randn(20, 3, generator=generator), torch.randint(0, 2, (20, 3), generator=generator)
     extra = torch.tensor([[torch.inf], [-torch.inf], [0.0]]).expand(3, 3)
@@ -84,14 +84,14 @@ def test_scores_are_compared_as_given_not_through_a_sigmoid() -> None:
     assert average_precision(scores, torch.tensor([1, 0, 0])).item() == 1
 
 
-def test_mean_leaves_out_and_counts() -> None:
+def test_the_mean_leaves_out_classes_and_counts_the_rest() -> None:
     scores = torch.tensor([[0.9, 0.1, 0.5], [0.2, 0.4, 0.6]])
     targets = torch.tensor([[1, 0, 1], [0, -1, 0]])
     assert mean_average_precision(scores, targets) == (pytest.approx((1 + 0.5) / 2), 2)
 
 
 @pytest.mark.parametrize("num_images", [0, 1, 5])
-def test_no_positive_at_all_is_nan_over_no_class(num_images: int) -> None:
+def test_without_any_positive_the_mean_is_nan_over_0_classes(num_images: int) -> None:
     mean, classes = mean_average_precision(torch.zeros(num_images, 3), torch.zeros(num_images, 3, dtype=torch.int8))
     assert math.isnan(mean)
     assert classes == 0
@@ -106,7 +106,7 @@ def test_large_random_input_agrees_with_scikit_learn() -> None:
     assert mean == pytest.approx(average_precision_score(targets, scores, average="macro"), abs=1e-12)
 
 
-def test_refuses_what_it_cannot_rank() -> None:
+def test_scores_without_a_ranking_are_refused() -> None:
     zeros = torch.zeros(2, 3)
     with pytest.raises(ValueError, match=r"scores of shape \(2, 3\) and targets of shape \(3, 2\) do not match"):
         average_precision(zeros, zeros.T.long())

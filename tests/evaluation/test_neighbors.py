@@ -28,7 +28,7 @@ def slow_neighbors(queries: Tensor, bank: Tensor, k: int) -> list[list[int]]:
     return [sorted(range(len(bank)), key=lambda line: -cosine(query, bank[line]))[:k] for query in queries]
 
 
-def test_neighbours_are_those_of_a_slow_loop(data: tuple[Tensor, Tensor, Tensor]) -> None:
+def test_neighbours_equal_those_of_a_slow_loop(data: tuple[Tensor, Tensor, Tensor]) -> None:
     queries, bank, _ = data
     found = nearest_neighbors(queries, bank, 7)
     assert found.indices.tolist() == slow_neighbors(queries, bank, 7)
@@ -62,7 +62,7 @@ def test_scale_of_features_does_not_matter_and_a_half_bank_is_close(data: tuple[
 
 
 @pytest.mark.parametrize("temperature", [0.07, 1.0])
-def test_votes_are_those_of_a_slow_loop(temperature: float, data: tuple[Tensor, Tensor, Tensor]) -> None:
+def test_votes_equal_those_of_a_slow_loop(temperature: float, data: tuple[Tensor, Tensor, Tensor]) -> None:
     queries, bank, labels = data
     scores = knn_scores(queries, bank, labels, 7, temperature=temperature)
     for row, lines in enumerate(slow_neighbors(queries, bank, 7)):
@@ -73,7 +73,7 @@ def test_votes_are_those_of_a_slow_loop(temperature: float, data: tuple[Tensor, 
             assert scores[row, label].item() == pytest.approx(yes / sum(weights) if voters else 0, abs=1e-5)
 
 
-def test_a_label_that_no_neighbour_knows_has_score_0(data: tuple[Tensor, Tensor, Tensor]) -> None:
+def test_a_label_unknown_to_all_neighbours_has_score_0(data: tuple[Tensor, Tensor, Tensor]) -> None:
     queries, bank, labels = data
     labels[:, 2] = -1
     assert (knn_scores(queries, bank, labels, 5)[:, 2] == 0).all()
@@ -85,7 +85,7 @@ def test_bool_labels_vote_like_integers(data: tuple[Tensor, Tensor, Tensor]) -> 
     assert torch.equal(knn_scores(queries, bank, present, 5), knn_scores(queries, bank, present.long(), 5))
 
 
-def test_a_tiny_temperature_lets_the_nearest_decide_and_does_not_overflow(data: tuple[Tensor, Tensor, Tensor]) -> None:
+def test_at_a_tiny_temperature_the_nearest_decides_without_overflow(data: tuple[Tensor, Tensor, Tensor]) -> None:
     queries, bank, labels = data
     known = labels.clamp(min=0)
     nearest = nearest_neighbors(queries, bank, 1).indices[:, 0]
@@ -104,14 +104,14 @@ def test_an_image_is_not_its_own_neighbour(data: tuple[Tensor, Tensor, Tensor]) 
     assert torch.equal(same, knn_scores(bank, bank, labels, 4))
 
 
-def test_no_query_and_a_feature_of_zeros() -> None:
+def test_no_query_and_a_zero_feature_are_handled() -> None:
     bank = torch.eye(3)
     assert nearest_neighbors(torch.zeros(0, 3), bank, 2).indices.shape == (0, 2)
     assert knn_scores(torch.zeros(0, 3), bank, torch.eye(3).int(), 2).shape == (0, 3)
     assert nearest_neighbors(torch.zeros(1, 3), bank, 2).similarities.tolist() == [[0, 0]]
 
 
-def test_jaccard_is_that_of_a_slow_loop(data: tuple[Tensor, Tensor, Tensor]) -> None:
+def test_jaccard_equals_that_of_a_slow_loop(data: tuple[Tensor, Tensor, Tensor]) -> None:
     generator = torch.Generator().manual_seed(2)
     bank_labels = data[2]
     labels = torch.randint(-1, 2, (13, 4), generator=generator)
@@ -119,18 +119,18 @@ def test_jaccard_is_that_of_a_slow_loop(data: tuple[Tensor, Tensor, Tensor]) -> 
     result = label_jaccard(labels, bank_labels, indices)
     undefined = 0
     for row in range(13):
-        for place in range(5):
-            other = bank_labels[indices[row, place]]
+        for neighbour in range(5):
+            other = bank_labels[indices[row, neighbour]]
             known = [label for label in range(4) if labels[row, label] >= 0 and other[label] >= 0]
             own = {label for label in known if labels[row, label] == 1}
             theirs = {label for label in known if other[label] == 1}
             expected = len(own & theirs) / len(own | theirs) if own | theirs else math.nan
             undefined += math.isnan(expected)
-            assert result[row, place].item() == pytest.approx(expected, nan_ok=True)
+            assert result[row, neighbour].item() == pytest.approx(expected, nan_ok=True)
     assert 0 < undefined < 65
 
 
-def test_refuses_what_has_no_neighbours(data: tuple[Tensor, Tensor, Tensor]) -> None:
+def test_invalid_arguments_of_neighbours_are_refused(data: tuple[Tensor, Tensor, Tensor]) -> None:
     queries, bank, labels = data
     ids = torch.arange(50)
     with pytest.raises(ValueError, match="k=51 was given, but the bank has 50 images"):

@@ -20,7 +20,7 @@ NUM_LABELS = 5
 
 
 def made(num_images: int, seed: int, noise: float = 1.0, width: int = 24) -> Features:
-    """Correlated features of very different scales, and labels that a few hidden directions cause."""
+    """Correlated features of very different scales, and labels that depend on a few hidden directions."""
     rng = torch.Generator().manual_seed(100)  # the same world for every split
     mix, causes = torch.randn(8, width, generator=rng), torch.randn(8, NUM_LABELS, generator=rng)
     scale, shift = 10 ** torch.linspace(-2, 2, width), 3 * torch.randn(width, generator=rng)
@@ -42,7 +42,7 @@ def solved(inputs: Tensor, labels: Tensor, strengths: Sequence[float], **setting
 
 
 @pytest.mark.parametrize("strengths", [STRENGTHS[::-1], (0.01,), (0.0001, 1.0)], ids=["path", "one", "rising"])
-def test_solutions_are_those_of_scikit_learn(strengths: tuple[float, ...]) -> None:
+def test_solutions_equal_those_of_scikit_learn(strengths: tuple[float, ...]) -> None:
     data = made(400, seed=0)
     inputs, labels = standardized(data.features), data.labels
     assert labels is not None
@@ -73,7 +73,7 @@ def test_more_features_than_images_and_separable_labels_converge() -> None:
     assert (bias.grad.abs() < 2e-3 * loss.detach())[learnable].all()
 
 
-def test_unknown_labels_are_as_if_their_images_were_absent() -> None:
+def test_unknown_labels_are_equivalent_to_missing_images() -> None:
     data = made(300, seed=0)
     inputs, labels = standardized(data.features), data.labels.clone()  # type: ignore[union-attr]
     labels[200:, 0] = -1
@@ -95,7 +95,7 @@ def test_labels_that_cannot_be_learned_score_a_constant() -> None:
     assert result.num_classes == NUM_LABELS
 
 
-def test_strength_is_chosen_on_held_out_training_images_alone() -> None:
+def test_strength_is_chosen_only_on_held_out_training_images() -> None:
     train, test = made(300, seed=0, noise=3.0), made(200, seed=1, noise=3.0)
     result = linear_probe(train, test)
     assert sorted(result.validation) == sorted(STRENGTHS)
@@ -107,7 +107,7 @@ def test_strength_is_chosen_on_held_out_training_images_alone() -> None:
     assert torch.equal(other_labels.scores, result.scores)
 
 
-def test_refits_on_the_whole_training_set() -> None:
+def test_the_probe_is_refitted_on_the_whole_training_set() -> None:
     train, test = made(300, seed=0), made(200, seed=1)
     result = linear_probe(train, test)
     alone = linear_probe(train, test, strengths=[result.strength])
@@ -116,7 +116,7 @@ def test_refits_on_the_whole_training_set() -> None:
     assert (result.mAP, result.num_classes) == mean_average_precision(result.scores, test.labels)  # type: ignore[arg-type]
 
 
-def test_same_seed_same_result_and_global_state_untouched() -> None:
+def test_a_seed_repeats_the_result_and_the_global_state_does_not_change() -> None:
     train, test = made(200, seed=0), made(100, seed=1)
     before = torch.random.get_rng_state()
     first, second = linear_probe(train, test, seed=3), linear_probe(train, test, seed=3)
@@ -133,15 +133,15 @@ def test_scale_and_shift_of_a_feature_do_not_matter() -> None:
     assert linear_probe(*moved).mAP == pytest.approx(linear_probe(train, test).mAP, abs=2e-3)
 
 
-def test_a_feature_that_is_constant_in_training_says_nothing() -> None:
+def test_a_feature_that_is_constant_in_training_is_ignored() -> None:
     train, test = made(200, seed=0), made(100, seed=1)
     train_wider = train._replace(features=torch.cat([train.features, torch.full((200, 1), 0.1)], 1))
     test_wider = test._replace(features=torch.cat([test.features, torch.randn(100, 1)], 1))
     wider, alone = (linear_probe(*sets).scores.sigmoid() for sets in ((train_wider, test_wider), (train, test)))
-    torch.testing.assert_close(wider, alone, rtol=0, atol=2e-3)  # of the solver
+    torch.testing.assert_close(wider, alone, rtol=0, atol=2e-3)  # the solver's tolerance
 
 
-def test_learns_what_can_be_learned_and_nothing_from_noise() -> None:
+def test_the_probe_learns_a_signal_and_nothing_from_noise() -> None:
     train, test = made(400, seed=0, noise=0.1), made(200, seed=1, noise=0.1)
     assert linear_probe(train, test).mAP > 0.9
     noise = [data._replace(features=torch.randn_like(data.features)) for data in (train, test)]
@@ -159,7 +159,7 @@ def test_a_class_without_a_positive_in_the_test_set_is_left_out() -> None:
     assert result.mAP == pytest.approx(result.average_precision[1:].mean().item())
 
 
-def test_refuses_what_makes_no_probe() -> None:
+def test_invalid_arguments_of_a_probe_are_refused() -> None:
     train, test = made(20, seed=0), made(10, seed=1)
     none = torch.zeros(20, NUM_LABELS, dtype=torch.int8)
     with pytest.raises(ValueError, match="training features have no labels"):

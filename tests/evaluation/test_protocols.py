@@ -1,4 +1,4 @@
-"""Published protocols: their numbers, their views, and runs from end to end on files in COCO's and VOC's kinds."""
+"""Published protocols: their settings and crops, and runs from end to end on files in the COCO and VOC layouts."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def model() -> Backbone:
 
 
 def voc_like(folder: Path, count: int, seed: int) -> Records:
-    """Photographs of several sizes whose colour is their class, with a difficult (unknown) object here and there."""
+    """Images of several sizes whose colour is their class, some with a difficult (unknown) object."""
     generator = np.random.default_rng(seed)
     labels = generator.integers(0, 2, (count, 3)).astype(np.int8)
     folder.mkdir()
@@ -59,7 +59,7 @@ def quiet_trainer(epochs: int, **settings: Any) -> L.Trainer:
     return L.Trainer(max_epochs=epochs, accelerator="cpu", enable_progress_bar=False, **silent, **settings)
 
 
-def test_numbers_are_those_of_the_table() -> None:
+def test_the_settings_are_those_of_the_table() -> None:
     coco, voc, svm, corel = (PROTOCOLS[name] for name in ("coco-448", "voc12-to-voc07", "voc07-svm", "corel5k"))
     assert (coco.train_split, coco.test_split, coco.crop, coco.test_resize, coco.lr) == (
         "train2017",
@@ -82,7 +82,7 @@ def test_numbers_are_those_of_the_table() -> None:
         find_protocol("coco")
 
 
-def test_layer_starts_and_learns_as_published(model: Backbone) -> None:
+def test_the_layer_is_initialised_and_trained_as_published(model: Backbone) -> None:
     module = LinearEvaluation(model, 500, lr=10.0)
     assert module.lr == 2.5
     assert module.classifier.weight.std().item() == pytest.approx(0.01, rel=0.05)
@@ -94,7 +94,7 @@ def test_layer_starts_and_learns_as_published(model: Backbone) -> None:
     assert {name for name, _ in module.named_parameters()} == {"classifier.weight", "classifier.bias"}
 
 
-def test_a_protocol_runs_from_end_to_end_and_leaves_the_backbone(model: Backbone, tmp_path: Path) -> None:
+def test_a_protocol_runs_from_end_to_end_and_does_not_change_the_backbone(model: Backbone, tmp_path: Path) -> None:
     train, test = voc_like(tmp_path / "train", 70, 0), voc_like(tmp_path / "test", 30, 1)
     protocol = replace(PROTOCOLS["voc12-to-voc07"], crop=32, test_resize=36)
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -124,7 +124,7 @@ def test_unknown_labels_are_ignored(model: Backbone) -> None:
     assert (module.classifier.weight.grad[2] == 0).all()  # type: ignore[index]
 
 
-def test_coco_448_runs_on_files_in_cocos_layout(model: Backbone, coco256: Path) -> None:
+def test_coco_448_runs_on_files_in_the_coco_layout(model: Backbone, coco256: Path) -> None:
     protocol = PROTOCOLS["coco-448"]
     train, test = (read_coco(coco256, split).subset(range(8)) for split in (protocol.train_split, protocol.test_split))
     result = evaluate_sgd(protocol, model, CropData(protocol, train, test), quiet_trainer(1))
@@ -133,7 +133,7 @@ def test_coco_448_runs_on_files_in_cocos_layout(model: Backbone, coco256: Path) 
     assert result.scores["classes"] == (test.labels == 1).any(0).sum()  # type: ignore[union-attr]
 
 
-def test_the_line_in_front_says_all(tmp_path: Path) -> None:
+def test_the_first_line_contains_all_settings(tmp_path: Path) -> None:
     train, test = voc_like(tmp_path / "train", 5, 0), voc_like(tmp_path / "test", 4, 1)
     line = describe(PROTOCOLS["voc12-to-voc07"], train, test)
     for part in ("voc12-to-voc07", "5 training", "4 test", "3 classes", "threshold 0.5", "last of 100 epochs"):
@@ -155,7 +155,7 @@ def made(count: int, seed: int) -> Features:
     return Features(features, labels, torch.arange(count))
 
 
-def test_svm_of_one_cost_is_scikit_learns() -> None:
+def test_an_svm_with_one_cost_is_that_of_scikit_learn() -> None:
     train, test = made(150, 0), made(80, 1)
     result = evaluate_svm(train, test, costs=[0.3])
     for label in range(4):
@@ -194,7 +194,7 @@ def test_voc07_svm_runs_from_images(model: Backbone, tmp_path: Path) -> None:
 # ---------------------------------------------------------------------- what is refused
 
 
-def test_refuses_what_is_no_protocol_run(model: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_protocol_runs_are_refused(model: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train = voc_like(tmp_path / "train", 12, 0)
     protocol = replace(PROTOCOLS["voc12-to-voc07"], crop=32, test_resize=36)
     with pytest.raises(ValueError, match="do not share their classes"):

@@ -98,7 +98,7 @@ def test_overall_scores_keep_classes_without_positives_and_class_scores_leave_th
     assert (scores["OP"], scores["CP"], scores["classes"]) == (0.5, 1.0, 1)
 
 
-def test_class_scores_leave_out_a_class_that_no_image_is_known_to_lack() -> None:
+def test_class_scores_leave_out_a_class_without_a_known_negative() -> None:
     draws = torch.Generator().manual_seed(0)
     for absent in (1, -1):  # noise scores 1.0 on a class that is 1 or unknown, whatever the scores are
         probabilities = torch.rand(20, 3, generator=draws)
@@ -115,7 +115,7 @@ def test_class_scores_leave_out_a_class_that_no_image_is_known_to_lack() -> None
         assert low <= expected <= high
 
 
-def test_the_top_hold_no_unknown_label_and_ties_take_the_first_columns() -> None:
+def test_the_top_k_contain_no_unknown_label_and_ties_take_the_first_columns() -> None:
     probabilities = torch.tensor([[0.9, 0.9, 0.8, 0.8, 0.8]])
     scores = multilabel_scores(probabilities, torch.tensor([[-1, 1, 0, 1, 1]]))
     assert scores["OP@3"] == pytest.approx(2 / 3)  # columns 1, 2 and 3
@@ -124,7 +124,7 @@ def test_the_top_hold_no_unknown_label_and_ties_take_the_first_columns() -> None
     assert (only_two["OP@3"], only_two["OR@3"]) == (1, pytest.approx(2 / 3)), "below the threshold is not predicted"
 
 
-def test_a_threshold_is_reached_by_the_value_itself() -> None:
+def test_a_threshold_includes_its_own_value() -> None:
     probabilities, targets = torch.tensor([[0.5, 0.49999997]]), torch.tensor([[1, 1]])
     assert multilabel_scores(probabilities, targets)["OR"] == 0.5
 
@@ -143,7 +143,7 @@ def test_without_any_positive_class_means_are_nan(num_images: int) -> None:
     assert [scores[name] for name in ("OP", "OR", "OF1", "classes")] == [0, 0, 0, 0]
 
 
-def test_more_labels_at_the_top_than_there_are_is_all() -> None:
+def test_a_top_k_above_the_number_of_labels_means_all() -> None:
     probabilities, targets = made()
     scores = multilabel_scores(probabilities, targets, top_k=100)
     assert scores["OF1@100"] == scores["OF1"]
@@ -160,7 +160,7 @@ def fed(metric: Any, probabilities: Tensor, targets: Tensor, lines: list[int], b
 
 
 def share_of(rank: int, processes: int, images: int) -> list[int]:
-    """Images of a process as torch's DistributedSampler deals them: padded by the first ones to equal shares."""
+    """Images of a process by torch's DistributedSampler: padded with the first ones to equal shares."""
     padded = [*range(images), *range(-images % processes)]
     return padded[rank::processes]
 
@@ -176,7 +176,7 @@ def scores_of_this_process(processes: int) -> tuple[dict[str, float], list[float
 
 @pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 2, 4])
-def test_every_process_has_the_scores_of_one(devices: int, processes: Any) -> None:
+def test_every_process_has_the_scores_of_a_single_process(devices: int, processes: Any) -> None:
     probabilities, targets = made(61)
     assert devices == 1 or len(share_of(0, devices, 61)) * devices > 61, "the sampler pads"
     expected = multilabel_scores(probabilities, targets, threshold=0.4)
@@ -195,7 +195,7 @@ def test_padding_would_have_changed_the_result() -> None:
     assert metric.compute()["OF1"].item() == pytest.approx(multilabel_scores(probabilities, targets)["OF1"])
 
 
-def test_metric_starts_anew_after_reset_and_keeps_half_precision_out() -> None:
+def test_the_metric_restarts_after_reset_and_avoids_half_precision() -> None:
     probabilities, targets = made()
     metric = fed(MultiLabelScores(), probabilities.flip(0), targets, list(range(60)))
     metric.reset()
@@ -205,7 +205,7 @@ def test_metric_starts_anew_after_reset_and_keeps_half_precision_out() -> None:
     assert metric.compute()["mAP"].item() == pytest.approx(rounded["mAP"])
 
 
-def test_first_places_of_values() -> None:
+def test_first_indices_of_values() -> None:
     values = np.random.default_rng(0).integers(0, 9, 40)
     expected = sorted(np.unique(values, return_index=True)[1].tolist())
     assert first_indices(torch.from_numpy(values)).tolist() == expected
@@ -215,7 +215,7 @@ def test_first_places_of_values() -> None:
 # ---------------------------------------------------------------------- what is refused
 
 
-def test_refuses_what_has_no_scores() -> None:
+def test_invalid_scores_are_refused() -> None:
     probabilities, targets = made()
     with pytest.raises(ValueError, match="probabilities are between -1 and 2, expected 0 to 1: take the sigmoid"):
         multilabel_scores(torch.tensor([[-1.0, 2.0]]), torch.tensor([[0, 1]]))
@@ -228,7 +228,7 @@ def test_refuses_what_has_no_scores() -> None:
     with pytest.raises(TypeError, match="are ambiguous"):
         multilabel_scores(probabilities, targets.float())
     with pytest.raises(ValueError, match="values other than 1"):
-        multilabel_scores(probabilities, torch.full_like(targets, 257))  # which a cast to int8 would make 1
+        multilabel_scores(probabilities, torch.full_like(targets, 257))  # a cast to int8 would give 1
     for threshold in (-0.1, 1.1, math.nan):
         with pytest.raises(ValueError, match=f"threshold={threshold} was given"):
             multilabel_scores(probabilities, targets, threshold=threshold)

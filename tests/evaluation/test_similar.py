@@ -1,4 +1,4 @@
-"""Which parts and which pictures are alike, on pictures whose answer is known, and as files."""
+"""Similar parts and similar images, on images with a known answer, and as files."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def picture(left, right, height=40, width=60):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Pictures of two colours each."""
+    """Images of two colours each."""
     colours = {"rg": (RED, GREEN), "rr": (RED, RED), "bb": (BLUE, BLUE), "br": (BLUE, RED)}
     for name, pair in colours.items():
         Image.fromarray(picture(*pair)).save(tmp_path / f"{name}.png")
@@ -47,7 +47,7 @@ def records(folder):
     return Records(sorted(path.name for path in folder.glob("*.png")), root=folder)
 
 
-def test_blocks_of_one_colour_are_alike_and_the_map_shows_where():
+def test_blocks_of_one_colour_are_similar_and_the_map_shows_where():
     image = picture(RED, BLUE)
     boxes = block_grid(40, 60, 1, 2, 0.0)
     found = block_similarities(MeanColour(), image, boxes, 32)
@@ -58,7 +58,7 @@ def test_blocks_of_one_colour_are_alike_and_the_map_shows_where():
     assert found.maps.isfinite().all()
 
 
-def test_a_picture_smaller_than_the_patches_is_read_too():
+def test_an_image_smaller_than_the_patches_is_accepted():
     found = block_similarities(MeanColour(), np.full((3, 5, 3), 90, np.uint8), block_grid(3, 5), 32)
     assert found.maps.shape[:1] == (4,)
     assert found.maps.isfinite().all()
@@ -76,7 +76,7 @@ def test_the_nearest_image_and_block_are_found(records):
     assert block.cosines[:2] == pytest.approx([1, 1])
 
 
-def test_the_image_itself_is_left_out_and_all_there_are_is_enough(records):
+def test_the_query_is_left_out_and_k_is_limited_to_the_images(records):
     found = find_similar(MeanColour(), records.image(0), records, 99, leave_out=0, size=32)
     assert sorted(found.indices) == [1, 2, 3]
 
@@ -100,7 +100,7 @@ def test_pictures_are_written(records, tmp_path):
             assert min(written.size) > 150
 
 
-def test_files_that_are_identical_are_told(folder):
+def test_identical_files_are_reported(folder):
     for copy, of in (("query", "rr"), ("a", "rr"), ("b", "bb")):
         (folder / f"{copy}.png").write_bytes((folder / f"{of}.png").read_bytes())
     records = Records(["a.png", "bb.png", "br.png", "b.png"], root=folder)
@@ -116,12 +116,12 @@ def test_files_that_are_identical_are_told(folder):
         ({"block": -1}, "block=-1 was given"),
     ],
 )
-def test_what_cannot_be_found_is_said(settings, message, records):
+def test_invalid_searches_are_reported(settings, message, records):
     with pytest.raises(ValueError, match=message):
         find_similar(MeanColour(), picture(RED, RED), records, **settings)
 
 
-def test_a_folder_with_the_image_alone_is_refused(records):
+def test_a_folder_with_only_the_query_is_refused(records):
     with pytest.raises(ValueError, match="no image other than the query"):
         find_similar(MeanColour(), records.image(0), records.subset([0]), leave_out=0)
 

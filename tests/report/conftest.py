@@ -23,7 +23,7 @@ SMALL = [
 
 @pytest.fixture(scope="session")
 def fit(tmp_path_factory) -> Any:
-    """A function from further words to the folder of a run that `mlssl fit` has written."""
+    """A function from further words to a run folder written by `mlssl fit`."""
 
     def make(*words: str) -> Path:
         folder = tmp_path_factory.mktemp("report")

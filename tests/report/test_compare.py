@@ -63,7 +63,7 @@ def test_runs_on_different_images_are_not_scored(two_runs: list[Path], tmp_path:
     config["data"]["root"] = "elsewhere"
     path.write_text(yaml.safe_dump(config))
     text = write_comparison(two_runs, tmp_path / "both.html", num_workers=0).read_text()
-    assert "The runs differ in data.root, so they are not scored on the same images here." in text
+    assert "The runs differ in data.root, so they cannot be scored on the same images." in text
     assert "probe mAP" not in text
 
 
@@ -74,7 +74,7 @@ def test_fewer_than_two_runs_or_images_are_refused(tmp_path: Path) -> None:
         write_comparison([tmp_path, tmp_path / "b"], tmp_path / "both.html", max_images=1)
 
 
-def test_settings_that_differ_are_listed_by_their_whole_name() -> None:
+def test_settings_that_differ_are_listed_by_their_full_name() -> None:
     other = {**CONFIG, "model": {"base_lr": 0.2, "form": "mean_of_logs"}, "data": {"root": "photos"}}
     table = differing_settings({"a": CONFIG, "b": other})
     assert table.rows == [["model.base_lr", "0.1", "0.2"], ["model.form", "–", "mean_of_logs"]]
@@ -140,7 +140,7 @@ def test_of_many_classes_the_best_and_the_worst_are_plotted() -> None:
     assert (words[0], words[-1]) == ("class 199", "class 0")
 
 
-def test_t_sne_is_used_where_it_preserves_neighbours_better_than_pca() -> None:
+def test_t_sne_is_used_if_it_preserves_neighbours_better_than_pca() -> None:
     generator = torch.Generator().manual_seed(0)
     centres = 5 * torch.eye(8).repeat_interleave(5, dim=0)  # eight groups, which two dimensions cannot separate
     found = neighbor_map(centres + 0.1 * torch.randn(40, 8, generator=generator))

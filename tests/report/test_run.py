@@ -134,7 +134,7 @@ def test_a_folder_that_is_not_a_run_is_refused_in_one_sentence(prepare, message,
     assert not list(tmp_path.rglob("*.html"))
 
 
-def test_a_checkpoint_that_is_cut_off_is_refused(drawn_run, tmp_path):
+def test_a_truncated_checkpoint_is_refused(drawn_run, tmp_path):
     folder = tmp_path / "run"
     (folder / "checkpoints").mkdir(parents=True)
     for name in ("config.yaml", "metrics.csv"):
@@ -190,7 +190,7 @@ def test_a_custom_class_is_named_and_its_backbone_measured(drawn_run, tmp_path, 
     run = copied(drawn_run, tmp_path / "run", model_class="elsewhere.own.<Module>", model={"unknown": "argument"})
     text = write_report(run, max_images=20, num_workers=0).read_text()
     assert "elsewhere.own.&lt;Module&gt;" in text
-    assert "a new network of this architecture, built under the run" in text
+    assert "a new network of this architecture, built with the run" in text
     assert all(f'id="{name}"' in text for name in [*FIGURES, "neighbors"])
 
 
@@ -253,7 +253,7 @@ def test_a_browser_shows_every_figure_without_an_error(scheme, width, page, brow
     tab.on("request", lambda request: asked.append(request.url))
     start = time.perf_counter()
     tab.goto(page.as_uri())
-    assert time.perf_counter() - start < 10  # a second on a machine that does nothing else
+    assert time.perf_counter() - start < 10  # about a second on an idle machine
     assert said == []
     assert {url for url in asked if not url.startswith("data:")} == {page.as_uri()}
     assert tab.evaluate("document.documentElement.scrollWidth") <= width

@@ -39,7 +39,7 @@ def test_low_spread_or_rank_is_a_collapse_and_says_what_to_change(spread, rank, 
     ("data", "step", "state"),
     [(0.6, 0.4, "bad"), (0.3, 0.7, "unsure"), (0.1, 0.9, "good"), (None, None, "unsure"), (0.0, 0.0, "unsure")],
 )
-def test_the_share_of_waiting_decides(data, step, state):
+def test_the_fraction_of_waiting_time_decides(data, step, state):
     assert waits_for_data(data, step, 100.0).state == state
 
 

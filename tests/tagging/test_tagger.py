@@ -1,4 +1,4 @@
-"""A tagger: the same labels after saving, maps whose mean is the logit, and files that somebody changed."""
+"""A tagger: the same labels after saving, maps whose mean is the logit, and changed files."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def saved(tagger: Tagger, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_it_names_what_new_images_show_most_probable_first(tagger: Tagger) -> None:
+def test_it_labels_new_images_most_probable_first(tagger: Tagger) -> None:
     images, labels = photographs(40, seed=1)
     found = tagger(images)
     assert found.probabilities.shape == (40, 4)
@@ -77,7 +77,7 @@ def test_it_names_what_new_images_show_most_probable_first(tagger: Tagger) -> No
     assert tagger([]).labels == []
 
 
-def test_a_saved_tagger_gives_the_same_and_holds_the_backbone(tagger: Tagger, saved: Path) -> None:
+def test_a_saved_tagger_gives_the_same_labels_and_contains_the_backbone(tagger: Tagger, saved: Path) -> None:
     loaded = Tagger.load(saved)
     images, _ = photographs(5, seed=2)
     one, other = tagger(images), loaded(images)
@@ -97,7 +97,7 @@ def test_the_mean_of_a_map_is_the_logit_with_average_pooling(tagger: Tagger) -> 
     torch.testing.assert_close(tagger.network.calibration(maps.mean((2, 3))), probabilities, rtol=1e-4, atol=1e-4)
 
 
-def test_a_map_shows_where_a_label_comes_from() -> None:
+def test_a_map_localises_a_label() -> None:
     tagger = made()
     tagger.size = (320, 320)
     half = np.full((320, 320, 3), 20, np.uint8)
@@ -109,13 +109,13 @@ def test_a_map_shows_where_a_label_comes_from() -> None:
 
 
 @pytest.mark.parametrize("pooling", ["avgmax", "max"])
-def test_other_poolings_are_those_of_the_features_too(pooling: str) -> None:
+def test_other_poolings_match_those_of_the_features(pooling: str) -> None:
     tagger = made(pooling=pooling)
     images, labels = photographs(20, seed=4)
     assert ((tagger(images).probabilities > 0.5)[:, :2] == labels[:, :2].bool()).float().mean() > 0.8
 
 
-def test_every_image_is_scored_by_a_classifier_that_has_not_seen_it() -> None:
+def test_every_image_is_scored_by_a_classifier_not_trained_on_it() -> None:
     torch.manual_seed(0)
     noise = Features(torch.randn(60, 200), (torch.rand(60, 2) < 0.5).to(torch.int8), torch.arange(60))
     held = held_out_logits(noise, 1e-3, pos_weight=1.0, seed=0)
@@ -123,7 +123,7 @@ def test_every_image_is_scored_by_a_classifier_that_has_not_seen_it() -> None:
     assert 0.3 < right < 0.7, "noise that is remembered would be right nearly always"
 
 
-def test_it_says_how_certain_its_thresholds_are(tagger: Tagger) -> None:
+def test_it_reports_the_uncertainty_of_its_thresholds(tagger: Tagger) -> None:
     first, *rest = certainty(tagger)
     assert "thresholds by best F1, chosen on held-out parts of 60 training images; their 90 % intervals have" in first
     assert rest == ["never predicted, without positive or negative images or the precision: 1 labels (never seen)"]
@@ -132,7 +132,7 @@ def test_it_says_how_certain_its_thresholds_are(tagger: Tagger) -> None:
     assert "thresholds by precision 0.9" in certainty(made(precision=0.9))[0]
 
 
-def test_images_that_are_none_are_refused(tagger: Tagger) -> None:
+def test_invalid_images_are_refused(tagger: Tagger) -> None:
     with pytest.raises(TypeError, match=r"image 1 is not uint8 of shape \(H, W, 3\)"):
         tagger([np.zeros((9, 9, 3), np.uint8), np.zeros((9, 9, 3))])
     with pytest.raises(ValueError, match="image 0 has 4 channels, but the backbone takes 3"):
@@ -152,7 +152,7 @@ def test_a_tagger_needs_labels_and_a_backbone_with_a_name(tagger: Tagger, tmp_pa
 
 
 def changed(path: Path, target: Path, change: Callable[[dict[str, str], dict[str, torch.Tensor]], None]) -> Path:
-    """The file with another header or tensors, and a checksum that fits them."""
+    """The file with another header or tensors, and a matching checksum."""
     with safe_open(path, "pt") as file:
         header = file.metadata()
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
@@ -200,9 +200,7 @@ def tensor(name: str, value: torch.Tensor) -> Callable[..., None]:
         (tensor("backbone.conv1.0.weight", torch.zeros(1)), "do not fit the backbone 'test_resnet'"),
     ],
 )
-def test_a_received_file_is_taken_only_as_what_it_can_be(
-    change: Callable[..., None], message: str, saved: Path, tmp_path: Path
-) -> None:
+def test_an_invalid_file_is_refused(change: Callable[..., None], message: str, saved: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         Tagger.load(changed(saved, tmp_path / "t.safetensors", change))
 
@@ -216,7 +214,7 @@ def test_a_classifier_of_another_width_is_refused(saved: Path, tmp_path: Path) -
         Tagger.load(changed(saved, tmp_path / "t.safetensors", widen))
 
 
-def test_a_file_that_is_not_there_or_damaged_is_said(saved: Path, tmp_path: Path) -> None:
+def test_a_missing_or_damaged_file_is_reported(saved: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no tagger 'nowhere"):
         Tagger.load("nowhere.safetensors")
     damaged = tmp_path / "t.safetensors"
@@ -243,6 +241,6 @@ def test_a_file_that_is_not_there_or_damaged_is_said(saved: Path, tmp_path: Path
         (Path("a.safetensors"), 2.0, ["a"], PROTOCOLS["corel5k"], "pass a fraction above 0"),
     ],
 )
-def test_what_cannot_be_saved_is_refused_beforehand(path, precision, sources, protocol, message) -> None:
+def test_a_tagger_that_cannot_be_saved_is_refused_before_any_work(path, precision, sources, protocol, message) -> None:
     with pytest.raises(ValueError, match=message):
         check_saving(path, precision, sources, protocol)

@@ -17,7 +17,7 @@ from mlssl.tagging.onnx import export_tagger
 
 
 @pytest.mark.slow
-def test_the_whole_runs_in_onnxruntime_for_any_number_of_images(
+def test_a_whole_tagger_runs_in_onnxruntime_for_any_number_of_images(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tagger = made()

@@ -1,4 +1,4 @@
-"""Thresholds against a slow loop, calibration against torch's optimizer, and what few labels do to both."""
+"""Thresholds against a slow loop, calibration against torch's optimizer, and both with few labels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mlssl.tagging.thresholds import NEVER, Calibration, _cut, calibrate, choose
 
 
 def drawn(count: int, labels: int, share: float, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Probabilities that are right on average, and targets."""
+    """Calibrated probabilities, and targets."""
     rng = torch.Generator().manual_seed(seed)
     targets = (torch.rand(count, labels, generator=rng) < share).long()
     logits = 2.5 * targets - 1.5 + torch.randn(count, labels, generator=rng)
@@ -44,7 +44,7 @@ def test_no_threshold_has_a_better_f1(with_ties: bool) -> None:
 
 
 @pytest.mark.parametrize("precision", [0.5, 0.8, 0.95])
-def test_a_wanted_precision_is_reached_with_as_many_images_as_can_be(precision: float) -> None:
+def test_a_target_precision_is_reached_with_as_many_images_as_possible(precision: float) -> None:
     probabilities, targets = drawn(400, 3, 0.3)
     found = choose_thresholds(probabilities, targets, precision=precision)
     for label in range(3):
@@ -57,7 +57,7 @@ def test_a_wanted_precision_is_reached_with_as_many_images_as_can_be(precision: 
         assert not more
 
 
-def test_the_median_of_draws_lies_in_its_interval_and_few_positives_make_it_wide() -> None:
+def test_the_median_of_resamples_is_in_its_interval_and_few_positives_make_it_wide() -> None:
     probabilities, targets = drawn(2000, 1, 0.2)
     many = choose_thresholds(probabilities, targets)
     few = choose_thresholds(probabilities[:40], targets[:40])
@@ -70,7 +70,7 @@ def test_the_median_of_draws_lies_in_its_interval_and_few_positives_make_it_wide
     )
 
 
-def test_a_label_without_positives_or_precision_is_never_given() -> None:
+def test_a_label_without_positives_or_precision_is_never_predicted() -> None:
     probabilities = torch.rand(50, 3, generator=torch.Generator().manual_seed(0))
     targets = torch.zeros(50, 3, dtype=torch.long)
     targets[probabilities[:, 1].argmin(), 1] = 1
@@ -100,7 +100,7 @@ def test_calibration_undoes_a_slope_and_a_shift() -> None:
     torch.testing.assert_close(found(3 * logits + 4), logits.sigmoid(), atol=0.02, rtol=0)
 
 
-def test_labels_that_are_told_apart_without_a_fault_get_no_infinite_slope() -> None:
+def test_perfectly_separated_labels_get_a_finite_slope() -> None:
     logits = torch.linspace(-2, 2, 40)[:, None]
     found = calibrate(logits, (logits > 0).long())
     assert 1 < found.slope < 200
@@ -108,7 +108,7 @@ def test_labels_that_are_told_apart_without_a_fault_get_no_infinite_slope() -> N
 
 
 @pytest.mark.parametrize("value", [0, 1, -1])
-def test_without_both_kinds_of_labels_or_with_a_wrong_order_probabilities_stay(value: int) -> None:
+def test_without_both_kinds_of_labels_or_with_a_wrong_order_probabilities_do_not_change(value: int) -> None:
     logits = torch.linspace(-2, 2, 20)[:, None]
     assert calibrate(logits, torch.full((20, 1), value)) == Calibration(1.0, 0.0)
     assert calibrate(logits, (logits < 0).long()) == Calibration(1.0, 0.0)

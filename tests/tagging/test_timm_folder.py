@@ -19,7 +19,7 @@ from mlssl.tagging.timm_folder import export_timm_classifier
 from mlssl.weights.sources import Backbone
 
 
-def test_timm_opens_it_with_head_and_class_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_timm_opens_a_tagger_with_head_and_class_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tagger = made()
     tagger.save(tmp_path / "tagger.safetensors")
     folder = tmp_path / "classifier"
@@ -30,7 +30,7 @@ def test_timm_opens_it_with_head_and_class_names(tmp_path: Path, capsys: pytest.
     assert network.pretrained_cfg["label_names"] == list(CLASSES)
     images, _ = photographs(3, seed=5)
     dataset = ImageDataset(Records(["0", "1", "2"], decode=lambda path: images[int(path.name)]), SIZE)
-    pixels = torch.stack([dataset[place]["image"] for place in range(3)])
+    pixels = torch.stack([dataset[index]["image"] for index in range(3)])
     with torch.no_grad():
         found = network(tagger.network.model.normalize(pixels)).sigmoid()
     torch.testing.assert_close(found, tagger(images).probabilities, rtol=0, atol=1e-4)
@@ -48,7 +48,7 @@ def test_timm_opens_it_with_head_and_class_names(tmp_path: Path, capsys: pytest.
     assert "a tagger is exported as onnx or timm-dir: pass one of them" in capsys.readouterr().err
 
 
-def test_what_timm_cannot_hold_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tagger_not_supported_by_timm_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="pools by 'avgmax', but timm's classifier by the average: save with"):
         export_timm_classifier(made(pooling="avgmax"), tmp_path / "a")
     model = Backbone(build_backbone("torchvision/resnet18"))
@@ -63,7 +63,7 @@ def test_what_timm_cannot_hold_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
     assert not (tmp_path / "a").exists()
 
 
-def test_a_label_that_held_out_images_do_not_tell_apart_is_never_given() -> None:
+def test_a_label_without_held_out_positives_and_negatives_is_never_predicted() -> None:
     labels = torch.tensor([[1, 1, 0], [0, 1, 0], [1, 1, 0]])
     logits = torch.tensor([[2.0, 1.0, 1.0], [-2.0, 1.0, 1.0], [2.0, 1.0, 1.0]])
     classifier = torch.nn.Linear(96, 3)

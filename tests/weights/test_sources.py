@@ -24,7 +24,7 @@ IMAGES = torch.randint(0, 256, (2, 3, 64, 64), generator=torch.Generator().manua
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[MultiLabelSSLModule, Path]:
-    """A module with a mean of its own, and its checkpoint."""
+    """A module with a custom mean, and its checkpoint."""
     torch.manual_seed(3)
     model = MultiLabelSSLModule("test_resnet", projection_dim=16, predictor_dim=8, mean=[0.4, 0.5, 0.6])
     for buffer in model.backbone.buffers():

@@ -14,13 +14,13 @@ from mlssl.data.readers.roboflow import read_roboflow
 
 def coco(folder: Path, categories: list[tuple[int, str, str]], shown: list[list[int]]) -> None:
     folder.mkdir(parents=True)
-    for place in range(len(shown)):
-        (folder / f"{place}_jpg.rf.jpg").touch()
+    for index in range(len(shown)):
+        (folder / f"{index}_jpg.rf.jpg").touch()
     content = {
-        "images": [{"id": place, "file_name": f"{place}_jpg.rf.jpg"} for place in range(len(shown))],
+        "images": [{"id": index, "file_name": f"{index}_jpg.rf.jpg"} for index in range(len(shown))],
         "categories": [{"id": key, "name": name, "supercategory": above} for key, name, above in categories],
         "annotations": [
-            {"id": 0, "image_id": place, "category_id": key} for place, keys in enumerate(shown) for key in keys
+            {"id": 0, "image_id": index, "category_id": key} for index, keys in enumerate(shown) for key in keys
         ],
     }
     (folder / "_annotations.coco.json").write_text(json.dumps(content))
