@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 MOST_PIXELS = {torch.bfloat16: 9, torch.float32: 4, torch.float64: 4}
-"""Pixels of a map up to which products are faster, as measured (docs/performance.md)."""
+"""Pixels of a map up to which products are faster, as measured (docs/callbacks.md)."""
 
 
 class SmallMaps(L.Callback):
