@@ -18,6 +18,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from mlssl.atomic import FullDiskError, written_aside
 from mlssl.private import add_to_stepped_batches, resume_max_steps_as_max_epochs
+from mlssl.requeue import Requeue
 from mlssl.weights.checkpoints import load_plain
 
 
@@ -71,21 +72,28 @@ class RunCheckpoint(ModelCheckpoint):
     ``save_on_exception`` is True by default. Nothing is saved before the first step, after a non-finite loss (it is
     already in the running statistics), on a full disk, or if one of several processes fails: saving would wait for the
     others. If one of several processes gets SIGTERM, all end before the same step.
+
+    In a SLURM job, the signal of ``SLURMEnvironment(auto_requeue=True)``, SIGUSR1 by default, also ends and saves the
+    run, and SLURM then starts the job again.
     """
 
     def __init__(self, *args: Any, save_on_exception: bool = True, **settings: Any) -> None:
         super().__init__(*args, save_on_exception=save_on_exception, **settings)  # type: ignore[misc]
         self._began = False
         self._last = ""
+        self._requeue: Requeue | None = None
         self.is_asked_to_end = False
-        """Whether this one of several processes received SIGTERM; for a single process the Trainer records it."""
+        """Whether this process received SLURM's signal, or SIGTERM as one of several; the Trainer records SIGTERM to a
+        single process."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Reset the state of the previous run."""
         super().setup(trainer, pl_module, stage)
-        self._began = False
+        self._began = self.is_asked_to_end = False
+        self._requeue = None
         if stage != "fit":
             return
+        self._requeue = Requeue(trainer, self._ask_to_end)
         resume_max_steps_as_max_epochs(trainer.fit_loop)
         last, self._last = self.format_checkpoint_name({}, self.CHECKPOINT_NAME_LAST), ""
         if _resumes_in(self.dirpath, trainer.ckpt_path):
@@ -136,13 +144,15 @@ class RunCheckpoint(ModelCheckpoint):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """From here on all states are restored, so that checkpoints are complete."""
         super().on_train_start(trainer, pl_module)
-        self._began, self.is_asked_to_end = True, False
+        self._began = True
+        if self._requeue is not None:
+            self._requeue.begin()
         # Lightning's handler, restored at the end, communicates while other processes may be in another collective,
         # and stops each process on its own: they would deadlock.
         if trainer.world_size > 1 and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self._on_sigterm)
+            signal.signal(signal.SIGTERM, self._ask_to_end)
 
-    def _on_sigterm(self, *_: object) -> None:
+    def _ask_to_end(self, *_: object) -> None:
         self.is_asked_to_end = True
 
     def on_train_batch_start(
@@ -152,8 +162,8 @@ class RunCheckpoint(ModelCheckpoint):
         batch: Any,  # noqa: ARG002
         batch_idx: int,  # noqa: ARG002
     ) -> None:
-        """End all processes before this step if one of them received SIGTERM."""
-        if trainer.world_size > 1 and trainer.strategy.reduce_boolean_decision(self.is_asked_to_end, all=False):
+        """End all processes before this step if one of them was asked to end."""
+        if trainer.strategy.reduce_boolean_decision(self.is_asked_to_end, all=False):
             raise SIGTERMException
 
     def on_train_batch_end(
@@ -187,6 +197,9 @@ class RunCheckpoint(ModelCheckpoint):
             super().on_exception(trainer, pl_module, exception)
         except Exception as failure:  # any failure (full disk, dying worker) must not hide the first error
             rank_zero_warn(f"The last step could not be saved ({failure}): resume from the previous checkpoint.")
+        else:
+            if self._requeue is not None and isinstance(exception, SIGTERMException):
+                self._requeue.finish()
         finally:
             add_to_stepped_batches(loop, under_way)
             for epochs in (begun.current, begun.total):

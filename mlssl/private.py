@@ -72,6 +72,18 @@ def trainer_of(module: Any) -> Any:
     return getattr(module, "_trainer", None)
 
 
+def requeue_signal_of(trainer: Any) -> int | None:
+    """Number of the signal at which Lightning would requeue this SLURM job; None outside SLURM and if turned off."""
+    environment = trainer._accelerator_connector.cluster_environment
+    number: int | None = getattr(environment, "requeue_signal", None)
+    return number if getattr(environment, "auto_requeue", False) else None
+
+
+def restore_after_training(trainer: Any, number: int, handler: Any) -> None:
+    """Have Lightning set this handler of a signal at the end of the run, when it restores those it replaced."""
+    trainer._signal_connector._original_handlers[number] = handler
+
+
 def add_to_stepped_batches(epoch_loop: Any, number: int) -> None:
     """Change Lightning's count of completed batches, which it uses to log and resume."""
     epoch_loop._batches_that_stepped += number

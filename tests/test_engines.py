@@ -132,9 +132,10 @@ def test_the_shell_examples_pass_on_their_arguments(tmp_path: Path) -> None:
         *("--master_port", "29500", "-m", "mlssl.cli", "fit", "--name", "two words"),
         *("--trainer.num_nodes", "3", "--trainer.devices", "8", "--trainer.strategy", "ddp"),
     ]
-    words = said(str(ENGINES / "slurm.sbatch"), "--resume", "runs/a", SLURM_NNODES="2", SLURM_NTASKS_PER_NODE="4")
+    of_job = {"SLURM_NNODES": "2", "SLURM_NTASKS_PER_NODE": "4", "SLURM_JOB_ID": "77"}
+    words = said(str(ENGINES / "slurm.sbatch"), "--name", "two words", **of_job)
     assert words == [
-        *("mlssl", "fit", "--resume", "runs/a"),
+        *("mlssl", "fit", "--name", "two words", "--runs", "runs/77"),
         *("--trainer.num_nodes", "2", "--trainer.devices", "4", "--trainer.strategy", "ddp"),
     ]
 

@@ -243,6 +243,11 @@ def tiny_corel(tmp_path) -> Path:
         ("small_maps", ["--views", "4", "--channels", "16", "--rounds", "1"], "6 × 6 → 3 × 3, float32"),
         ("probe", ["--source", "test_resnet"], "times faster"),
         ("probe_memory", ["--images", "1200", "--width", "16", "--labels", "3"], "beside MiB"),
+        (
+            "tag_quality",
+            ["test_resnet", "--dataset", "corel5k", "--eval_size", "32"],
+            "| test_resnet (untrained) | 1.000",
+        ),
         ("step_cost", ["--networks", "[test_resnet]", "--size", "32", "--steps", "1"], "| test_resnet, 32 pixels | 0"),
         (
             "step",
@@ -262,6 +267,7 @@ def test_a_benchmark_prints_its_rows(name, words, printed, photographs, tiny_cor
     threads, cores = torch.get_num_threads(), os.sched_getaffinity(0)
     corel = str(tiny_corel)
     folders = {"probe": ["--root", corel], "time_to_quality": [corel]}
+    folders["tag_quality"] = ["--root", corel, "--num_workers", "0"]
     folders |= {name: [] for name in ("loss", "probe_memory", "small_maps", "step_cost")}
     folder = folders.get(name, [str(photographs)])
     try:
@@ -287,10 +293,11 @@ def test_every_benchmark_is_run_here():
             "loss",
             "probe",
             "probe_memory",
-            *("recipes", "recipes_page", "recipes_peers", "recipes_score"),  # in test_recipe_trials.py
+            *("recipes", "recipes_own", "recipes_page", "recipes_peers", "recipes_score"),  # in test_recipe_trials.py
             "small_maps",
             "step",
             "step_cost",
+            "tag_quality",
             "time_to_quality",
         ),
     }

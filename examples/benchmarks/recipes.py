@@ -3,8 +3,9 @@
 python examples/benchmarks/recipes.py mlssl --set corel5k --root FOLDER --seed 0 --views 40
 
 NAME is `mlssl` or `paper`, the library's recipes with the blocks and heads of time_to_quality.py; `soft`, the paper's
-with the colours of `mlssl`; or a peer of recipes_peers.py (pip install 'mlssl[bench]'). --change model.base_lr=0.004
-changes single settings. FOLDER contains Corel-5K, or UC Merced's train.csv and test.csv with 17 labels. An
+with the colours of `mlssl`; `sets`, `mlssl` with the terms of recipes_own.py; or a peer of recipes_peers.py
+(pip install 'mlssl[bench]'). --change model.base_lr=0.004 changes single settings. FOLDER contains Corel-5K, or
+UC Merced's train.csv and test.csv with 17 labels. An
 interrupted trial resumes from its last checkpoint when you give the same command, and one with a row is not run again.
 
 The score is a cross-validation inside the training images. Only --final uses the test images: once, at the end.
@@ -31,7 +32,8 @@ from mlssl.checkpoint import AtomicCheckpointIO, RunCheckpoint
 from mlssl.runs import default_precision
 
 RESULTS = Path(__file__).with_name("recipes.jsonl")
-OURS = ("mlssl", "paper", "soft")
+OURS = ("mlssl", "paper", "soft", "sets")
+BASE = {"soft": "paper", "sets": "mlssl"}
 PEERS = ("simclr", "mocov2", "simsiam", "byol", "barlow", "vicreg", "dino", "swav")
 SIZE = 64
 SETS: dict[str, dict[str, Any]] = {
@@ -90,7 +92,7 @@ def settings_of(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
         SystemExit: If a change names no part, or colours are asked for a recipe of ours.
     """
     if args.name in OURS:
-        settings = recipe("paper" if args.name == "soft" else args.name)
+        settings = recipe(BASE.get(args.name, args.name))
         settings["data"] |= {**GRID, "batch_size": args.batch_size or 64}
         if args.name != "paper":
             settings["data"]["branches"] = SOFT[args.set]
@@ -138,6 +140,10 @@ def views_per_image(data: dict[str, Any], has_teacher: bool) -> float:
 
 
 def network_of(name: str, settings: dict[str, Any]) -> MultiLabelSSLModule:
+    if name == "sets":
+        from recipes_own import SetsOfBlocks
+
+        return SetsOfBlocks(**settings)
     if name in OURS:
         return MultiLabelSSLModule(**settings)
     from recipes_peers import PEERS as CLASSES

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 MAX_PIXELS = {torch.bfloat16: 9, torch.float32: 4, torch.float64: 4}
-"""Maximum number of output pixels for which products are faster, as measured (docs/performance.md)."""
+"""Maximum number of output pixels for which products are faster, as measured (docs/callbacks.md)."""
 
 
 class SmallMaps(L.Callback):
