@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 _MORE_OPTIONS = """
-  --trainer.devices N      and every other argument of lightning.Trainer
-  --config FILE            YAML with any of these, as --print_config prints them
+  --trainer.devices N      like every other argument of lightning.Trainer
+  --config FILE            YAML with any of these, as printed by --print_config
   --model PATH             class to build, such as my_package.MyModule; its
                            arguments are --model.NAME. --data PATH likewise
   --print_config           print the settings and stop
@@ -15,8 +15,8 @@ _CHECKPOINT_OPTIONS = (
   --ckpt_path FILE         checkpoint of mlssl fit
   --data.dataset NAME      synthetic (default), folder, coco, roboflow, voc,
                            corel5k, manifest, shards
-  --data.root FOLDER       its images
-  --data.eval_size N       side that whole images are resized to"""
+  --data.root FOLDER       folder of the images
+  --data.eval_size N       side to which whole images are resized"""
     + _MORE_OPTIONS
 )
 
@@ -27,17 +27,17 @@ Pre-train a backbone. Everything is written to a new folder, RUNS/NAME-<time>.
 
   --data.dataset NAME      synthetic (default), folder, coco, roboflow, voc,
                            corel5k, manifest, shards
-  --data.root FOLDER       its images
+  --data.root FOLDER       folder of the images
   --data.annotations FILE  in place of both: COCO, Label Studio, CVAT, CSV;
                            --data.images FOLDER, --data.val_fraction SHARE
   --data.batch_size N      images per step on one device (default: 64)
   --data.size N            side of a view in pixels (default: 224)
   --data.rows N            rows of the grid of blocks (default: 2)
-  --data.cols N            its columns (default: 2)
-  --data.overlap SHARE     of the image's side, 0 to 0.5 (default: 0.2)
+  --data.cols N            columns of the grid (default: 2)
+  --data.overlap SHARE     fraction of the image side, 0 to 0.5 (default: 0.2)
   --data.branches NAME     augmentation: paper, soft, gray, overhead, or YAML
-  --model.backbone NAME    of timm, or torchvision/NAME (default: resnet50)
-  --model.base_lr RATE     for 256 views per step (default: 0.05)
+  --model.backbone NAME    timm name, or torchvision/NAME (default: resnet50)
+  --model.base_lr RATE     learning rate for 256 views per step (default: 0.05)
   --trainer.max_epochs N   passes over the images
   --trainer.logger CLASS   WandbLogger, TensorBoardLogger, ...; metrics.csv is
                            always written
