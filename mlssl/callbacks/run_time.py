@@ -104,12 +104,10 @@ def describe_time(seconds_per_step: float, steps: int) -> str:
     """Describe the duration of the given number of steps.
 
     >>> describe_time(1.25, 9600)
-    'time      about 3 h 20 min for the 9600 remaining steps on this machine, 1.25 s each, validation not counted'
+    'time      about 3 h 20 min for 9600 more steps of 1.25 s, validation not counted'
     """
-    return (
-        f"time      about {in_words(seconds_per_step * steps)} for the {steps} remaining steps on this machine, "
-        f"{seconds_per_step:.3g} s each, validation not counted"
-    )
+    duration = in_words(seconds_per_step * steps)
+    return f"time      about {duration} for {steps} more steps of {seconds_per_step:.3g} s, validation not counted"
 
 
 def ways_to_halve(settings: dict[str, Any], waiting: float) -> list[str]:

@@ -61,7 +61,7 @@ def figure_of_curves(
         )
     _whole_numbers(axes, [position for x, _ in curves.values() for position in x])
     if from_zero:
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.05 * axes.dataLim.y1 or 1)
     axes.set_xlabel(plain(xlabel))
     axes.set_ylabel(plain(ylabel))
     _legend(axes)

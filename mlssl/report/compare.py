@@ -32,7 +32,7 @@ _OF_IMAGES = ("dataset", "root", "train_split", "val_split", "min_images_per_cla
 """Data settings that must be equal for a comparison on the same images."""
 
 _CURVES = {
-    "train/lr": ("lr", "Learning rate", "learning rate", False),
+    "train/lr": ("lr", "Learning rate", "learning rate", True),
     "throughput/images_per_s": ("speed", "Speed", "images/s", True),
     "probe/mAP": ("probe", "Online probe", "mAP", False),
     "knn/mAP": ("knn", "Online kNN", "mAP", False),

@@ -112,7 +112,8 @@ def _curves(log: dict[str, Log]) -> list[Plot]:
         caption = "Total = pair term + contrastive_weight × image-aware term. The pair term cannot fall below −1."
         plots.append(plot_of("loss", "Loss", caption, figures.figure_of_panels(losses)))
     if "train/lr" in log:
-        figure = figures.figure_of_curves({"learning rate": _over_steps(log["train/lr"])}, "learning rate")
+        rate = {"learning rate": _over_steps(log["train/lr"])}
+        figure = figures.figure_of_curves(rate, "learning rate", from_zero=True)
         plots.append(plot_of("lr", "Learning rate", "As used in each step, scaled by the views per step.", figure))
     if "throughput/images_per_s" in log:
         speed = {"images per second": _over_steps(log["throughput/images_per_s"])}
