@@ -19,6 +19,7 @@ exclude_patterns = ["_build"]
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_theme = "furo"
+html_show_copyright = False
 html_title = f"mlssl {release}"
 html_math_renderer = "mathml"  # which browsers draw themselves; MathJax would come from a network
 
