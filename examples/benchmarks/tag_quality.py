@@ -3,8 +3,8 @@
 python examples/benchmarks/tag_quality.py resnet18 last.ckpt --dataset corel5k --root FOLDER
 
 For each seed, `mlssl linear --save` is repeated: the classifier is fitted on the features of the training images,
-thresholds are chosen on held-out parts of them. A seed splits the images, and initialises an untrained network. The
-test images are used only for the scores. CF1 is the mean of the classes' F1 here, over classes with a positive test
+thresholds are chosen on held-out parts of them. A seed splits the images; the network stays the same. The test images
+are used only for the scores. CF1 is the mean of the classes' F1 here, over classes with a positive test
 image; OF1 is the F1 of all labels together.
 """
 
