@@ -22,7 +22,7 @@ from mlssl.runs import new_run_folder
 FREQUENT = f"mAP (≥{FEW_POSITIVES})"
 """Column of the mean over the classes that are not rare."""
 
-MAX_PRINTED_CLASSES = 200
+MAX_PRINTED_CLASSES = 100
 """Maximum number of classes whose positives are printed; the files list all."""
 
 WIDTH = 80
