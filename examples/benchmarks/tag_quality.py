@@ -76,7 +76,11 @@ def tag_quality(
         rows.append([name, *pairs])
     height, width = data.eval_size
     print(f"{set_name(options)}: {len(test)} test images, {len(train.classes)} classes, {height} × {width} pixels\n")
-    print(f"| network, {seeds} seeds | CF1, chosen thresholds | OF1 | CF1, 0.5 | OF1 |", "|---" * 5 + "|", sep="\n")
+    print(
+        f"| network, {seeds} seeds | CF1, chosen thresholds | OF1, chosen thresholds | CF1, 0.5 | OF1, 0.5 |",
+        "|---" * 5 + "|",
+        sep="\n",
+    )
     print("\n".join(f"| {' | '.join(row)} |" for row in rows))
     if out is not None:
         with out.open("w", newline="") as file:
