@@ -1,7 +1,7 @@
 """Small commands as typed functions: their parsers and their help, from signature and docstring.
 
-A command's file is loaded when it is asked for, and imports torch and Lightning within its function, so that help comes
-at once.
+A command's file is loaded only when the command runs, and imports torch and Lightning within its function, so that help
+is printed at once.
 """
 
 from __future__ import annotations

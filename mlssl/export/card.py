@@ -61,7 +61,7 @@ def _of_classifier(header: Mapping[str, str], classes: Sequence[str]) -> list[st
     return [
         f"# {header['backbone']} for {len(classes)} labels",
         f"A network that names everything an image shows, exported with {header['library']}. The sigmoid of an output "
-        "is the probability of a label: one image may have several labels, or none. `config.json` holds their names "
+        "is the probability of a label: one image may have several labels, or none. `config.json` contains their names "
         "(`label_names`) and, under `mlssl`, the threshold of each probability and the size of the images.",
         _LOADING_CLASSIFIER,
         "## Labels",

@@ -10,7 +10,7 @@ PRETRAINED = ":pretrained"
 """Suffix of a name: use its library's default weights."""
 
 FROM_FILE = "NAME=FILE"
-"""How a command that takes sources is told of a file of weights."""
+"""A source that is a file of weights: its architecture and its path."""
 
 _SOURCES = ("hf-hub:", "hf_hub:", "local-dir:")
 """Prefixes of sources from which timm reads architecture and weights."""
