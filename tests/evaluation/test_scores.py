@@ -223,7 +223,7 @@ def test_invalid_scores_are_refused() -> None:
         multilabel_scores(probabilities + torch.nan, targets)
     with pytest.raises(ValueError, match=r"probabilities of shape \(8,\) were given: pass \(n, L\)"):
         multilabel_scores(probabilities[0], targets[0])
-    with pytest.raises(ValueError, match=r"\(60, 8\) and targets of shape \(60, 7\) do not fit"):
+    with pytest.raises(ValueError, match=r"\(60, 8\) and targets of shape \(60, 7\) do not match"):
         multilabel_scores(probabilities, targets[:, :7])
     with pytest.raises(TypeError, match="are ambiguous"):
         multilabel_scores(probabilities, targets.float())
