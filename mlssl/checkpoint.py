@@ -163,7 +163,10 @@ class RunCheckpoint(ModelCheckpoint):
         batch_idx: int,  # noqa: ARG002
     ) -> None:
         """End all processes before this step if one of them was asked to end."""
-        if trainer.strategy.reduce_boolean_decision(self.is_asked_to_end, all=False):
+        is_asked = self.is_asked_to_end
+        if trainer.world_size > 1:
+            is_asked = trainer.strategy.reduce_boolean_decision(is_asked, all=False)
+        if is_asked:
             raise SIGTERMException
 
     def on_train_batch_end(
