@@ -13,25 +13,13 @@ import sys
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torchmetrics.functional.classification import multilabel_f1_score
 
 from mlssl.commands.evaluation import features_of, labelled_sets, open_backbones, set_name, with_defaults
 from mlssl.commands.evaluation_options import EvaluationOptions
 from mlssl.commands.parsing import call_function
 from mlssl.evaluation.probe import linear_probe
 from mlssl.tagging.fit import fit_tagger
-
-
-def f1_of_classes(given: Tensor, labels: Tensor) -> Tensor:
-    """F1 (L,) of each class; NaN without a positive. Labels are 1, 0, and −1 for unknown, which do not count."""
-    given = given & (labels >= 0)
-    right = (given & (labels == 1)).sum(0)
-    return torch.where((labels == 1).any(0), 2 * right / (given.sum(0) + (labels == 1).sum(0)), torch.nan)
-
-
-def f1_of_all(given: Tensor, labels: Tensor) -> float:
-    """F1 of all labels together."""
-    return f1_of_classes(given.reshape(-1, 1), labels.reshape(-1, 1)).item()
 
 
 def tag_quality(
@@ -54,23 +42,26 @@ def tag_quality(
     pooling = with_defaults(options).pooling
     assert pooling is not None
     rows, of_classes = [], []
-    for source in sources:
+    for name, model in open_backbones(sources, options.seed).items():
         found: dict[str, list[float]] = {}
+        sets = features_of(name, model, data, options)
+        labels = sets.test.labels.long()
+        positives = (labels == 1).sum(0)
+        how = {"num_labels": len(train.classes), "ignore_index": -1}
         for seed in range(options.seed, options.seed + seeds):
-            ((name, model),) = open_backbones([source], seed).items()
-            sets = features_of(name, model, data, options)
-            labels = sets.test.labels
             strength = linear_probe(sets.train, sets.test, num_resamples=0, seed=seed).strength
             tagger = fit_tagger(
                 model, sets.train, train.classes, size=data.eval_size, pooling=pooling, strength=strength, seed=seed
             )
             probabilities = tagger.network.calibration(tagger.network.logits(sets.test.features))
             for at, thresholds in (("chosen", tagger.thresholds.values), ("0.5", torch.tensor(0.5))):
-                given = probabilities > thresholds
-                f1 = f1_of_classes(given, labels)
-                found.setdefault(f"CF1 {at}", []).append(f1.nanmean().item())
-                found.setdefault(f"OF1 {at}", []).append(f1_of_all(given, labels))
-                counts = zip(train.classes, (labels == 1).sum(0).tolist(), f1.tolist(), strict=True)
+                given = (probabilities > thresholds).float()
+                f1 = multilabel_f1_score(given, labels, average="none", **how)
+                found.setdefault(f"CF1 {at}", []).append(f1[positives > 0].mean().item())
+                found.setdefault(f"OF1 {at}", []).append(
+                    multilabel_f1_score(given, labels, average="micro", **how).item()
+                )
+                counts = zip(train.classes, positives.tolist(), f1.tolist(), strict=True)
                 of_classes += [[name, seed, at, *one] for one in counts]
         pairs = [f"{torch.tensor(values).mean():.3f} ± {torch.tensor(values).std():.3f}" for values in found.values()]
         rows.append([name, *pairs])
