@@ -130,6 +130,7 @@ def _checked_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
+    # In torch's order: a name or device that does not exist, a build without CUDA, a backend that this build lacks.
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"there is no device {name!r} ({reason}): pass {DEVICES_HELP}") from None
