@@ -15,7 +15,7 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "examples" / "benchmarks"
 NETWORK = {"backbone": "test_resnet", "projection_dim": 16, "predictor_dim": 8}
-FILES = ("recipes", "recipes_score", "recipes_page", "recipes_peers", "time_to_quality", "authors_way")
+FILES = ("recipes", "recipes_own", "recipes_score", "recipes_page", "recipes_peers", "time_to_quality", "authors_way")
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The number of training batches", "ignore:You are trying to `self.log"),
@@ -130,6 +130,40 @@ def test_a_trial_needs_a_name_and_a_folder(recipes: Any, capsys: pytest.CaptureF
     with pytest.raises(SystemExit):
         recipes.main(["mlssl"])
     assert "pass a NAME and --root FOLDER, or --page FILE alone" in capsys.readouterr().err
+
+
+def test_sets_of_blocks_are_means_of_features_and_the_target_has_no_gradient(recipes: Any) -> None:
+    own = importlib.import_module("recipes_own")
+    torch.manual_seed(0)
+    network = recipes.network_of("sets", {**NETWORK, "contrastive_weight": 0.0})
+    assert type(network) is own.SetsOfBlocks
+    network.projector, network.predictor = torch.nn.Identity(), torch.nn.Identity()
+    batch = {
+        "views": torch.randint(0, 256, (3, 2, 4, 3, 32, 32), dtype=torch.uint8),
+        "image_ids": torch.arange(3),
+    }
+    one, other = (network.eval().embed(views.flatten(0, 1)) for views in batch["views"].unbind(1))
+    features = one.features.view(3, 4, -1)
+    assert torch.allclose(one.pair_predictions.view(3, 6, -1)[:, 1], (features[:, 0] + features[:, 2]) / 2, atol=1e-6)
+    assert torch.allclose(one.whole_projections, features.mean(1), atol=1e-6)
+
+    def towards(anchors: torch.Tensor, wholes: torch.Tensor) -> torch.Tensor:
+        return -torch.cosine_similarity(anchors.view(3, -1, wholes.shape[1]), wholes[:, None], dim=2).mean()
+
+    expected = torch.stack(
+        [
+            towards(anchors, wholes)
+            for sets, wholes in ((one, other.whole_projections), (other, one.whole_projections))
+            for anchors in (sets.predictions, sets.pair_predictions)
+        ]
+    ).mean()
+    weight, value = network.terms([one, other], batch)["pair"]
+    assert (weight, value.item()) == (1.0, pytest.approx(expected.item(), abs=1e-6))
+    for sets in (one, other):
+        sets.whole_projections.retain_grad()
+    sum(weight * value for weight, value in network.terms([one, other], batch).values()).backward()
+    assert one.whole_projections.grad is None
+    assert all(parameter.grad is not None for parameter in network.backbone.parameters())
 
 
 @pytest.mark.parametrize("name", ["simclr", "mocov2", "simsiam", "byol", "barlow", "vicreg", "dino", "swav"])
