@@ -115,6 +115,12 @@ def test_slurm_sbatch_runs_two_nodes(tmp_path: Path) -> None:
     assert_whole(folder)
 
 
+def script_of(heading: str) -> str:
+    """The shell script below a heading of docs/elsewhere.md."""
+    section = (ROOT / "docs" / "elsewhere.md").read_text().split(f"## {heading}")[1]
+    return section.split("```text\n")[1].split("```")[0]
+
+
 def test_the_shell_examples_pass_on_their_arguments(tmp_path: Path) -> None:
     programs = tmp_path / "bin"
     programs.mkdir()
@@ -123,8 +129,11 @@ def test_the_shell_examples_pass_on_their_arguments(tmp_path: Path) -> None:
         (programs / name).chmod(0o755)
     environment = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}"}
 
-    def said(*words: str, **variables: str) -> list[str]:
-        return subprocess.check_output(["bash", *words], env={**environment, **variables}, text=True).splitlines()
+    def said(*words: str, cwd: Path | None = None, **variables: str) -> list[str]:
+        env = {**environment, **variables}
+        return subprocess.check_output(
+            ["bash", *words], cwd=cwd, env=env, text=True, stderr=subprocess.DEVNULL
+        ).splitlines()
 
     words = said(str(ENGINES / "torchrun.sh"), "1", "gpu3", "--name", "two words", NODES="3", DEVICES="8")
     assert words == [
@@ -132,6 +141,17 @@ def test_the_shell_examples_pass_on_their_arguments(tmp_path: Path) -> None:
         *("--master_port", "29500", "-m", "mlssl.cli", "fit", "--name", "two words"),
         *("--trainer.num_nodes", "3", "--trainer.devices", "8", "--trainer.strategy", "ddp"),
     ]
+    (tmp_path / "job.sh").write_text(script_of("A cluster's job"))
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    (tmp_path / ".venv" / "bin" / "activate").touch()
+    last = tmp_path / "runs" / "77" / "fit-1" / "checkpoints" / "last.ckpt"
+    last.parent.mkdir(parents=True)
+    folder = ["--data.root", "/tmp/photos"]
+    for restarts, words in ((0, ["--runs", "runs/77", "--data.dataset", "folder"]), (1, ["--resume", "runs/77/fit-1"])):
+        last.touch()
+        printed = said("job.sh", cwd=tmp_path, SLURM_JOB_ID="77", SLURM_RESTART_COUNT=str(restarts), TMPDIR="/tmp")
+        assert printed[: 2 + len(words)] == ["mlssl", "fit", *words]
+        assert printed[-2:] == folder
     of_job = {"SLURM_NNODES": "2", "SLURM_NTASKS_PER_NODE": "4", "SLURM_JOB_ID": "77"}
     words = said(str(ENGINES / "slurm.sbatch"), "--name", "two words", **of_job)
     assert words == [
