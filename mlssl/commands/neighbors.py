@@ -49,7 +49,7 @@ def neighbors(
     from mlssl.data.records import Records
     from mlssl.drawing.similar import draw_similar
     from mlssl.embeddings.files import read_embeddings
-    from mlssl.embeddings.search import embedded_alike, nearest_rows
+    from mlssl.embeddings.search import check_first_row, embedded_alike, nearest_rows
     from mlssl.evaluation.similar import Similar, find_similar, identical_files
     from mlssl.views.grid import Box, block_grid
     from mlssl.weights.sources import open_backbone
@@ -66,6 +66,7 @@ def neighbors(
     model = open_backbone(backbone, seed=seed)
     own = next((index for index in range(len(records)) if records.path(index).resolve() == image.resolve()), None)
     if saved is not None and embeddings is not None:
+        check_first_row(decode_rgb(records.path(0), white=options.white), model, saved, embeddings, size)
         indices, cosines = nearest_rows(embedded_alike(pixels, model, saved, embeddings, size), saved.rows, k, own)
         similar = Similar(indices, [Box(0, 0, 0, 0)] * len(indices), cosines)
     else:

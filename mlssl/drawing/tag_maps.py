@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 from torch import Tensor
 
 from mlssl.atomic import written_aside
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 MOST_LABELS = 11
 """Maximum number of labels in a figure, the most probable ones."""
+
+MOST_PIXELS = 480
+"""Longest side of the drawn image; a panel is about 290 pixels wide."""
 
 
 def draw_tag_maps(
@@ -46,6 +50,9 @@ def draw_tag_maps(
     shown = min(len(names), MOST_LABELS)
     columns = min(4, shown + 1)
     rows = -(-(shown + 1) // columns)
+    small = Image.fromarray(image)
+    small.thumbnail((MOST_PIXELS, MOST_PIXELS))
+    image = np.asarray(small)
     height, width = image.shape[:2]
     figure = Figure(figsize=(2.6 * columns, 2.6 * rows * min(1.5, height / width) + 0.4 * rows), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False)

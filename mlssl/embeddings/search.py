@@ -94,3 +94,27 @@ def embedded_alike(image: ImageArray, model: FeatureNetwork, embeddings: Embeddi
     with torch.no_grad():
         row: Tensor = FeatureRows(model, pooling).eval()(pixels[None])[0]  # type: ignore[arg-type]
     return row
+
+
+def check_first_row(image: ImageArray, model: FeatureNetwork, embeddings: Embeddings, path: Path, size: int) -> None:
+    """Refuse embeddings of another backbone or of other images, by embedding their first image again.
+
+    Args:
+        image: The first image, RGB, uint8 (H, W, 3).
+        model: As for `embedded_alike`, like the following ones.
+        embeddings: Embeddings with metadata.
+        path: The file, for errors.
+        size: Side of images if the file does not state it.
+
+    Raises:
+        ValueError: As `embedded_alike`; also, the first row differs by more than 1 % of its largest value.
+    """
+    row, first = embedded_alike(image, model, embeddings, path, size), embeddings.rows[0].float()
+    if row.shape == first.shape and (row - first).abs().max() <= 1e-2 * row.abs().max():
+        return
+    source = embeddings.about.get("source")
+    given = f", which was given {source!r:.200}" if source else f", and its --size ({size} was assumed)"
+    raise ValueError(
+        f"{path} does not contain this backbone's features of {embeddings.names[0]}: pass the backbone and the folder "
+        f"of its mlssl predict{given}, or write it again"
+    )

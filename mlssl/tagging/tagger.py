@@ -171,7 +171,11 @@ class Tagger:
 
     def _resized(self, image: ImageArray, index: int) -> Tensor:
         if getattr(image, "dtype", None) != "uint8" or getattr(image, "ndim", 0) != 3:
-            raise TypeError(f"image {index} is not uint8 of shape (H, W, 3): pass arrays of decoded pixels")
+            given = f"{getattr(image, 'dtype', '')} {type(image).__name__} {getattr(image, 'shape', '')}".strip()
+            raise TypeError(
+                f"image {index} is not uint8 of shape (H, W, 3) but {given}: pass numpy.asarray(image.convert('RGB')) "
+                "of a PIL image"
+            )
         channels = len(self.network.model.mean)
         if image.shape[2] != channels:
             raise ValueError(f"image {index} has {image.shape[2]} channels, but the backbone takes {channels}")
@@ -226,7 +230,7 @@ class Tagger:
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"no tagger {str(path)!r}: pass a file written by mlssl linear --save")
-        header, tensors = read_safetensors(path, "save it again")
+        header, tensors = read_safetensors(path, "pass a file written by mlssl linear --save")
         if "tagger" not in header:
             raise ValueError(f"{path} is not a tagger: pass a file written by mlssl linear --save")
         if header["tagger"] != "1":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -80,3 +81,27 @@ def test_neighbors_of_saved_embeddings_are_those_of_the_folder(
     assert capsys.readouterr().out.splitlines()[:3] == by_folder
     assert main([*common, "--embeddings", "e.safetensors", "--block", "0"]) == 2
     assert "--block 0 compares blocks, but --embeddings is of whole images" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("file", "changed", "message"),
+    [
+        ("e.safetensors", ["--seed", "1"], r"features of .*\.jpg: .* its mlssl predict, which was given 'test_resnet'"),
+        ("e.safetensors", ["--backbone", "test_vit"], "does not contain this backbone's features of"),
+        ("e.npy", ["--size", "64"], r"its mlssl predict, and its --size \(64 was assumed\), or write it again"),
+    ],
+)
+def test_embeddings_of_another_backbone_or_size_are_refused(
+    file, changed, message, coco256: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("photos").mkdir()
+    for photograph in sorted((coco256 / "val2017").glob("*.jpg"))[:3]:
+        Path("photos", photograph.name).write_bytes(photograph.read_bytes())
+    query = str(min(Path("photos").iterdir()))
+    assert main(["predict", "test_resnet", "photos", "-o", file, "--size", "32"]) == 0
+    common = ["neighbors", query, "photos", "--embeddings", file]
+    assert main([*common, "--backbone", "test_resnet", "--size", "32"]) == 0
+    capsys.readouterr()
+    assert main([*common, "--backbone", "test_resnet", *changed]) == 2
+    assert re.search(message, capsys.readouterr().err)
