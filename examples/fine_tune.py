@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from mlssl.backbones import feature_width
+from mlssl.callbacks import SmallMaps
 from mlssl.commands.evaluation import features_of, labelled_sets, open_backbones, set_name, with_defaults
 from mlssl.commands.evaluation_options import EvaluationOptions
 from mlssl.commands.parsing import call_function
@@ -62,6 +63,10 @@ class FineTuner(L.LightningModule):
         self.frozen = FrozenStages(model.backbone, frozen_stages) if frozen_stages else None
         self.scored = []
 
+    @property
+    def backbone(self) -> nn.Module:
+        return self.model.backbone
+
     def forward(self, images: Tensor) -> Tensor:
         return self.classifier(self.model(images)).float()
 
@@ -81,7 +86,7 @@ class FineTuner(L.LightningModule):
         self.scored.clear()
 
     def configure_optimizers(self):
-        backbone = self.model.backbone
+        backbone = self.backbone
         scales = dict.fromkeys(dict(backbone.named_parameters()), 1.0)
         if self.layer_decay < 1:
             scales = rate_scales(depth_of_parameters(backbone), self.layer_decay)
@@ -190,7 +195,7 @@ def fine_tune(
             max_epochs=max_epochs,
             devices=1,
             precision=default_precision(),
-            callbacks=[kept, EMAWeightAveraging(decay=ema)],
+            callbacks=[kept, EMAWeightAveraging(decay=ema), SmallMaps()],
             logger=False,
             enable_model_summary=False,
             enable_progress_bar=sys.stderr.isatty(),
