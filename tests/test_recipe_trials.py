@@ -203,6 +203,7 @@ def test_the_page_contains_the_table_of_the_rows(recipes: Any, tmp_path: Path) -
     assert sum(page.NOT_YET in line for line in lines) == len(lines) - 5
     assert lines[5] == "| Corel-5K | 20 | `swav`, colours own | 0.900 (1 seed) | 0.400 (1 seed) | 0.300 (1 seed) |"
     assert lines[6].startswith("| Corel-5K | 20 | `swav`, data.overlap=0, lr 1 | 0.500")
+    assert page.table([{**row, "views": 5.0}]).splitlines()[2].startswith("| Corel-5K | 5 | `mlssl` | 0.500")
     copy = tmp_path / "page.md"
     copy.write_text(text)
     recipes.main(["--page", str(copy), "--results", str(FOLDER / "recipes.jsonl")])
