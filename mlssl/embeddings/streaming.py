@@ -124,6 +124,7 @@ def streamed(
                 yield first()
         while waiting:
             yield first()
+        bar.update((total or bar.n) - bar.n)  # images that cannot be decoded are done, too
 
 
 def _checked_device(name: str) -> torch.device:

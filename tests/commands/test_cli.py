@@ -104,7 +104,9 @@ def test_embeddings_of_a_run_a_checkpoint_and_an_export_are_the_same(run, coco25
     found = []
     for number, source in enumerate((str(run), checkpoint, "out.safetensors")):
         assert main(["predict", source, "photos", "-o", f"{number}.safetensors", "--size", "[32, 64]"]) == 0
-        assert "1 images cannot be decoded and are left out: bad.jpg" in capsys.readouterr().out
+        said = capsys.readouterr()
+        assert "1 images cannot be decoded and are left out: bad.jpg" in said.out
+        assert "100%" in said.err.splitlines()[-1]
         found.append(read_embeddings(Path(f"{number}.safetensors")))
     for one in found:
         assert one.names == ["0.jpg", "1.jpg", "2.jpg"]
