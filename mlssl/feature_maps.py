@@ -12,6 +12,11 @@ from mlssl.choices import Pooling
 from mlssl.private import uncompiled
 
 
+def same_features(now: Tensor, then: Tensor) -> bool:
+    """Whether saved features (D,) are those of now, up to 1 % of the largest value, as on another device."""
+    return now.shape == then.shape and bool((now - then).abs().max() <= 1e-2 * now.abs().max())
+
+
 def pooled_features(backbone: nn.Module, images: Tensor, pooling: Pooling = "avg") -> Tensor:
     """Features (n, D) of normalised images (n, C, H, W) with a chosen pooling of the last map.
 

@@ -66,7 +66,7 @@ def neighbors(
     model = open_backbone(backbone, seed=seed)
     own = next((index for index in range(len(records)) if records.path(index).resolve() == image.resolve()), None)
     if saved is not None and embeddings is not None:
-        check_first_row(decode_rgb(records.path(0), white=options.white), model, saved, embeddings, size)
+        check_first_row(records.path(0), options.white, model, saved, embeddings, size)
         indices, cosines = nearest_rows(embedded_alike(pixels, model, saved, embeddings, size), saved.rows, k, own)
         similar = Similar(indices, [Box(0, 0, 0, 0)] * len(indices), cosines)
     else:

@@ -13,9 +13,10 @@ from torch import Tensor
 from mlssl.backbones import check_image_size
 from mlssl.choices import Pooling
 from mlssl.contracts import FeatureNetwork
-from mlssl.data.decoding import ImageArray
+from mlssl.data.decoding import ImageArray, decode_rgb
 from mlssl.embeddings.files import Embeddings
 from mlssl.embeddings.networks import FeatureRows
+from mlssl.feature_maps import same_features
 
 PIECE = 2**14
 """Rows compared at a time, so that memory-mapped embeddings are never copied as a whole."""
@@ -96,21 +97,29 @@ def embedded_alike(image: ImageArray, model: FeatureNetwork, embeddings: Embeddi
     return row
 
 
-def check_first_row(image: ImageArray, model: FeatureNetwork, embeddings: Embeddings, path: Path, size: int) -> None:
+def check_first_row(
+    first: Path, white: float | None, model: FeatureNetwork, embeddings: Embeddings, path: Path, size: int
+) -> None:
     """Refuse embeddings of another backbone or of other images, by embedding their first image again.
 
     Args:
-        image: The first image, RGB, uint8 (H, W, 3).
+        first: File of the first image.
+        white: White level of images of more than 8 bits, see `rgb_pixels`.
         model: As for `embedded_alike`, like the following ones.
         embeddings: Embeddings with metadata.
         path: The file, for errors.
         size: Side of images if the file does not state it.
 
     Raises:
-        ValueError: As `embedded_alike`; also, the first row differs by more than 1 % of its largest value.
+        FileNotFoundError: The first image is missing.
+        ValueError: As `embedded_alike`; also, its features are not the first row.
     """
-    row, first = embedded_alike(image, model, embeddings, path, size), embeddings.rows[0].float()
-    if row.shape == first.shape and (row - first).abs().max() <= 1e-2 * row.abs().max():
+    if not first.is_file():
+        raise FileNotFoundError(
+            f"{path} is of images that are not there, first {first}: pass the folder of its mlssl predict"
+        )
+    row = embedded_alike(decode_rgb(first, white=white), model, embeddings, path, size)
+    if same_features(row, embeddings.rows[0]):
         return
     source = embeddings.about.get("source")
     given = f", which was given {source!r:.200}" if source else f", and its --size ({size} was assumed)"

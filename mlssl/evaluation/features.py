@@ -19,7 +19,7 @@ from mlssl.data.batches import check_image_batch
 from mlssl.data.records import Records
 from mlssl.evaluation.cache import FeatureCache, cache_lock
 from mlssl.evaluation.metrics import first_indices
-from mlssl.feature_maps import pooled_features
+from mlssl.feature_maps import pooled_features, same_features
 from mlssl.modes import eval_mode
 from mlssl.out_of_memory import InParts
 
@@ -199,7 +199,7 @@ def _open_cache(
         with eval_mode(backbone):
             now = image_features(backbone, normalize, images[index]["image"][None], pooling)[0].cpu()
         then = cache.row(index).float()
-        if now.shape != then.shape or not (now - then).abs().max() <= 1e-2 * now.abs().max():
+        if not same_features(now, then):
             raise ValueError(
                 f"the features in {cache.folder} are not those of these images, image {index} differs: "
                 "pass another folder, or remove that one"

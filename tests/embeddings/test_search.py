@@ -64,14 +64,17 @@ def test_the_metadata_of_a_file_is_checked(about, rows, message) -> None:
         )
 
 
-def test_neighbors_of_saved_embeddings_are_those_of_the_folder(
-    coco256: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def query(coco256: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The first of six photographs in the folder photos."""
     monkeypatch.chdir(tmp_path)
     Path("photos").mkdir()
     for photograph in sorted((coco256 / "val2017").glob("*.jpg"))[:6]:
         Path("photos", photograph.name).write_bytes(photograph.read_bytes())
-    query = str(min(Path("photos").iterdir()))
+    return str(min(Path("photos").iterdir()))
+
+
+def test_neighbors_of_saved_embeddings_are_those_of_the_folder(query: str, capsys: pytest.CaptureFixture[str]) -> None:
     common = ["neighbors", query, "photos", "--backbone", "test_resnet", "--k", "3"]
     assert main([*common, "--size", "32"]) == 0
     by_folder = capsys.readouterr().out.splitlines()[:3]
@@ -91,17 +94,13 @@ def test_neighbors_of_saved_embeddings_are_those_of_the_folder(
         ("e.npy", ["--size", "64"], r"its mlssl predict, and its --size \(64 was assumed\), or write it again"),
     ],
 )
-def test_embeddings_of_another_backbone_or_size_are_refused(
-    file, changed, message, coco256: Path, tmp_path: Path, monkeypatch, capsys
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("photos").mkdir()
-    for photograph in sorted((coco256 / "val2017").glob("*.jpg"))[:3]:
-        Path("photos", photograph.name).write_bytes(photograph.read_bytes())
-    query = str(min(Path("photos").iterdir()))
+def test_embeddings_of_another_backbone_or_size_are_refused(file, changed, message, query: str, capsys) -> None:
     assert main(["predict", "test_resnet", "photos", "-o", file, "--size", "32"]) == 0
     common = ["neighbors", query, "photos", "--embeddings", file]
     assert main([*common, "--backbone", "test_resnet", "--size", "32"]) == 0
     capsys.readouterr()
     assert main([*common, "--backbone", "test_resnet", *changed]) == 2
     assert re.search(message, capsys.readouterr().err)
+    Path("other").mkdir()
+    assert main(["neighbors", query, "other", *common[3:], "--backbone", "test_resnet", "--size", "32"]) == 2
+    assert f"{file} is of images that are not there, first other/" in capsys.readouterr().err
