@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 MOST_LABELS = 11
 """Maximum number of labels in a figure, the most probable ones."""
 
-MOST_PIXELS = 480
-"""Longest side of the drawn image; a panel is about 290 pixels wide."""
+MAX_SIDE = 480
+"""Maximum height and width of the drawn image in pixels; a panel is about 290 pixels wide."""
 
 
 def draw_tag_maps(
@@ -51,7 +51,7 @@ def draw_tag_maps(
     columns = min(4, shown + 1)
     rows = -(-(shown + 1) // columns)
     small = Image.fromarray(image)
-    small.thumbnail((MOST_PIXELS, MOST_PIXELS))
+    small.thumbnail((MAX_SIDE, MAX_SIDE))
     image = np.asarray(small)
     height, width = image.shape[:2]
     figure = Figure(figsize=(2.6 * columns, 2.6 * rows * min(1.5, height / width) + 0.4 * rows), layout="constrained")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -135,6 +136,8 @@ def test_it_reports_the_uncertainty_of_its_thresholds(tagger: Tagger) -> None:
 def test_invalid_images_are_refused(tagger: Tagger) -> None:
     with pytest.raises(TypeError, match=r"image 1 is not uint8 of shape \(H, W, 3\)"):
         tagger([np.zeros((9, 9, 3), np.uint8), np.zeros((9, 9, 3))])
+    with pytest.raises(TypeError, match=r"image 0 is not .* but Image: pass numpy.asarray\(image.convert\('RGB'\)\)"):
+        tagger([Image.new("RGB", (9, 9))])  # type: ignore[list-item]
     with pytest.raises(ValueError, match="image 0 has 4 channels, but the backbone takes 3"):
         tagger([np.zeros((9, 9, 4), np.uint8)])
 
